@@ -1,0 +1,1 @@
+"""OpenTelemetry for local and remote model calls, without a word of what was said."""

@@ -1,0 +1,263 @@
+"""One model call as the app sees it: opened, fed facts and chunks, ended exactly once.
+
+Words: a *call* is one logical model operation, retries included; an *attempt* is one HTTP
+request of it; a *chunk* is one streamed event; a *fact* is something learnt that is not
+content. This module knows no OpenTelemetry, no HTTP and no SDK, and it must never be given
+content: `Facts` has no key that could hold any.
+
+Life of a call::
+
+    call = Call(recorder, operation="chat", provider="openai", ...)   # opened
+    call.facts["input_tokens"] = 12                                   # fed, from any thread
+    call.chunk()                                                      # a streamed event arrived
+    call.end()  |  call.fail(exc)  |  call.abandon()                  # the first one wins
+
+All times come from one monotonic clock (`time.perf_counter_ns`), so a duration that is
+recorded as a metric equals the length of the span.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from contextvars import ContextVar
+from time import perf_counter_ns, time_ns
+from typing import Any, Final, Literal, Protocol, TypedDict
+
+Outcome = Literal["completed", "failed", "abandoned", "cancelled"]
+
+CHUNK_BOUNDS_S: Final = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+)  # fmt: skip
+"""Upper bounds, in seconds, of the buckets that gaps between chunks fall into: those of
+`gen_ai.client.operation.time_per_output_chunk` in the GenAI semantic conventions."""
+
+_CHUNK_BOUNDS_NS: Final = tuple(round(bound * 1e9) for bound in CHUNK_BOUNDS_S)
+
+
+class Facts(TypedDict, total=False):
+    """What may be learnt about a call. Counts are non-negative ints, times are seconds.
+
+    `request_*` facts repeat what the app asked for; `record.py` maps every key to the name
+    that the conventions give it, and a key without a mapping is never exported.
+    """
+
+    request_model: str
+    request_stream: bool
+    request_temperature: float
+    request_top_p: float
+    request_top_k: int
+    request_max_tokens: int
+    request_frequency_penalty: float
+    request_presence_penalty: float
+    request_choice_count: int
+    request_stop_count: int
+    request_reasoning_level: str
+    request_encoding_formats: list[str]
+    request_dimensions: int
+    request_service_tier: str
+    request_tool_count: int
+    output_type: str
+    response_model: str
+    response_service_tier: str
+    finish_reasons: list[str]
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    tool_call_count: int
+    user_turn: bool
+    # In-process engines only.
+    time_to_first_token_s: float
+    time_per_output_token_s: float
+    engine_duration_s: float
+    passes: int
+    model_architecture: str
+    model_quantization: str
+    model_parameters: str
+    context_size: int
+
+
+class Recorder(Protocol):
+    """Turns a call into telemetry; implemented by `record.SpanRecorder`.
+
+    Every method promises never to raise into the caller.
+    """
+
+    def opened(self, call: Call) -> None:
+        """The call was opened: start its span, with what a sampler needs."""
+
+    def enter(self, call: Call) -> Any:
+        """Make the call's span current in this frame; returns a token for `leave`."""
+
+    def leave(self, token: Any) -> None:
+        """Undo `enter`, in the same frame and thread."""
+
+    def ended(self, call: Call) -> None:
+        """The call ended: end its span, record its histograms. Called exactly once."""
+
+
+class Gaps:
+    """Gaps between chunks as bucket counts: constant memory however long the stream is."""
+
+    __slots__ = ("count", "counts", "maximum", "minimum", "sums")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
+        self.sums = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
+        self.count = 0
+        self.minimum = 1 << 62
+        self.maximum = 0
+
+    def add(self, gap_ns: int) -> None:
+        """Count one gap of `gap_ns` nanoseconds."""
+        bucket = bisect_left(_CHUNK_BOUNDS_NS, gap_ns)
+        self.counts[bucket] += 1
+        self.sums[bucket] += gap_ns
+        self.count += 1
+        if gap_ns < self.minimum:
+            self.minimum = gap_ns
+        if gap_ns > self.maximum:
+            self.maximum = gap_ns
+
+
+class Call:
+    """One logical model operation.
+
+    Args:
+        recorder: what turns the call into telemetry.
+        operation: `gen_ai.operation.name` of the conventions: ``chat``, ``embeddings``, …
+        provider: `gen_ai.provider.name`: a value of the conventions' list or of ours.
+        model: the requested model id exactly as the app gave it; the recorder and the gate
+            decide what of it may be seen. ``None`` when the app named none.
+        in_process: the model runs in this process (span kind INTERNAL, server metrics).
+        local: the model runs on this machine or on a host of the operator's own.
+        address: host name of the server, ``None`` in process.
+        port: TCP port of the server.
+        start_ns: `time.perf_counter_ns` at which the call began; now when absent.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_open",
+        "address",
+        "attempts",
+        "chunks",
+        "end_ns",
+        "error",
+        "facts",
+        "first_chunk_ns",
+        "gaps",
+        "handle",
+        "in_process",
+        "last_chunk_ns",
+        "local",
+        "model",
+        "operation",
+        "outcome",
+        "port",
+        "provider",
+        "recorder",
+        "start_ns",
+        "start_unix_ns",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        operation: str,
+        provider: str,
+        model: str | None = None,
+        in_process: bool = False,
+        local: bool = False,
+        address: str | None = None,
+        port: int | None = None,
+        start_ns: int | None = None,
+    ) -> None:
+        now = perf_counter_ns()
+        self.recorder = recorder
+        self.operation = operation
+        self.provider = provider
+        self.model = model
+        self.in_process = in_process
+        self.local = local
+        self.address = address
+        self.port = port
+        self.start_ns = now if start_ns is None else start_ns
+        self.start_unix_ns = time_ns() - (now - self.start_ns)
+        self.facts: Facts = {}
+        self.stream = False
+        self.attempts = 0
+        self.chunks = 0
+        self.first_chunk_ns = 0
+        self.last_chunk_ns = 0
+        self.gaps: Gaps | None = None
+        self.outcome: Outcome = "completed"
+        self.error: BaseException | str | None = None
+        self.end_ns = 0
+        # Whatever the recorder keeps between `opened` and `ended`; opaque to everyone else.
+        self.handle: Any = None
+        # Popping is atomic, so the first end wins without a lock.
+        self._open = [True]
+        recorder.opened(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has ended the call yet."""
+        return bool(self._open)
+
+    @property
+    def duration_ns(self) -> int:
+        """Nanoseconds from start to end; 0 while the call is open."""
+        return max(0, self.end_ns - self.start_ns) if self.end_ns else 0
+
+    def chunk(self) -> None:
+        """A streamed event arrived just now."""
+        now = perf_counter_ns()
+        if self.chunks:
+            gaps = self.gaps
+            if gaps is None:
+                gaps = self.gaps = Gaps()
+            gaps.add(now - self.last_chunk_ns)
+        else:
+            self.first_chunk_ns = now
+        self.chunks += 1
+        self.last_chunk_ns = now
+
+    def end(self, *, at_ns: int | None = None) -> bool:
+        """The call completed. Returns whether this was the end that counted."""
+        return self._end("completed", None, at_ns)
+
+    def fail(self, error: BaseException | str, *, at_ns: int | None = None) -> bool:
+        """The call failed with an exception, or with a provider's error code or HTTP status.
+
+        Of an exception only the class is ever looked at. A task's cancellation is told
+        apart from a failure of the provider.
+        """
+        outcome: Outcome = "failed"
+        if isinstance(error, BaseException) and type(error).__name__ == "CancelledError":
+            outcome = "cancelled"
+        return self._end(outcome, error, at_ns)
+
+    def abandon(self) -> bool:
+        """The app stopped reading the stream: not an error, ended when the last chunk came."""
+        return self._end("abandoned", None, self.last_chunk_ns or None)
+
+    def _end(self, outcome: Outcome, error: BaseException | str | None, at_ns: int | None) -> bool:
+        try:
+            self._open.pop()
+        except IndexError:
+            return False
+        self.end_ns = perf_counter_ns() if at_ns is None else at_ns
+        self.outcome = outcome
+        # Keep the class alone: an exception's traceback would keep the app's frames alive.
+        self.error = type(error) if isinstance(error, BaseException) else error  # type: ignore[assignment]
+        self.recorder.ended(self)
+        return True
+
+
+current_call: ContextVar[Call | None] = ContextVar("sottovoce_current_call", default=None)
+"""The call that the code of this frame works for. Set and reset in the same frame, never
+left set across a yield: a stream's later chunks reach their call by reference instead."""

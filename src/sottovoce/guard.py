@@ -1,0 +1,172 @@
+"""What keeps our code out of the app's way: swallowed errors, undoable patches, import hooks.
+
+Rules that every hook keeps:
+
+* `never_raise` around everything of ours, never around the app's own call;
+* an error is counted in `failures` and logged once per place, at debug level, with no
+  argument of the app in the message;
+* a patch is made through `Patches`, so that `uninstrument()` restores everything and a
+  second `instrument()` cannot double it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import wrapt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+log = logging.getLogger("sottovoce")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+failures: Counter[str] = Counter()
+"""Errors of our own that the app never saw, by place: exported as `sottovoce.hook.errors`."""
+
+undecodable: Counter[str] = Counter()
+"""Bytes of a provider that could not be understood, by reason (``json``, ``utf8``, ``size``,
+``sse``, ``encoding``, ``type``): exported as `sottovoce.decode.errors`."""
+
+_MARK = "__sottovoce_original__"
+
+
+def failed(place: str) -> None:
+    """Count the exception being handled under `place`; log it the first time. Never raises."""
+    failures[place] += 1
+    if failures[place] == 1:
+        log.debug("sottovoce: %s failed and was skipped", place, exc_info=True)  # noqa: LOG014 - called in handlers
+
+
+def never_raise(place: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
+    """Decorate a function of ours that runs in the app's path: on error it returns None."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R | None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            try:
+                return function(*args, **kwargs)
+            except Exception:  # noqa: BLE001 - the promise of this decorator
+                failed(place)
+                return None
+
+        return guarded
+
+    return decorate
+
+
+class Patches:
+    """Attributes of foreign classes and modules that we replaced, and how to put them back."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[Any, str, Any, bool, Any]] = []
+
+    def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> bool:
+        """Replace `owner.name` by ``make(original)``; once only.
+
+        Args:
+            owner: a class or a module *object* (a dotted string can resolve to a function
+                that shadows its module, as in ``mlx_lm.generate``).
+            name: the attribute; one that does not exist is left alone.
+            make: gets the original, returns the replacement, which should carry
+                ``functools.wraps(original)``.
+
+        Returns:
+            Whether anything was replaced.
+        """
+        original = getattr(owner, name, None)
+        if original is None or hasattr(original, _MARK):
+            return False
+        inherited = isinstance(owner, type) and name not in vars(owner)
+        raw = vars(owner).get(name, original)
+        replacement = make(original)
+        setattr(replacement, _MARK, original)
+        if isinstance(raw, (classmethod, staticmethod)):
+            replacement = type(raw)(replacement)
+        setattr(owner, name, replacement)
+        self._undo.append((owner, name, raw, inherited, replacement))
+        return True
+
+    def rebind(self) -> int:
+        """Point module globals that are already bound to an original at its replacement.
+
+        For instrumenting after the app did ``from mlx_lm import generate``: only functions
+        that were replaced in a *module* are looked for, and only in module globals.
+        Returns how many names were rebound.
+        """
+        return _rebind({id(raw): (raw, new) for o, _, raw, _, new in self._undo if _is_module(o)})
+
+    def undo(self) -> None:
+        """Put every original back, newest first; what someone else replaced since stays.
+
+        Names that modules took of a replacement (``from mlx_lm import generate``) get the
+        original again as well.
+        """
+        names = {id(new): (new, raw) for o, _, raw, _, new in self._undo if _is_module(o)}
+        while self._undo:
+            owner, name, raw, inherited, replacement = self._undo.pop()
+            if vars(owner).get(name) is not replacement:
+                continue
+            if inherited:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, raw)
+        if names:
+            _rebind(names)
+
+
+def _is_module(owner: Any) -> bool:
+    return not isinstance(owner, type)
+
+
+def _rebind(names: dict[int, tuple[Any, Any]]) -> int:
+    """In every module's globals, replace the first object of each pair by the second."""
+    bound = 0
+    for module in list(sys.modules.values()):
+        namespace = getattr(module, "__dict__", None)
+        if not isinstance(namespace, dict) or str(namespace.get("__name__")).startswith(
+            "sottovoce"
+        ):
+            continue
+        for name, value in list(namespace.items()):
+            pair = names.get(id(value))
+            if pair is not None and pair[0] is value:
+                namespace[name] = pair[1]
+                bound += 1
+    return bound
+
+
+class ImportHooks:
+    """Run a function when a module is imported, or at once if it already is; can be stopped.
+
+    wrapt has no way to remove a hook, so a stopped one stays registered and does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._active = True
+
+    def when_imported(self, module: str, hook: Callable[[ModuleType, bool], None]) -> None:
+        """Call ``hook(module object, late)`` right after `module`'s code ran.
+
+        `late` tells that the module had been imported before: names bound to its functions
+        then need `Patches.rebind`. Errors of the hook are counted and swallowed.
+        """
+        guarded = never_raise(f"import hook of {module}")(hook)
+        late = module in sys.modules
+
+        def run(loaded: ModuleType) -> None:
+            if self._active:
+                guarded(loaded, late)
+
+        wrapt.register_post_import_hook(run, module)
+
+    def stop(self) -> None:
+        """Let no hook act any more."""
+        self._active = False
