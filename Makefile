@@ -1,0 +1,55 @@
+# Two commands for a newcomer: `make demo` and `make test`. Nothing needs to be set up before.
+# Every command runs in the project's own environment (.venv); `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lock registry collector collector-path bench picture clean
+
+PY := .venv/bin/python
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Local and remote model calls, instrumented, gated, received and shown (under a minute)
+	@tools/environment.sh demo
+	@$(PY) examples/demo/demo.py
+
+test: ## The whole suite; builds llama-cpp-python and the Collector once
+	@tools/environment.sh test
+	@$(PY) tools/collector.py >/dev/null
+	@$(MAKE) -s lint
+	@SOTTOVOCE_TEST_COLLECTOR="$$($(PY) tools/collector.py --path)" $(PY) -m pytest -q $(ARGS)
+
+check: ## The quick inner loop: lint, types, unit tests
+	@tools/environment.sh test
+	@$(MAKE) -s lint
+	@$(PY) -m pytest -q -x -m "not e2e" --ignore=tests/e2e $(ARGS)
+
+.PHONY: lint
+lint:
+	@.venv/bin/ruff format --check -q .
+	@.venv/bin/ruff check -q .
+	@.venv/bin/mypy
+	@$(PY) semconv/generate.py --check
+
+lock: ## Resolve the pinned requirements again
+	@tools/environment.sh test
+	@tools/lock.sh
+
+registry: ## Generate src/sottovoce/registry and docs/TELEMETRY.md from semconv/
+	@tools/environment.sh test
+	@$(PY) semconv/generate.py
+
+collector: ## Build the OpenTelemetry Collector (or find one) for the end-to-end tests
+	@tools/environment.sh demo
+	@$(PY) tools/collector.py
+
+collector-path: ## Print where the Collector is
+	@tools/environment.sh demo
+	@$(PY) tools/collector.py --path
+
+bench: ## Print the cost tables
+	@tools/environment.sh test
+	@for b in benchmarks/*.py; do echo "── $$b"; $(PY) $$b || exit 1; done
+
+clean: ## Remove the environment and everything generated (the cache folder stays)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,392 @@
+"""Call → one span and its histograms; the only module that writes `gen_ai` names.
+
+Names, units and buckets come from the registry; which vocabulary is recorded from
+`SOTTOVOCE_SEMCONV`. What a call costs is decided here, so attributes are set once as one
+mapping, a metric's attribute set is built once a call, and the gaps between chunks are
+added to the histogram as bucket counts (`buckets.py`), not one by one.
+
+Nothing here may raise into the app, and nothing here ever sees content: a `Call` has none.
+Model ids and hosts pass the policy before they become a span name or an attribute, so that
+what we emit is clean even where a provider that someone else built is not gated.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from sottovoce import guard, settings
+from sottovoce._version import __version__
+from sottovoce.buckets import record_gaps
+from sottovoce.privacy import policy
+from sottovoce.privacy.propagation import WITHHOLD
+from sottovoce.registry import METRICS, SCHEMA_URLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
+    from opentelemetry.trace import Span, TracerProvider
+
+    from sottovoce.call import Call, Facts
+
+SCOPE: Final = "sottovoce"
+
+OPERATION: Final = "gen_ai.operation.name"
+PROVIDER: Final = "gen_ai.provider.name"
+REQUEST_MODEL: Final = "gen_ai.request.model"
+RESPONSE_MODEL: Final = "gen_ai.response.model"
+ADDRESS: Final = "server.address"
+PORT: Final = "server.port"
+ERROR_TYPE: Final = "error.type"
+TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - a token of text
+MODALITY: Final = "gen_ai.token.modality"
+FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
+CHUNKS: Final = "sottovoce.response.chunks"
+OUTCOME: Final = "sottovoce.call.outcome"
+RESENDS: Final = "http.request.resend_count"
+
+ATTRIBUTE_OF: Final[Mapping[str, str]] = {
+    "request_stream": "gen_ai.request.stream",
+    "request_temperature": "gen_ai.request.temperature",
+    "request_top_p": "gen_ai.request.top_p",
+    "request_top_k": "gen_ai.request.top_k",
+    "request_max_tokens": "gen_ai.request.max_tokens",
+    "request_frequency_penalty": "gen_ai.request.frequency_penalty",
+    "request_presence_penalty": "gen_ai.request.presence_penalty",
+    "request_choice_count": "gen_ai.request.choice.count",
+    "request_stop_count": "sottovoce.request.stop_sequences.count",
+    "request_reasoning_level": "gen_ai.request.reasoning.level",
+    "request_encoding_formats": "gen_ai.request.encoding_formats",
+    "request_dimensions": "gen_ai.embeddings.dimension.count",
+    "request_service_tier": "openai.request.service_tier",
+    "request_tool_count": "sottovoce.request.tools.count",
+    "output_type": "gen_ai.output.type",
+    "response_service_tier": "openai.response.service_tier",
+    "finish_reasons": "gen_ai.response.finish_reasons",
+    "input_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+    "cache_read_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "cache_write_tokens": "gen_ai.usage.cache_write.input_tokens",
+    "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+    "tool_call_count": "sottovoce.response.tool_calls.count",
+    "user_turn": "sottovoce.request.user_turn",
+    "passes": "sottovoce.engine.passes",
+    "model_architecture": "sottovoce.model.architecture",
+    "model_quantization": "sottovoce.model.quantization",
+    "model_parameters": "sottovoce.model.parameters",
+    "context_size": "sottovoce.model.context_size",
+}
+"""Fact → span attribute, for the facts that are exported as they are."""
+
+_MODEL_FACTS: Final = ("model_architecture", "model_quantization", "model_parameters")
+_INFERENCE: Final = frozenset({"chat", "text_completion", "generate_content"})
+_NS: Final = 1e-9
+
+
+class _Handle:
+    """What the recorder keeps of an open call."""
+
+    __slots__ = ("attributes", "context", "span")
+
+    def __init__(self, span: Span, context: Context, attributes: dict[str, Any]) -> None:
+        self.span = span
+        self.context = context
+        self.attributes = attributes
+
+
+class SpanRecorder:
+    """Implements `call.Recorder` with OpenTelemetry's tracer and meter.
+
+    Args:
+        tracer_provider: where spans go; the global one when absent.
+        meter_provider: where histograms go; the global one when absent.
+        settings: read from the environment when absent.
+    """
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        settings_: settings.Settings | None = None,
+    ) -> None:
+        chosen = settings_ or settings.read()[0]
+        self._policy = policy.active()
+        self._withhold = chosen.propagation == "own"
+        schema = SCHEMA_URLS["latest" if chosen.semconv == "latest" else "v1.41"]
+        self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, schema_url=schema)
+        provider = meter_provider or metrics.get_meter_provider()
+        meter = provider.get_meter(SCOPE, __version__, schema_url=schema)
+        legacy = chosen.semconv in {"v1.41", "both"}
+        latest = chosen.semconv in {"latest", "both"}
+        self._vocabularies: list[_Legacy | _Latest] = []
+        if legacy:
+            self._vocabularies.append(_Legacy(meter))
+        if latest:
+            self._vocabularies.append(_Latest(meter, with_legacy=legacy))
+        self._engine = _Engine(meter)
+        _observe_ourselves(provider, meter, self._policy)
+
+    def enabled(self) -> bool:
+        """Whether the app has not suppressed instrumentation for what it does now."""
+        return is_instrumentation_enabled()
+
+    @guard.never_raise("record.opened")
+    def opened(self, call: Call) -> None:
+        """Start the span with what a sampler needs; the facts follow when the call ends."""
+        attributes: dict[str, Any] = {OPERATION: call.operation, PROVIDER: call.provider}
+        name = call.operation
+        if call.model:
+            model = attributes[REQUEST_MODEL] = self._policy.model(call.model, local=call.local)
+            name = f"{name} {model}"
+        address = self._policy.address(call.address, local=call.local)
+        if address:
+            attributes[ADDRESS] = address
+            if call.port is not None:
+                attributes[PORT] = call.port
+        parent = otel_context.get_current()
+        span = self._tracer.start_span(
+            name,
+            context=parent,
+            kind=SpanKind.INTERNAL if call.in_process else SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=call.start_unix_ns,
+        )
+        call.handle = _Handle(span, trace.set_span_in_context(span, parent), attributes)
+
+    def enter(self, call: Call) -> Any:
+        """Make the call's span current; context goes no further than to hosts of our own."""
+        handle: _Handle | None = call.handle
+        if handle is None:
+            return None
+        context = handle.context
+        if self._withhold and not call.local:
+            context = otel_context.set_value(WITHHOLD, True, context)
+        return otel_context.attach(context)
+
+    def leave(self, token: Any) -> None:
+        """Undo `enter` in the frame that called it."""
+        if token is not None:
+            otel_context.detach(token)
+
+    @guard.never_raise("record.ended")
+    def ended(self, call: Call) -> None:
+        """Set the rest of the attributes, end the span, record the histograms."""
+        handle: _Handle | None = call.handle
+        if handle is None:
+            return
+        call.handle = None
+        facts, common = call.facts, handle.attributes
+        if "response_model" in facts:
+            common[RESPONSE_MODEL] = self._policy.model(facts["response_model"], local=call.local)
+        error = None
+        if call.error is not None:
+            error = self._policy.error(call.error)
+        try:
+            if handle.span.is_recording():
+                self._finish_span(call, handle, error)
+        finally:
+            handle.span.end(call.start_unix_ns + call.duration_ns)
+        failed = common if error is None else {**common, ERROR_TYPE: error}
+        for vocabulary in self._vocabularies:
+            vocabulary.record(call, common, failed, handle.context)
+        if call.in_process:
+            self._engine.record(call, common, failed, handle.context)
+
+    def _finish_span(self, call: Call, handle: _Handle, error: str | None) -> None:
+        attributes: dict[str, Any] = {OUTCOME: call.outcome}
+        for fact, value in call.facts.items():
+            name = ATTRIBUTE_OF.get(fact)
+            if name is not None:
+                attributes[name] = value
+        if RESPONSE_MODEL in handle.attributes:
+            attributes[RESPONSE_MODEL] = handle.attributes[RESPONSE_MODEL]
+        if call.stream:
+            attributes["gen_ai.request.stream"] = True
+            attributes[CHUNKS] = call.chunks
+            if call.chunks:
+                attributes[FIRST_CHUNK] = (call.first_chunk_ns - call.start_ns) * _NS
+        else:
+            # The convention: only set when streaming.
+            attributes.pop("gen_ai.request.stream", None)
+        if call.attempts > 1:
+            attributes[RESENDS] = call.attempts - 1
+        if error is not None:
+            attributes[ERROR_TYPE] = error
+            handle.span.set_status(Status(StatusCode.ERROR))
+        handle.span.set_attributes(attributes)
+
+    @guard.never_raise("record.loaded")
+    def loaded(
+        self,
+        provider: str,
+        facts: Facts,
+        seconds: float,
+        error: BaseException | str | None = None,
+    ) -> None:
+        """A model was loaded into this process, or failed to be, in `seconds` of wall time."""
+        attributes: dict[str, Any] = {PROVIDER: provider}
+        if "request_model" in facts:
+            attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
+        for fact in _MODEL_FACTS:
+            if fact in facts:
+                attributes[ATTRIBUTE_OF[fact]] = facts[fact]  # type: ignore[literal-required]
+        if error is not None:
+            kind = type(error) if isinstance(error, BaseException) else error
+            attributes[ERROR_TYPE] = self._policy.error(kind)
+        self._engine.load_duration.record(seconds, attributes)
+
+
+def _histogram(meter: Meter, name: str) -> Histogram:
+    entry = METRICS[name]
+    return meter.create_histogram(
+        name,
+        unit=entry.unit,
+        description=entry.description,
+        explicit_bucket_boundaries_advisory=entry.boundaries,
+    )
+
+
+class _Legacy:
+    """The metrics of conventions v1.41, which today's backends read."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._duration = _histogram(meter, "gen_ai.client.operation.duration")
+        self._usage = _histogram(meter, "gen_ai.client.token.usage")
+        self._first = _histogram(meter, "gen_ai.client.operation.time_to_first_chunk")
+        self._gaps = _histogram(meter, "gen_ai.client.operation.time_per_output_chunk")
+
+    def record(
+        self, call: Call, common: dict[str, Any], failed: dict[str, Any], context: Context
+    ) -> None:
+        facts = call.facts
+        self._duration.record(call.duration_ns * _NS, failed, context)
+        if "input_tokens" in facts:
+            self._usage.record(facts["input_tokens"], {**common, TOKEN_TYPE: "input"}, context)
+        if "output_tokens" in facts:
+            self._usage.record(facts["output_tokens"], {**common, TOKEN_TYPE: "output"}, context)
+        _record_stream(call, self._first, self._gaps, common, context)
+
+
+class _Latest:
+    """The metrics of the conventions' development branch (`gen_ai.client.inference.*`)."""
+
+    def __init__(self, meter: Meter, *, with_legacy: bool) -> None:
+        # Embeddings keep the old duration metric, which `_Legacy` already records.
+        self._other = None if with_legacy else _histogram(meter, "gen_ai.client.operation.duration")
+        self._duration = _histogram(meter, "gen_ai.client.inference.duration")
+        self._first = _histogram(meter, "gen_ai.client.inference.time_to_first_chunk")
+        self._gaps = _histogram(meter, "gen_ai.client.inference.time_per_output_chunk")
+        self._input = _histogram(meter, "gen_ai.client.inference.operation.input_tokens")
+        self._output = _histogram(meter, "gen_ai.client.inference.operation.output_tokens")
+        self._counters = {
+            fact: meter.create_counter(
+                name, unit=METRICS[name].unit, description=METRICS[name].description
+            )
+            for fact, name in (
+                ("input_tokens", "gen_ai.client.inference.usage.input_tokens"),
+                ("output_tokens", "gen_ai.client.inference.usage.output_tokens"),
+                ("cache_read_tokens", "gen_ai.client.inference.usage.cache_read.input_tokens"),
+                ("cache_write_tokens", "gen_ai.client.inference.usage.cache_write.input_tokens"),
+                ("reasoning_tokens", "gen_ai.client.inference.usage.reasoning.output_tokens"),
+            )
+        }
+
+    def record(
+        self, call: Call, common: dict[str, Any], failed: dict[str, Any], context: Context
+    ) -> None:
+        seconds = call.duration_ns * _NS
+        if call.operation not in _INFERENCE:
+            if self._other is not None:
+                self._other.record(seconds, failed, context)
+            return
+        facts: Mapping[str, Any] = call.facts
+        self._duration.record(seconds, failed, context)
+        self._input.record(facts.get("input_tokens", 0), failed, context)
+        self._output.record(facts.get("output_tokens", 0), failed, context)
+        # In-process engines are text only; a provider's total is not split by modality.
+        modality = "text" if call.in_process else "unknown"
+        by_modality = {**common, MODALITY: modality}
+        for fact, counter in self._counters.items():
+            if fact in facts:
+                counter.add(facts[fact], by_modality, context)
+            elif fact in {"input_tokens", "output_tokens"}:
+                counter.add(0, {**common, MODALITY: "unknown"}, context)
+        _record_stream(call, self._first, self._gaps, common, context)
+
+
+class _Engine:
+    """The model server's metrics, for engines that run in this process."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._duration = _histogram(meter, "gen_ai.server.request.duration")
+        self._first = _histogram(meter, "gen_ai.server.time_to_first_token")
+        self._per_token = _histogram(meter, "gen_ai.server.time_per_output_token")
+        self.load_duration = _histogram(meter, "sottovoce.model.load.duration")
+
+    def record(
+        self, call: Call, common: dict[str, Any], failed: dict[str, Any], context: Context
+    ) -> None:
+        facts = call.facts
+        seconds = facts.get("engine_duration_s", call.duration_ns * _NS)
+        self._duration.record(seconds, failed, context)
+        if "time_to_first_token_s" in facts:
+            self._first.record(facts["time_to_first_token_s"], common, context)
+        if "time_per_output_token_s" in facts and call.error is None:
+            self._per_token.record(facts["time_per_output_token_s"], common, context)
+
+
+def _record_stream(
+    call: Call, first: Histogram, gaps: Histogram, common: dict[str, Any], context: Context
+) -> None:
+    if not call.stream or not call.chunks:
+        return
+    first.record((call.first_chunk_ns - call.start_ns) * _NS, common, context)
+    if call.gaps is not None:
+        record_gaps(gaps, call.gaps, common, context)
+
+
+_observed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _observe_ourselves(provider: MeterProvider, meter: Meter, gate: policy.Policy) -> None:
+    """Export our own counters, once for each meter provider."""
+    if provider in _observed:
+        return
+    _observed.add(provider)
+    sources: dict[str, Callable[[], Iterable[tuple[int, dict[str, str]]]]] = {
+        "sottovoce.gate.dropped": lambda: (
+            (count, {"sottovoce.gate.signal": signal, "sottovoce.gate.rule": rule})
+            for (signal, rule), count in list(gate.dropped.items())
+        ),
+        "sottovoce.hook.errors": lambda: (
+            (count, {"sottovoce.hook.place": place})
+            for place, count in list(guard.failures.items())
+        ),
+        "sottovoce.decode.errors": lambda: (
+            (count, {"sottovoce.decode.reason": reason})
+            for reason, count in list(guard.undecodable.items())
+        ),
+    }
+    for name, source in sources.items():
+        meter.create_observable_counter(
+            name,
+            callbacks=[_observer(source)],
+            unit=METRICS[name].unit,
+            description=METRICS[name].description,
+        )
+
+
+def _observer(
+    source: Callable[[], Iterable[tuple[int, dict[str, str]]]],
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        return [metrics.Observation(count, attributes) for count, attributes in source()]
+
+    return observe

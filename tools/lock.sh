@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Resolves requirements/*.in into pinned, hashed requirements without any address in them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export UV_CUSTOM_COMPILE_COMMAND="make lock"
+compile() { .venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url "$@"; }
+compile requirements/uv.in -o requirements/uv.txt
+compile requirements/test.in -o requirements/test.txt
+# The demo's versions are the tests' versions: one environment can hold both.
+compile -c requirements/test.txt requirements/demo.in -o requirements/demo.txt
+compile --no-deps requirements/llama.in -o requirements/llama.txt
