@@ -167,6 +167,11 @@ class ImportHooks:
 
         wrapt.register_post_import_hook(run, module)
 
+    @property
+    def active(self) -> bool:
+        """Whether hooks still act; a wrapper that someone kept passes through once they don't."""
+        return self._active
+
     def stop(self) -> None:
         """Let no hook act any more."""
         self._active = False
