@@ -33,6 +33,8 @@ CHUNK_BOUNDS_S: Final = (
 
 _CHUNK_BOUNDS_NS: Final = tuple(round(bound * 1e9) for bound in CHUNK_BOUNDS_S)
 
+_CANCELLED: Final = frozenset({"CancelledError", "Cancelled"})  # asyncio's and trio's
+
 
 class Facts(TypedDict, total=False):
     """What may be learnt about a call. Counts are non-negative ints, times are seconds.
@@ -237,13 +239,16 @@ class Call:
         apart from a failure of the provider.
         """
         outcome: Outcome = "failed"
-        if isinstance(error, BaseException) and type(error).__name__ == "CancelledError":
+        if isinstance(error, BaseException) and type(error).__name__ in _CANCELLED:
             outcome = "cancelled"
         return self._end(outcome, error, at_ns)
 
-    def abandon(self) -> bool:
-        """The app stopped reading the stream: not an error, ended when the last chunk came."""
-        return self._end("abandoned", None, self.last_chunk_ns or None)
+    def abandon(self, *, at_ns: int | None = None) -> bool:
+        """The app stopped reading the stream: not an error, ended when the last chunk came.
+
+        `at_ns` is the time to use when no chunk came at all; now when absent.
+        """
+        return self._end("abandoned", None, self.last_chunk_ns or at_ns)
 
     def _end(self, outcome: Outcome, error: BaseException | str | None, at_ns: int | None) -> bool:
         try:
