@@ -1,0 +1,177 @@
+import logging
+import sys
+import types
+
+import pytest
+
+from sottovoce import guard
+from sottovoce.guard import ImportHooks, Patches
+
+
+@pytest.fixture
+def module():
+    name = "guard_test_module"
+    made = types.ModuleType(name)
+    exec("def hello():\n    return 'hello'\n", made.__dict__)
+    sys.modules[name] = made
+    yield made
+    sys.modules.pop(name, None)
+
+
+def shout(original):
+    def loud():
+        return original().upper()
+
+    return loud
+
+
+def test_never_raise_counts_logs_once_and_returns_none(caplog):
+    guard.failures.pop("here", None)
+
+    @guard.never_raise("here")
+    def broken():
+        raise RuntimeError("inside")
+
+    with caplog.at_level(logging.DEBUG, logger="sottovoce"):
+        assert broken() is None
+        assert broken() is None
+    assert guard.failures["here"] == 2
+    assert len(caplog.records) == 1
+    guard.failures.pop("here")
+
+
+def test_never_raise_lets_the_apps_own_exits_through():
+    @guard.never_raise("here")
+    def leaving():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leaving()
+
+
+def test_a_patch_is_applied_once_and_undone(module):
+    original = module.hello
+    patches, again = Patches(), Patches()
+    assert patches.wrap(module, "hello", shout)
+    assert not again.wrap(module, "hello", shout)
+    assert module.hello() == "HELLO"
+    patches.undo()
+    assert module.hello is original
+
+
+def test_undo_leaves_alone_what_someone_else_put_there_since(module):
+    patches = Patches()
+    patches.wrap(module, "hello", shout)
+    module.hello = lambda: "theirs"
+    patches.undo()
+    assert module.hello() == "theirs"
+
+
+def test_a_missing_attribute_is_left_alone(module):
+    assert not Patches().wrap(module, "goodbye", shout)
+
+
+def test_names_bound_before_and_after_are_rebound_and_restored(module):
+    original = module.hello
+    user = types.ModuleType("guard_test_user")
+    user.early = module.hello
+    sys.modules["guard_test_user"] = user
+    try:
+        patches = Patches()
+        patches.wrap(module, "hello", shout)
+        assert user.early() == "hello"
+        assert patches.rebind() == 1
+        assert user.early() == "HELLO"
+        user.late = module.hello
+        patches.undo()
+        assert user.early is user.late is module.hello is original
+    finally:
+        sys.modules.pop("guard_test_user")
+
+
+def test_methods_keep_their_kind_and_inherited_ones_go_away_again():
+    class Base:
+        def greet(self):
+            return "hello"
+
+        @classmethod
+        def make(cls):
+            return cls()
+
+        @staticmethod
+        def add(a, b):
+            return a + b
+
+    class Child(Base):
+        pass
+
+    def same(original):
+        def call(*args, **kwargs):
+            return original(*args, **kwargs)
+
+        return call
+
+    patches = Patches()
+    patches.wrap(Child, "greet", same)
+    patches.wrap(Base, "add", same)
+    assert Child().greet() == "hello"
+    assert Base.add(1, 2) == Base().add(1, 2) == 3
+    patches.undo()
+    assert "greet" not in vars(Child)
+    assert isinstance(vars(Base)["add"], staticmethod)
+
+
+def test_a_classmethod_still_gets_the_class_it_is_called_on():
+    class Base:
+        @classmethod
+        def make(cls):
+            return cls
+
+    class Child(Base):
+        pass
+
+    def same(original):
+        def call(cls, *args, **kwargs):
+            return original(*args, **kwargs) if cls is None else original.__func__(cls)
+
+        return call
+
+    patches = Patches()
+    patches.wrap(Base, "make", same)
+    assert Child.make() is Child
+    patches.undo()
+    assert Child.make() is Child
+
+
+def test_import_hooks_run_after_the_import_or_at_once_and_can_be_stopped(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("guard_hook_a", "guard_hook_b"):
+        (tmp_path / f"{name}.py").write_text("x = 1\n")
+    seen = []
+    hooks = ImportHooks()
+    hooks.when_imported("guard_hook_a", lambda module, late: seen.append((module.x, late)))
+    hooks.when_imported("guard_hook_b", lambda module, late: seen.append((module.x, late)))
+    assert not seen
+    import guard_hook_a  # noqa: F401
+
+    assert seen == [(1, False)]
+    hooks.when_imported("guard_hook_a", lambda module, late: seen.append(("again", late)))
+    assert seen[-1] == ("again", True)
+    hooks.stop()
+    import guard_hook_b  # noqa: F401
+
+    assert len(seen) == 2
+
+
+def test_an_import_hook_that_fails_does_not_break_the_import(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "guard_hook_c.py").write_text("x = 1\n")
+
+    def broken(module, late):
+        raise RuntimeError
+
+    ImportHooks().when_imported("guard_hook_c", broken)
+    import guard_hook_c
+
+    assert guard_hook_c.x == 1
+    assert guard.failures["import hook of guard_hook_c"] == 1
