@@ -222,7 +222,9 @@ def test_gaps_reach_an_aggregation_that_the_operator_chose():
 
 def test_an_in_process_call_is_internal_and_has_the_servers_metrics():
     bench = Bench()
-    call = bench.call(provider="mlx", in_process=True, local=True, address=None, port=None, model=None)
+    call = bench.call(
+        provider="mlx", in_process=True, local=True, address=None, port=None, model=None
+    )
     call.facts.update(
         {
             "output_tokens": 4,
@@ -287,7 +289,9 @@ def test_exemplars_link_a_histogram_to_the_span():
 
 def test_a_model_load_is_a_histogram_without_a_path():
     bench = Bench()
-    bench.recorder.loaded("mlx", {"request_model": "/home/alice/m", "model_quantization": "4bit"}, 1.5)
+    bench.recorder.loaded(
+        "mlx", {"request_model": "/home/alice/m", "model_quantization": "4bit"}, 1.5
+    )
     bench.recorder.loaded("mlx", {}, 0.5, error=FileNotFoundError("/home/alice/m"))
     points = bench.points()["sottovoce.model.load.duration"]
     assert sorted(p.sum for p in points) == [0.5, 1.5]
@@ -301,7 +305,9 @@ def test_our_own_errors_and_what_we_could_not_read_are_metrics():
     guard.undecodable["json"] += 1
     try:
         points = bench.points()
-        places = {p.attributes["sottovoce.hook.place"]: p.value for p in points["sottovoce.hook.errors"]}
+        places = {
+            p.attributes["sottovoce.hook.place"]: p.value for p in points["sottovoce.hook.errors"]
+        }
         assert places["record test"] == 2
         assert points["sottovoce.decode.errors"][0].attributes["sottovoce.decode.reason"]
     finally:
