@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 want=${1:?usage: tools/environment.sh demo|test}
 venv=.venv
-say() { printf '\033[2m── %s\033[0m\n' "$*" >&2; }
+say() { if [ -t 2 ]; then printf '\033[2m── %s\033[0m\n' "$*" >&2; else printf -- '-- %s\n' "$*" >&2; fi; }
 die() { printf '\n%s\n' "$*" >&2; exit 1; }
 
 find_python() {
