@@ -1,0 +1,334 @@
+"""Read the registry of `model/` and `upstream/`, and say exactly what is wrong with it.
+
+The files are in Weaver's definition format (``file_format: definition/2``); what the format
+has no word for is in each entry's ``annotations: {sottovoce: …}``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+PROFILES = ("aggregate", "strict", "standard", "content")
+SIGNALS = ("span", "event", "link", "log", "metric", "resource", "scope")
+SENSITIVITIES = {
+    "public": "says nothing about a person, an app or a company",
+    "operational": "numbers about calls; many together can tell one app from another",
+    "indirect": "normally harmless, but the value can be typed by a user or a developer",
+    "identifying": "can name a company, a machine, an app or a private model",
+    "personal": "identifies a person, or links what one person did",
+    "secret": "may hold credentials",
+    "content": "what was said, or what may embed it",
+}
+RULES = {
+    "keep": "kept when its type is right, strings only up to 128 characters",
+    "enum": "kept when the value is in a closed vocabulary, else `_OTHER` (a provider: `custom`)",
+    "cat12": "the id of a publicly known local model is kept, every other model id becomes `h:` and 12 hex digits of a keyed hash",
+    "error": "the class of a known library's exception, an HTTP status or a known error code is kept, else `_OTHER`",
+    "host": "a well-known provider host and loopback are kept, any other host becomes its class and a keyed hash",
+    "route": "kept when it has the shape of a template",
+    "scope": "kept when the name is known, else a keyed hash",
+    "count": "the value is dropped, only how many there were may be told (under a name of its own)",
+    "bucket": "replaced by the bucket that the number falls in",
+    "curated": "a built-in name is kept, else `_OTHER`",
+    "allow12": "kept when the operator allows the value, else 12 hex digits of a keyed hash; this version drops it",
+    "hash_rot": "a keyed hash whose key changes every week; this version drops it",
+    "seal": "dropped; only the local, encrypted, short-lived content buffer may hold it",
+    "drop": "dropped",
+}
+TYPES = ("string", "int", "double", "boolean", "string[]", "int[]", "double[]", "boolean[]", "any")
+INSTRUMENTS = ("counter", "gauge", "histogram", "updowncounter")
+KINDS = ("CLIENT", "INTERNAL", "SERVER", "PRODUCER", "CONSUMER")
+LEVELS = ("required", "recommended", "opt_in", "conditionally_required")
+STABILITIES = ("development", "alpha", "beta", "release_candidate", "stable")
+VOCABULARIES = ("v1.41", "latest")
+_SECTIONS = ("attributes", "attribute_groups", "metrics", "spans", "events")
+
+
+class Invalid(Exception):
+    """The registry has mistakes; each argument names a file, an entry and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute as declared; `prefix` when its key ends in a variable part."""
+
+    key: str
+    type: str
+    values: tuple[str, ...] | None
+    is_enum: bool
+    prefix: bool
+    brief: str
+    sensitivity: str
+    reason: str
+    rules: dict[str, str]
+    signals: tuple[str, ...]
+    file: str
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A metric, span or event; `attributes` maps a key to its requirement level."""
+
+    name: str
+    brief: str
+    reason: str
+    attributes: dict[str, str]
+    extra: dict[str, Any]
+    file: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything that is declared, sorted by name."""
+
+    attributes: dict[str, Attribute]
+    metrics: dict[str, Signal]
+    spans: dict[str, Signal]
+    events: dict[str, Signal]
+    upstream: dict[str, dict[str, Any]]
+
+
+class _Checker:
+    """Collects mistakes, so that one run shows them all."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[str] = []
+
+    def wrong(self, where: str, what: str) -> None:
+        self.mistakes.append(f"{where}: {what}")
+
+    def text(self, where: str, entry: dict[str, Any], name: str) -> str:
+        value = entry.get(name)
+        if not isinstance(value, str) or not value.strip():
+            self.wrong(where, f"`{name}` is missing")
+            return ""
+        return value
+
+    def one_of(self, where: str, name: str, value: Any, choices: Any) -> None:
+        if value not in choices:
+            self.wrong(where, f"`{name}` is {value!r}; choose one of {', '.join(choices)}")
+
+    def only(self, where: str, entry: dict[str, Any], known: str) -> None:
+        for name in sorted(set(entry) - set(known.split())):
+            self.wrong(where, f"`{name}` is not known here")
+
+    def own(self, where: str, entry: dict[str, Any], known: str) -> dict[str, Any]:
+        annotations = entry.get("annotations")
+        own = annotations.get("sottovoce") if isinstance(annotations, dict) else None
+        if not isinstance(own, dict):
+            self.wrong(where, "`annotations: {sottovoce: …}` is missing")
+            return {}
+        self.only(where, own, known)
+        self.text(where, own, "reason")
+        return own
+
+
+def _attribute(check: _Checker, file: str, entry: dict[str, Any]) -> Attribute:
+    key = str(entry.get("key"))
+    where = f"{file}, attribute {key}"
+    check.only(where, entry, "key type brief note stability examples deprecated annotations")
+    check.one_of(where, "stability", entry.get("stability"), STABILITIES)
+    own = check.own(where, entry, "sensitivity reason rules signals values")
+    check.one_of(where, "sensitivity", own.get("sensitivity"), SENSITIVITIES)
+    rules = own.get("rules") if isinstance(own.get("rules"), dict) else {}
+    for profile in PROFILES:
+        check.one_of(where, f"rules.{profile}", rules.get(profile), RULES)
+    check.only(f"{where}, rules", rules, " ".join(PROFILES))
+    signals = tuple(own.get("signals") or ())
+    if not signals:
+        check.wrong(where, "`signals` is missing")
+    for signal in signals:
+        check.one_of(where, "signals", signal, SIGNALS)
+    kind, values, prefix = entry.get("type"), own.get("values"), False
+    is_enum = isinstance(kind, dict)
+    if is_enum:
+        values = [member.get("value") for member in kind.get("members", ())]
+        identifiers = [member.get("id") for member in kind.get("members", ())]
+        if len(set(identifiers)) != len(identifiers):
+            check.wrong(where, "two members have the same `id`")
+        kind = "string"
+    elif isinstance(kind, str) and kind.startswith("template[") and kind.endswith("]"):
+        kind, prefix = kind[len("template[") : -1], True
+        if set(rules.values()) - {"drop", "seal"}:
+            check.wrong(where, "a key with a variable end can be declared as dropped only")
+    check.one_of(where, "type", kind, TYPES)
+    for value in values or ():
+        if not isinstance(value, str):
+            check.wrong(where, f"the value {value!r} is not a string: quote it")
+    if values and len(set(map(str, values))) != len(values):
+        check.wrong(where, "a value is listed twice")
+    if {"enum", "error", "scope"} & set(rules.values()) and not values:
+        check.wrong(where, "the rules enum, error and scope need a list of values")
+    if kind == "any" and set(rules.values()) - {"drop", "seal"}:
+        check.wrong(where, "a value of type `any` cannot be checked, so it can only be dropped")
+    return Attribute(
+        key=key,
+        type=str(kind),
+        values=tuple(map(str, values)) if values else None,
+        is_enum=is_enum,
+        prefix=prefix,
+        brief=check.text(where, entry, "brief"),
+        sensitivity=str(own.get("sensitivity")),
+        reason=str(own.get("reason")),
+        rules=rules,
+        signals=signals,
+        file=file,
+    )
+
+
+def _references(
+    check: _Checker,
+    where: str,
+    entry: dict[str, Any],
+    groups: dict[str, list[dict[str, Any]]],
+    attributes: dict[str, Attribute],
+) -> dict[str, str]:
+    levels: dict[str, str] = {}
+    for item in entry.get("attributes") or ():
+        if "ref_group" in item:
+            group = groups.get(item["ref_group"])
+            if group is None:
+                check.wrong(where, f"there is no attribute group {item['ref_group']}")
+                continue
+            levels.update(_references(check, where, {"attributes": group}, groups, attributes))
+            continue
+        key, level = str(item.get("ref")), item.get("requirement_level")
+        if key not in attributes:
+            check.wrong(where, f"refers to {key}, which is not declared")
+        name = next(iter(level)) if isinstance(level, dict) and level else level
+        check.one_of(f"{where}, {key}", "requirement_level", name, LEVELS)
+        levels[key] = str(name)
+    return levels
+
+
+def _metric(check: _Checker, where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    own = check.own(where, entry, "reason vocabulary boundaries")
+    check.one_of(where, "instrument", entry.get("instrument"), INSTRUMENTS)
+    boundaries = own.get("boundaries")
+    if (entry.get("instrument") == "histogram") != bool(boundaries):
+        check.wrong(where, "a histogram, and nothing else, has `boundaries`")
+    if boundaries and sorted(set(boundaries)) != boundaries:
+        check.wrong(where, "`boundaries` must grow")
+    vocabulary = own.get("vocabulary")
+    if not isinstance(vocabulary, list):
+        check.wrong(where, "`vocabulary` is missing (an empty list: let through from others)")
+        vocabulary = []
+    for name in vocabulary:
+        check.one_of(where, "vocabulary", name, VOCABULARIES)
+    return {
+        "instrument": entry.get("instrument"),
+        "unit": check.text(where, entry, "unit"),
+        "boundaries": boundaries,
+        "vocabulary": tuple(vocabulary),
+    }
+
+
+def _span(check: _Checker, where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    own = check.own(where, entry, "reason operations kinds")
+    kinds = own.get("kinds") or []
+    for kind in kinds:
+        check.one_of(where, "kinds", kind, KINDS)
+    if str(entry.get("kind")).upper() not in kinds:
+        check.wrong(where, "`kind` is not among `kinds`")
+    if not own.get("operations"):
+        check.wrong(where, "`operations` is missing")
+    name = entry.get("name")
+    return {
+        "kinds": kinds,
+        "operations": own.get("operations") or [],
+        "name": check.text(where, name if isinstance(name, dict) else {}, "note"),
+    }
+
+
+def _event(check: _Checker, where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    check.own(where, entry, "reason")
+    return {}
+
+
+_SIGNALS = (
+    ("metrics", "name", "name instrument unit", _metric),
+    ("spans", "type", "type kind name", _span),
+    ("events", "name", "name", _event),
+)
+_COMMON = " brief note stability requirement_level deprecated attributes annotations"
+
+
+def load(directory: Path = HERE) -> Registry:
+    """Read and check the registry under `directory`.
+
+    Raises:
+        Invalid: with every mistake found.
+    """
+    check = _Checker()
+    documents: dict[str, dict[str, Any]] = {}
+    for path in sorted((directory / "model").glob("*.yaml")):
+        name = f"model/{path.name}"
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise Invalid(f"{name}: not YAML: {error}") from None
+        if path.name == "manifest.yaml":
+            if not str(content.get("schema_url", "")).startswith("https://"):
+                check.wrong(name, "`schema_url` is missing")
+            continue
+        if not isinstance(content, dict) or content.get("file_format") != "definition/2":
+            check.wrong(name, "does not begin with `file_format: definition/2`")
+            continue
+        check.only(name, content, "file_format " + " ".join(_SECTIONS))
+        documents[name] = content
+
+    attributes: dict[str, Attribute] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for file, content in documents.items():
+        for entry in content.get("attributes") or ():
+            declared = _attribute(check, file, entry)
+            if declared.key in attributes:
+                check.wrong(
+                    f"{file}, attribute {declared.key}",
+                    f"is declared in {attributes[declared.key].file} too",
+                )
+            attributes[declared.key] = declared
+        for entry in content.get("attribute_groups") or ():
+            check.only(f"{file}, group {entry.get('id')}", entry, "id visibility attributes")
+            groups[str(entry.get("id"))] = entry.get("attributes") or []
+
+    found: dict[str, dict[str, Signal]] = {"metrics": {}, "spans": {}, "events": {}}
+    for file, content in documents.items():
+        for section, identifier, known, read in _SIGNALS:
+            for entry in content.get(section) or ():
+                name = str(entry.get(identifier))
+                where = f"{file}, {section[:-1]} {name}"
+                check.only(where, entry, known + _COMMON)
+                check.one_of(where, "stability", entry.get("stability"), STABILITIES)
+                if name in found[section]:
+                    check.wrong(where, "is declared twice")
+                extra = read(check, where, entry)
+                own = (entry.get("annotations") or {}).get("sottovoce") or {}
+                found[section][name] = Signal(
+                    name=name,
+                    brief=check.text(where, entry, "brief"),
+                    reason=str(own.get("reason")),
+                    attributes=_references(check, where, entry, groups, attributes),
+                    extra=extra,
+                    file=file,
+                )
+    upstream = {}
+    for path in sorted((directory / "upstream").glob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name in ("name", "repository", "version"):
+            check.text(f"upstream/{path.name}", content, name)
+        upstream[str(content.get("name"))] = content
+    if check.mistakes:
+        raise Invalid(*check.mistakes)
+    return Registry(
+        attributes=dict(sorted(attributes.items())),
+        metrics=dict(sorted(found["metrics"].items())),
+        spans=found["spans"],
+        events=dict(sorted(found["events"].items())),
+        upstream=upstream,
+    )

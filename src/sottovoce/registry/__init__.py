@@ -1,0 +1,95 @@
+"""What may leave the process, as tables: attributes, metrics, spans, events and their rules.
+
+The tables are generated from `semconv/` by ``python semconv/generate.py``; change them there.
+Texts that nothing reads at run time (what an attribute is, why it may leave) stay in
+`semconv/` and in `docs/TELEMETRY.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from sottovoce.registry import _tables
+
+PROFILES: Final = ("aggregate", "strict", "standard", "content")
+"""The privacy profiles that have rules, the tightest first."""
+
+
+class Attribute(NamedTuple):
+    """One attribute: what its value must look like, and what profile `standard` does with it."""
+
+    type: str
+    """``string``, ``int``, ``double``, ``boolean``, ``string[]`` or, for what never leaves, ``any``."""
+    values: frozenset[str] | None
+    """The closed vocabulary, else ``None``."""
+    rule: str
+    """The rule of profile `standard`; `RULES` has those of all profiles."""
+    signals: frozenset[str]
+    """Where it may be: of ``span event link log metric resource scope``."""
+
+
+class Metric(NamedTuple):
+    """One metric: how its instrument is made and what its points may carry."""
+
+    instrument: str
+    """``histogram``, ``counter``, ``updowncounter`` or ``gauge``."""
+    unit: str
+    """Unit in UCUM."""
+    description: str
+    boundaries: tuple[float, ...] | None
+    """Upper bounds of a histogram's buckets, in `unit`."""
+    attributes: frozenset[str]
+    """What may be on a point."""
+    vocabulary: frozenset[str]
+    """``v1.41``, ``latest`` or both; empty: never recorded by us, let through from others."""
+    required: frozenset[str]
+    """What must be on every point."""
+
+
+class Span(NamedTuple):
+    """The span of one `gen_ai.operation.name`."""
+
+    kinds: frozenset[str]
+    """``CLIENT``, ``INTERNAL`` or both."""
+    required: frozenset[str]
+    """Attributes that must be there."""
+    attributes: frozenset[str]
+    """Attributes that may be there."""
+
+
+ATTRIBUTES: Final = {
+    name: Attribute(type_, values, rules[2], signals)
+    for name, type_, values, rules, signals in _tables.ATTRIBUTES
+}
+"""Every declared attribute; what is not here may not leave."""
+
+PREFIXES: Final = {
+    name: Attribute(type_, values, rules[2], signals)
+    for name, type_, values, rules, signals in _tables.PREFIXES
+}
+"""Attributes whose key ends in a variable part (``http.request.header.<key>``), by what comes
+before it. None of them may leave; they are here so that a drop has a name."""
+
+RULES: Final[dict[str, dict[str, str]]] = {
+    profile: {row[0]: row[3][column] for row in _tables.ATTRIBUTES}
+    for column, profile in enumerate(PROFILES)
+}
+"""Profile → attribute → rule."""
+
+METRICS: Final = {row[0]: Metric(*row[1:]) for row in _tables.METRICS}
+"""Every metric that may leave, by name."""
+
+SPANS: Final = {operation: Span(*row) for operation, *row in _tables.SPANS}
+"""Spans of model calls, by `gen_ai.operation.name`."""
+
+EVENTS: Final = _tables.EVENTS
+"""Names of events that may leave."""
+
+SCOPES: Final = _tables.SCOPES
+"""Instrumentation scopes whose names are known; ours is ``sottovoce``."""
+
+SCHEMA_URLS: Final = _tables.SCHEMA_URLS
+"""Metric vocabulary → schema URL of the conventions that define it."""
+
+UPSTREAM: Final = _tables.UPSTREAM
+"""Upstream repository → the version or commit that the registry agrees with."""
