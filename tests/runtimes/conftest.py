@@ -1,0 +1,128 @@
+"""Tiny real models, and a recorder that keeps what it was told."""
+
+from __future__ import annotations
+
+import os
+
+# Before any runtime is imported: no compiler, no network, no warnings after a fork.
+os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import importlib.util
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sottovoce import guard
+from sottovoce.call import Call, current_call
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> Any:
+    """Import one of the examples, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Recording:
+    """A `call.Recorder` that keeps calls and loads, and checks the rules of the contract."""
+
+    def __init__(self) -> None:
+        self.open: list[Call] = []
+        self.calls: list[Call] = []
+        self.loads: list[tuple[str, dict, float, BaseException | None]] = []
+        self.entered: list[tuple[int, Call]] = []
+
+    def opened(self, call: Call) -> None:
+        self.open.append(call)
+
+    def enter(self, call: Call) -> Call:
+        assert current_call.get() is call
+        self.entered.append((threading.get_ident(), call))
+        return call
+
+    def leave(self, token: Call) -> None:
+        self.entered.remove((threading.get_ident(), token))
+
+    def ended(self, call: Call) -> None:
+        self.open.remove(call)
+        self.calls.append(call)
+
+    def loaded(self, provider, facts, seconds, error=None) -> None:
+        self.loads.append((provider, dict(facts), seconds, error))
+
+    @property
+    def call(self) -> Call:
+        """The only call that there was; it ended and nothing stayed behind."""
+        assert not self.open, "a call is still open"
+        assert not self.entered, "a span is still current"
+        (call,) = self.calls
+        return call
+
+
+class Instrumented:
+    """A runtime's hooks installed for one test."""
+
+    def __init__(self, runtime: Any, **also: Any) -> None:
+        self.recorder = Recording()
+        vars(self.recorder).update(also)
+        self.hooks, self.patches = guard.ImportHooks(), guard.Patches()
+        runtime.install(self.recorder, self.hooks, self.patches)
+
+    def remove(self) -> None:
+        self.hooks.stop()
+        self.patches.undo()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Whatever a test does: no current call afterwards, and no error of our own."""
+    before = dict(guard.failures)
+    yield
+    assert current_call.get() is None
+    assert dict(guard.failures) == before
+
+
+@pytest.fixture(scope="session")
+def mlx_model_path(tmp_path_factory) -> Path:
+    return example("tiny_mlx").make(tmp_path_factory.mktemp("mlx") / "alice-secret-model")
+
+
+@pytest.fixture(scope="session")
+def mlx_model_4bit_path(tmp_path_factory) -> Path:
+    return example("tiny_mlx").make(tmp_path_factory.mktemp("mlx") / "alice-4bit", bits=4)
+
+
+@pytest.fixture(scope="session")
+def mlx_model(mlx_model_path):
+    """A model and its tokenizer, loaded before anything was instrumented."""
+    import mlx_lm.utils
+
+    return mlx_lm.utils.load(str(mlx_model_path))
+
+
+@pytest.fixture
+def instrumented_mlx():
+    """Installs the hooks when it is called, with attributes for the recorder."""
+    from sottovoce.runtimes import mlx
+
+    made: list[Instrumented] = []
+
+    def install(**also: Any) -> Instrumented:
+        made.append(Instrumented(mlx, **also))
+        return made[-1]
+
+    yield install
+    for instrumented in made:
+        instrumented.remove()
+
+
+@pytest.fixture
+def mlx_hooks(instrumented_mlx):
+    return instrumented_mlx()
