@@ -30,7 +30,7 @@ OURS = {
     "registry": {"registry"},
     "protocols": {"call", "protocols"},
     "clients": {"call", "clients", "guard", "protocols"},
-    "runtimes": {"call", "guard", "protocols", "runtimes"},
+    "runtimes": {"call", "guard", "protocols", "registry", "runtimes"},
     "transports": {"call", "guard", "protocols", "transports"},
     "privacy": {"privacy", "registry", "settings", "guard"},
     "buckets": {"call"},

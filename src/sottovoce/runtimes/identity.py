@@ -2,7 +2,7 @@
 
 A path, a file name and a model's own title are user-typed text and never become part of an
 identity. What is left is the public id under which the model was asked for, or else a
-descriptor ``{architecture}-{size bucket}-{quantisation}`` of closed vocabularies.
+descriptor ``{architecture}-{size bucket}-{quantisation}`` of the registry's vocabularies.
 """
 
 from __future__ import annotations
@@ -14,49 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sottovoce.registry import ATTRIBUTES
+
 if TYPE_CHECKING:
     from sottovoce.call import Facts
 
 OTHER: Final = "other"
 """Stands in a descriptor for what is unknown or in no vocabulary."""
 
-ARCHITECTURES: Final = frozenset(
-    """
-afm7 afmoe apertus arcee arctic arwkv7 baichuan baichuan_m1 bailing_hybrid bailing_moe
-bailing_moe_linear bailing_moe_v3 bailingmoe bailingmoe2 bert bitnet bloom chameleon chatglm
-codeshell cogvlm cohere cohere2 command-r dbrx deci deepseek deepseek2 deepseek2-ocr
-deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v41 dots1 dream ernie4_5 ernie4_5-moe
-ernie4_5_moe eurobert exaone exaone-moe exaone4 exaone_moe falcon falcon-h1 falcon_h1
-falcon_mamba gemma gemma-embedding gemma2 gemma3 gemma3_text gemma3n gemma4 gemma4_text
-gemma4_unified glm glm-dsa glm4 glm4_moe glm4_moe_lite glm4moe glm_moe_dsa gpt-oss gpt2
-gpt_bigcode gpt_neox gpt_oss gptj gptneox granite granitehybrid granitemoe granitemoehybrid
-grok grovemoe helium hunyuan hunyuan-dense hunyuan-moe hunyuan_v1_dense hunyuan_vl internlm2
-internlm3 iquestcoder iquestloopcoder jais jais2 jamba jina-bert-v2 jina-bert-v3
-joyai_llm_flash kimi-linear kimi_k2 kimi_k25 kimi_k3 kimi_linear kimi_vl klear laguna lfm2
-lfm2-vl lfm2_moe lfm2moe lille-130m llada llada-moe llama llama-embed llama4 llama4_text
-llava longcat_flash longcat_flash_ngram maincoder mamba mamba2 mellum mimo mimo2
-mimo_v2_flash minicpm minicpm3 minimax minimax-m2 minimax_m2 minimax_m3_vl ministral3
-mistral mistral3 mistral4 mixtral modern-bert mpt muse_glimmer muse_spark nanbeige nanochat
-nemotron nemotron-nas nemotron_h nemotron_h_moe neo-bert nomic-bert nomic-bert-moe olmo
-olmo2 olmo3 olmo_hybrid olmoe openelm orion paddleocr pangu-embedded phi phi-msft phi2 phi3
-phi3small phimoe phixtral pixtral plamo plamo2 plamo3 plm prism_hadamard_qwen35 qwen qwen2
-qwen2_5_vl qwen2_moe qwen2_vl qwen2moe qwen2vl qwen3 qwen35 qwen35moe qwen3_5 qwen3_5_moe
-qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe qwen3moe qwen3next qwen3vl qwen3vlmoe
-recurrent_gemma refact rnd1 rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 solar_open
-spark2_5 stablelm starcoder starcoder2 step35 step3p5 t5 t5encoder talkie telechat3 xverse
-youtu_llm
-    """.split()  # noqa: SIM905 - words read better than 200 quoted strings
-)
-"""Model types of mlx-lm 0.32 and architectures of GGUF (gguf 0.19)."""
-
-QUANTIZATIONS: Final = frozenset(
-    """
-2bit 3bit 4bit 5bit 6bit 8bit mxfp4 mxfp8 nvfp4 f64 f32 f16 bf16 q1_0 q2_0 q4_0 q4_1 q5_0 q5_1
-q8_0 q2_k q2_k_s q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq1_s iq1_m iq2_xxs iq2_xs
-iq2_s iq2_m iq3_xxs iq3_xs iq3_s iq3_m iq4_nl iq4_xs tq1_0 tq2_0 mxfp4_moe
-    """.split()  # noqa: SIM905 - words read better than 200 quoted strings
-)
-"""MLX: bits of a weight, a microscaling mode, or a float type. GGUF: its file types."""
+_ARCHITECTURES: Final = ATTRIBUTES["sottovoce.model.architecture"].values or frozenset()
+_QUANTIZATIONS: Final = ATTRIBUTES["sottovoce.model.quantization"].values or frozenset()
 
 
 class _Bucket(NamedTuple):
@@ -97,30 +64,38 @@ class Identity:
 
 def describe(
     public_id: str | None,
-    architecture: object,
+    architecture: str | None,
     quantization: str | None,
     parameters: int | None,
 ) -> Identity:
-    """Make an identity of what is known; anything outside a vocabulary becomes ``other``.
+    """Make an identity of what is known; what is in no vocabulary is no fact.
 
     Args:
         public_id: what `hub_id` or `snapshot_id` gave.
-        architecture: the model type that the model's own configuration names.
-        quantization: a value of `QUANTIZATIONS`.
+        architecture: what `architecture` chose.
+        quantization: bits of an MLX weight (``4bit``), a float type or a GGUF file type.
         parameters: number of weights.
     """
     facts: Facts = {}
-    known = architecture.lower() if isinstance(architecture, str) else None
-    if known is not None:
-        facts["model_architecture"] = known = known if known in ARCHITECTURES else OTHER
-    if quantization is not None:
-        quantization = quantization if quantization in QUANTIZATIONS else OTHER
+    if architecture in _ARCHITECTURES:
+        facts["model_architecture"] = architecture
+    if quantization in _QUANTIZATIONS:
         facts["model_quantization"] = quantization
-    size = None
     if isinstance(parameters, int) and parameters > 0:
-        facts["model_parameters"] = size = size_bucket(parameters)
-    descriptor = f"{known or OTHER}-{size or OTHER}-{quantization or OTHER}"
+        facts["model_parameters"] = size_bucket(parameters)
+    descriptor = "-".join(
+        facts.get(fact, OTHER)
+        for fact in ("model_architecture", "model_parameters", "model_quantization")
+    )
     return Identity(public_id or descriptor, facts)
+
+
+def architecture(*candidates: object) -> str | None:
+    """Return the first candidate that the registry knows as an architecture."""
+    for name in candidates:
+        if isinstance(name, str) and name in _ARCHITECTURES:
+            return name
+    return None
 
 
 def size_bucket(parameters: float) -> str:

@@ -393,9 +393,13 @@ def _late_identity(model: Any, tokenizer: Any) -> identity.Identity | None:
 
 def _identify(model: Any, public_id: str | None) -> identity.Identity:
     """Describe a model by its own modules: no file is read."""
-    architecture = getattr(model, "model_type", None)
-    if not isinstance(architecture, str):
-        architecture = getattr(getattr(model, "args", None), "model_type", None)
+    # A type that mlx-lm serves with another's code (mistral with llama) may be in no
+    # vocabulary; the module that holds the code is.
+    architecture = identity.architecture(
+        getattr(model, "model_type", None),
+        getattr(getattr(model, "args", None), "model_type", None),
+        type(model).__module__.removeprefix("mlx_lm.models."),
+    )
     parameters = 0
     weights: Counter[str] = Counter()
     for module in model.modules():
