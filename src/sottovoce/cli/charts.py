@@ -1,0 +1,126 @@
+"""Histograms as small bar charts: one chart an attribute set, one bar a real bucket."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from sottovoce.cli import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from rich.console import Console, RenderableType
+
+    from sottovoce.cli.store import Point
+
+_HISTOGRAMS: Final = frozenset({"histogram", "exponential_histogram"})
+_CHART_WIDTH: Final = 48
+_RANGE_WIDTH: Final = 15
+_MAX_CHARTS: Final = 200
+_EIGHTHS: Final = ("", *"▏▎▍▌▋▊▉")
+_GAP: Final = 2  # empty buckets in a row that are still drawn
+
+# What an attribute set is called, in this order; the other attributes follow as key=value.
+_PLAIN: Final = (
+    "gen_ai.operation.name",
+    "gen_ai.provider.name",
+    "gen_ai.request.model",
+    "gen_ai.token.type",
+    "gen_ai.token.modality",
+)
+_QUIET: Final = frozenset({"server.address", "server.port", "gen_ai.response.model"})
+
+
+def histograms(points: Iterable[Point], console: Console) -> Iterator[RenderableType]:
+    """A block a metric, its charts side by side as the width allows."""
+    drawn = 0
+    wanted = (point for point in points if point.kind in _HISTOGRAMS and point.count)
+    for (name, unit), group in groupby(wanted, key=lambda point: (point.name, point.unit)):
+        charts = [_chart(point, ascii_only=console.options.ascii_only) for point in group]
+        drawn += len(charts)
+        if drawn > _MAX_CHARTS:
+            yield Text("… and more metrics, not drawn", style="dim")
+            return
+        heading = Text(shown.clean(name), style="bold cyan")
+        heading.append(f"  {shown.clean(unit, 16)}", style="dim")
+        yield Group(heading, Padding(_side_by_side(charts, console.width), (0, 0, 1, 2)))
+
+
+def attribute_set(attributes: dict[str, Any]) -> str:
+    """An attribute set in few words: ``chat mlx h:0123456789ab input``."""
+    words = [shown.clean(attributes[key], 60) for key in _PLAIN if key in attributes]
+    answered = attributes.get("gen_ai.response.model")
+    if answered is not None and answered != attributes.get("gen_ai.request.model"):
+        words.append(f"→ {shown.clean(answered, 60)}")
+    if "server.address" in attributes:
+        port = attributes.get("server.port")
+        words.append(shown.clean(attributes["server.address"], 60) + (f":{port}" if port else ""))
+    words += [
+        f"{shown.clean(key, 60)}={shown.clean(value, 60)}"
+        for key, value in attributes.items()
+        if key not in _PLAIN and key not in _QUIET
+    ]
+    return " ".join(words) or "(no attributes)"
+
+
+def bar(value: float, most: float, width: int, *, ascii_only: bool) -> str:
+    """A bar of `width` cells for `most`, in eighths of a cell where the terminal has them."""
+    if value <= 0 or most <= 0:
+        return ""
+    eighths = max(1, round(value / most * width * 8))
+    if ascii_only:
+        return "#" * max(1, eighths // 8)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8]
+
+
+def _side_by_side(charts: Sequence[RenderableType], width: int) -> Table:
+    columns = max(1, width // (_CHART_WIDTH + 1))
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    for _ in range(columns):
+        grid.add_column(ratio=1)
+    for start in range(0, len(charts), columns):
+        row = charts[start : start + columns]
+        grid.add_row(*row, *[""] * (columns - len(row)))
+    return grid
+
+
+def _chart(point: Point, *, ascii_only: bool) -> Group:
+    title = Text(attribute_set(point.attributes), style="bold", overflow="fold")
+    return Group(title, _summary(point), *_bars(point, ascii_only=ascii_only))
+
+
+def _summary(point: Point) -> Text:
+    words = [f"{point.count:,} ×", f"mean {shown.amount(point.total / point.count, point.unit)}"]  # noqa: RUF001
+    if point.low is not None and point.high is not None:
+        words.append(f"min {shown.amount(point.low, point.unit)}")
+        words.append(f"max {shown.amount(point.high, point.unit)}")
+    return Text("  ".join(words), style="dim", overflow="fold")
+
+
+def _bars(point: Point, *, ascii_only: bool) -> Iterator[Text]:
+    filled = [index for index, count in enumerate(point.buckets) if count]
+    if not filled:
+        return
+    most = max(point.buckets)
+    edges = [None, *point.bounds, None]
+    width = _CHART_WIDTH - _RANGE_WIDTH - len(f"{most:,}") - 6
+    empty = 0
+    for index in range(filled[0], filled[-1] + 1):
+        count = point.buckets[index]
+        empty = 0 if count else empty + 1
+        if empty > _GAP:
+            continue
+        label = shown.bucket(edges[index], edges[index + 1], point.unit)
+        line = Text(f"{label:>{_RANGE_WIDTH}} ", no_wrap=True, overflow="ellipsis")
+        if count:
+            line.append(bar(count, most, width, ascii_only=ascii_only), style="green")
+            line.append(f" {count:,}")
+        else:
+            line.append("·", style="dim")
+        yield line

@@ -1,0 +1,215 @@
+"""The commands: `sottovoce local` receives, `sottovoce view` shows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.text import Text
+
+from sottovoce.cli import shown, view
+from sottovoce.cli.local import DEFAULT_PORT, CannotListen, Receiver
+from sottovoce.cli.search import search
+from sottovoce.cli.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from sottovoce.cli.search import Report
+    from sottovoce.cli.store import Request
+
+_DB = click.option(
+    "--db",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path(".sottovoce", "local.db"),
+    show_default=True,
+    help="The SQLite file of what was received.",
+)
+_LAUNCHER: Final = "opentelemetry-instrument"
+_ELSEWHERE: Final = frozenset(
+    {"OTEL_CONFIG_FILE", "OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER"}
+)
+_OK: Final = 200
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sottovoce")
+def commands() -> None:
+    """Telemetry of model calls, without a word of what was said."""
+    # A terminal without these characters gets question marks, not a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+@commands.command()
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="TCP port; 0 takes a free one.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
+@_DB
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def local(context: click.Context, port: int, host: str, db: Path, command: tuple[str, ...]) -> None:
+    """Receive OTLP over HTTP into a file, on this machine only.
+
+    With COMMAND (after --), run it under opentelemetry-instrument with this receiver as its
+    endpoint, then show what arrived and exit with its exit code.
+    """
+    err = view.console(sys.stderr)
+    try:
+        store = Store(db, create=True)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        if command:
+            context.exit(_run(store, command, port, host, err))
+        _listen(store, port, host, err)
+    except (CannotListen, StoreError) as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        store.close()
+
+
+@commands.command(name="view")
+@_DB
+@click.option(
+    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Also draw it as an SVG picture."
+)
+@click.option(
+    "--search",
+    "text",
+    metavar="TEXT",
+    help="Tell whether TEXT occurs in any byte received; the exit code is 1 if it does.",
+)
+@click.option(
+    "--traces",
+    type=click.IntRange(1, 1000),
+    default=20,
+    show_default=True,
+    help="The newest traces to show.",
+)
+@click.pass_context
+def view_(
+    context: click.Context, db: Path, svg: Path | None, text: str | None, traces: int
+) -> None:
+    """Show calls, metrics and what the gate removed."""
+    out = view.console()
+    try:
+        store = Store(db)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        if text is not None:
+            report = _search(store, text)
+            view.render_search(store, report, text, out)
+            context.exit(1 if report.hits else 0)
+        view.render(store, out, traces=traces)
+        if svg is not None:
+            view.save_svg(store, svg, traces=traces)
+            click.echo(f"drawn to {svg}", err=True)
+    except (OSError, StoreError) as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        store.close()
+
+
+def _search(store: Store, text: str) -> Report:
+    try:
+        return search(store.requests(), text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--search") from None
+
+
+def _listen(store: Store, port: int, host: str, err: Console) -> None:
+    """Receive until interrupted."""
+    each = _announce(err) if err.is_terminal else None
+    receiver = Receiver(store, port=port, host=host, on_request=each)
+    click.echo(f"receiving OTLP at {receiver.endpoint} into {store.path}; stop with Ctrl-C")
+    sys.stdout.flush()
+    # uvicorn raises what it was stopped by again, after the last answer.
+    with contextlib.suppress(KeyboardInterrupt):
+        receiver.serve()
+
+
+def _announce(err: Console) -> Callable[[Request], None]:
+    def announce(request: Request) -> None:
+        line = Text(time.strftime("%H:%M:%S "), style="dim")
+        line.append(f"{request.signal:<8}", style="cyan")
+        line.append(f"{request.records:>5} records {shown.size(request.size):>8}  ")
+        line.append(shown.clean(request.service, 40), style="dim")
+        if request.status != _OK:
+            line.append(f"  refused with {request.status}", style="bold red")
+        err.print(line)
+
+    return announce
+
+
+def _run(store: Store, command: tuple[str, ...], port: int, host: str, err: Console) -> int:
+    """Run a command that sends here; show what came and return its exit code."""
+    if shutil.which(command[0]) is None:
+        raise click.ClickException(f"there is no command {command[0]}")
+    before = store.totals().last_id
+    with Receiver(store, port=port, host=host) as receiver:
+        err.print(Text(f"receiving OTLP at {receiver.endpoint} into {store.path}", style="dim"))
+        code = _supervise([*_launcher(command), *command], _environment(receiver.endpoint))
+    view.render(store, view.console(), after=before)
+    return code
+
+
+def _launcher(command: tuple[str, ...]) -> list[str]:
+    if Path(command[0]).name == _LAUNCHER:
+        return []
+    beside = Path(sys.executable).with_name(_LAUNCHER)
+    found = str(beside) if beside.exists() else shutil.which(_LAUNCHER)
+    if found is None:
+        raise click.ClickException(f"{_LAUNCHER} is not installed beside {sys.executable}")
+    return [found]
+
+
+def _environment(endpoint: str) -> dict[str, str]:
+    """Ours for the command, with nothing in it that would send elsewhere."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("OTEL_EXPORTER_OTLP_") and name not in _ELSEWHERE
+    }
+    return {
+        **inherited,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+    }
+
+
+def _supervise(command: list[str], environment: dict[str, str]) -> int:
+    """Run `command` to its end; the exit code as a shell gives it."""
+    child = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's own command
+
+    def forward(number: int, _: object) -> None:
+        child.send_signal(number)
+
+    # The terminal sends an interrupt to the child as well; it decides what it means.
+    previous = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+    }
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code

@@ -1,0 +1,417 @@
+"""The receiver's SQLite file: requests as they came, and spans, metric points and log records.
+
+Bounded: when the file holds more than its share, the oldest requests go and their rows with
+them, and the store counts how many went so that a search can say what it did not see. It is
+a viewer's store: one writer, a schema without migrations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.cli.otlp import Rows, decompress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MAX_BYTES: Final = 256 * 1024 * 1024
+"""Bytes that the file may hold before the oldest requests are purged."""
+
+_VERSION: Final = 1
+_APPLICATION: Final = 0x53566C63  # "SVlc": no other SQLite file is taken for ours
+
+SCHEMA: Final = """
+CREATE TABLE request (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, at_ns INTEGER, signal TEXT, head TEXT, encoding TEXT,
+  body BLOB, size INTEGER, plain INTEGER, status INTEGER, service TEXT, records INTEGER);
+CREATE TABLE span (
+  request INTEGER REFERENCES request ON DELETE CASCADE, trace TEXT, id TEXT, parent TEXT,
+  name TEXT, kind INTEGER, start_ns INTEGER, end_ns INTEGER, status INTEGER, message TEXT,
+  scope TEXT, attributes TEXT, resource TEXT, events TEXT);
+CREATE TABLE point (
+  request INTEGER REFERENCES request ON DELETE CASCADE, name TEXT, kind TEXT, unit TEXT,
+  temporality INTEGER, monotonic INTEGER, start_ns INTEGER, at_ns INTEGER, count INTEGER,
+  total REAL, low REAL, high REAL, bounds TEXT, buckets TEXT, scope TEXT, attributes TEXT,
+  resource TEXT);
+CREATE TABLE log (
+  request INTEGER REFERENCES request ON DELETE CASCADE, at_ns INTEGER, severity TEXT,
+  event TEXT, body TEXT, trace TEXT, span TEXT, scope TEXT, attributes TEXT, resource TEXT);
+CREATE TABLE purged (requests INTEGER);
+CREATE INDEX span_request ON span(request);
+CREATE INDEX span_trace ON span(trace);
+CREATE INDEX point_request ON point(request);
+CREATE INDEX log_request ON log(request);
+INSERT INTO purged VALUES (0);
+"""
+
+
+class StoreError(Exception):
+    """The file cannot be used; the message is for the person who named it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came.
+
+    Attributes:
+        id: grows with every request.
+        at_ns: when it came, Unix time in nanoseconds.
+        signal: ``traces``, ``metrics`` or ``logs``.
+        head: request line and headers, secrets masked.
+        encoding: content encoding of `body`.
+        body: the bytes received; empty when they were refused for their size.
+        size: length of the body in bytes as received (as announced, when refused).
+        plain: length after decompression, 0 when that failed.
+        status: HTTP status of the answer.
+        service: `service.name` of the first resource in it.
+        records: spans, points or log records understood.
+    """
+
+    id: int
+    at_ns: int
+    signal: str
+    head: str
+    encoding: str
+    body: bytes
+    size: int
+    plain: int
+    status: int
+    service: str
+    records: int
+
+    def text(self) -> bytes:
+        """The body without its compression; the body itself where that cannot be undone."""
+        try:
+            return decompress(self.body, self.encoding)
+        except (ValueError, LookupError):
+            return self.body
+
+
+@dataclass(frozen=True)
+class Span:
+    """One span; times in nanoseconds of Unix time, kind and status as OTLP numbers them."""
+
+    trace: str
+    id: str
+    parent: str
+    name: str
+    kind: int
+    start_ns: int
+    end_ns: int
+    status: int
+    message: str
+    scope: str
+    attributes: dict[str, Any]
+    resource: dict[str, Any]
+    events: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One metric point; `total` is the sum of a histogram or the value of anything else."""
+
+    name: str
+    kind: str
+    unit: str
+    temporality: int
+    monotonic: int
+    start_ns: int
+    at_ns: int
+    count: int
+    total: float
+    low: float | None
+    high: float | None
+    bounds: tuple[float, ...]
+    buckets: tuple[int, ...]
+    scope: str
+    attributes: dict[str, Any]
+    resource: str
+
+
+@dataclass(frozen=True)
+class Log:
+    """One log record."""
+
+    at_ns: int
+    severity: str
+    event: str
+    body: str
+    trace: str
+    span: str
+    scope: str
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the store holds; `unseen` were refused for their size, `purged` made room."""
+
+    requests: int
+    size: int
+    plain: int
+    unseen: int
+    purged: int
+    spans: int
+    points: int
+    logs: int
+    last_id: int
+
+
+class Store:
+    """An open store; every method may be called from any thread.
+
+    Args:
+        path: the file.
+        create: make the file when it is absent, else that is an error.
+        max_bytes: bytes that it may hold before the oldest requests are purged.
+
+    Raises:
+        StoreError: the file is absent, no store, of another version, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, max_bytes: int = MAX_BYTES) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        if not create and not path.exists():
+            raise StoreError(f"there is no store at {path}: run `sottovoce local` first")
+        try:
+            if create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # What apps send is for their developer's eyes; SQLite's side files follow suit.
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._connection = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, timeout=10
+            )
+            self._connection.row_factory = sqlite3.Row
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"cannot open {path}: {error}") from error
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise StoreError(f"{path} cannot be used as a store: {error}") from error
+        except StoreError:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        run = self._connection.execute
+        (tables,) = run("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = run("PRAGMA application_id").fetchone()
+        (version,) = run("PRAGMA user_version").fetchone()
+        if tables and (application, version) != (_APPLICATION, _VERSION):
+            raise StoreError(f"{self.path} is no store of this version; name another with --db")
+        run("PRAGMA foreign_keys = ON")
+        if not tables:
+            run("PRAGMA auto_vacuum = INCREMENTAL")
+            run("PRAGMA journal_mode = WAL")
+            run(f"PRAGMA application_id = {_APPLICATION}")
+            run(f"PRAGMA user_version = {_VERSION}")
+            self._connection.executescript(SCHEMA)
+        run("PRAGMA synchronous = NORMAL")
+        run("PRAGMA journal_size_limit = 4194304")
+
+    def close(self) -> None:
+        """Close the file; the store cannot be used any more."""
+        with self._lock:
+            self._connection.close()
+
+    def add(self, request: Request, rows: Rows) -> None:
+        """Keep a request and what it said; purge the oldest ones when there is no room.
+
+        The request's `id` is chosen here; what it carries is ignored.
+
+        Raises:
+            StoreError: the disk is full or the file was damaged.
+        """
+        try:
+            with self._lock, self._transaction() as run:
+                cursor = run(
+                    _insert("request", 11),
+                    (
+                        None, request.at_ns, request.signal, request.head, request.encoding,
+                        request.body, request.size, request.plain, request.status,
+                        request.service, request.records,
+                    ),
+                )  # fmt: skip
+                key = cursor.lastrowid
+                for table, width, found in (
+                    ("span", 14, rows.spans),
+                    ("point", 17, rows.points),
+                    ("log", 10, rows.logs),
+                ):
+                    self._connection.executemany(
+                        _insert(table, width), ((key, *row) for row in found)
+                    )
+            with self._lock:
+                self._purge()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path} cannot be written: {error}") from error
+
+    def _used(self) -> int:
+        run = self._connection.execute
+        (pages,) = run("PRAGMA page_count").fetchone()
+        (free,) = run("PRAGMA freelist_count").fetchone()
+        (size,) = run("PRAGMA page_size").fetchone()
+        return int((pages - free) * size)
+
+    def _purge(self) -> None:
+        if self._used() <= self._max_bytes:
+            return
+        room = self._max_bytes * 4 // 5
+        while self._used() > room:
+            with self._transaction() as run:
+                (kept,) = run("SELECT count(*) FROM request").fetchone()
+                if kept <= 1:
+                    break
+                gone = run(
+                    "DELETE FROM request WHERE id IN (SELECT id FROM request ORDER BY id LIMIT ?)",
+                    (max(1, kept // 10),),
+                ).rowcount
+                run("UPDATE purged SET requests = requests + ?", (gone,))
+        self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection.execute
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def _rows(self, query: str, *parameters: Any) -> list[Any]:
+        with self._lock, closing(self._connection.execute(query, parameters)) as cursor:
+            return cursor.fetchall()
+
+    def totals(self) -> Totals:
+        """Counts of everything in the store."""
+        requests, size, plain, unseen, last = self._rows(
+            "SELECT count(*), total(size * (body != x'')), total(plain), total(size > 0 AND body = x''), "
+            "coalesce(max(id), 0) FROM request"
+        )[0]
+        spans, points, logs = (
+            self._rows(f"SELECT count(*) FROM {table}")[0][0]  # noqa: S608 - our own names
+            for table in ("span", "point", "log")
+        )
+        ((purged,),) = self._rows("SELECT requests FROM purged")
+        return Totals(
+            int(requests), int(size), int(plain), int(unseen), purged, spans, points, logs, last
+        )
+
+    def requests(self, after: int = 0) -> Iterator[Request]:
+        """Requests in the order they came, one at a time in memory."""
+        while True:
+            found = self._rows("SELECT * FROM request WHERE id > ? ORDER BY id LIMIT 1", after)
+            if not found:
+                return
+            request = Request(*found[0])
+            after = request.id
+            yield request
+
+    def traces(self, limit: int, after: int = 0) -> list[list[Span]]:
+        """The spans of the newest `limit` traces, oldest trace first, by start time.
+
+        Args:
+            limit: traces at most.
+            after: only what came with requests after this id.
+        """
+        newest = self._rows(
+            "SELECT trace FROM span WHERE request > ? GROUP BY trace "
+            "ORDER BY max(end_ns) DESC LIMIT ?",
+            after, limit,
+        )  # fmt: skip
+        return [self._trace(trace, after) for (trace,) in reversed(newest)]
+
+    def _trace(self, trace: str, after: int) -> list[Span]:
+        found: dict[str, Span] = {}
+        for row in self._rows(
+            "SELECT trace, id, parent, name, kind, start_ns, end_ns, status, message, scope, "
+            "attributes, resource, events FROM span WHERE trace = ? AND request > ? "
+            "ORDER BY start_ns, end_ns DESC",
+            trace, after,
+        ):  # fmt: skip
+            # An exporter that got no answer sends again: one span, however often it came.
+            read = {name: json.loads(row[name]) for name in ("attributes", "resource", "events")}
+            found[row["id"]] = Span(**{**dict(row), **read})
+        return list(found.values())
+
+    def spans(self, after: int = 0) -> list[Span]:
+        """Every span, by trace and start time."""
+        return [span for trace in self.traces(-1, after) for span in trace]
+
+    def points(self, after: int = 0) -> list[Point]:
+        """Metric points, added up over processes and exports: one a name and attribute set.
+
+        Of a cumulative series only its newest point counts; delta points are summed.
+        """
+        series: dict[tuple[Any, ...], Point] = {}
+        for row in self._rows(
+            "SELECT name, kind, unit, temporality, monotonic, start_ns, at_ns, count, total, low, "
+            "high, bounds, buckets, scope, attributes, resource FROM point WHERE request > ? "
+            "ORDER BY at_ns",
+            after,
+        ):
+            point = Point(
+                **{
+                    **dict(row),
+                    "bounds": tuple(json.loads(row["bounds"])),
+                    "buckets": tuple(json.loads(row["buckets"])),
+                    "attributes": json.loads(row["attributes"]),
+                }
+            )
+            key = (point.name, point.kind, point.bounds, row["attributes"])
+            if point.temporality == _DELTA:
+                series[key] = _added(series[key], point) if key in series else point
+            else:
+                process = (point.scope, point.resource, point.start_ns)
+                series[key + process] = point
+        merged: dict[tuple[Any, ...], Point] = {}
+        for key, point in series.items():
+            short = key[:4]
+            merged[short] = _added(merged[short], point) if short in merged else point
+        return sorted(merged.values(), key=lambda point: (point.name, str(point.attributes)))
+
+    def logs(self, after: int = 0) -> list[Log]:
+        """Log records, oldest first."""
+        return [
+            Log(**{**dict(row), "attributes": json.loads(row["attributes"])})
+            for row in self._rows(
+                "SELECT at_ns, severity, event, body, trace, span, scope, attributes FROM log "
+                "WHERE request > ? ORDER BY at_ns",
+                after,
+            )
+        ]
+
+
+_DELTA: Final = 1
+
+
+def _added(one: Point, other: Point) -> Point:
+    gauge = one.kind == "gauge"
+    lows = [low for low in (one.low, other.low) if low is not None]
+    highs = [high for high in (one.high, other.high) if high is not None]
+    return Point(
+        one.name, one.kind, one.unit, one.temporality, one.monotonic,
+        min(one.start_ns, other.start_ns), max(one.at_ns, other.at_ns),
+        one.count + other.count,
+        other.total if gauge else one.total + other.total,
+        min(lows, default=None), max(highs, default=None),
+        one.bounds,
+        tuple(a + b for a, b in zip(one.buckets, other.buckets, strict=False)),
+        one.scope, one.attributes, one.resource,
+    )  # fmt: skip
+
+
+def _insert(table: str, width: int) -> str:
+    marks = ", ".join("?" * width)
+    return f"INSERT INTO {table} VALUES ({marks})"  # noqa: S608 - our own names

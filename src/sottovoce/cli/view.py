@@ -1,0 +1,372 @@
+"""What a person wants to see of a store: trace trees, histograms, what the gate removed.
+
+Everything that was received is untrusted: it is shown as `Text`, never as markup, after
+`shown.clean`, and its amount is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.cells import set_cell_size
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from sottovoce.cli import charts, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import IO
+
+    from rich.console import RenderableType
+
+    from sottovoce.cli.search import Report
+    from sottovoce.cli.store import Log, Point, Span, Store
+
+WIDTH: Final = 100
+"""Columns when the output is no terminal."""
+
+DROPPED: Final = "sottovoce.gate.dropped"
+OWN_ERRORS: Final = {
+    "sottovoce.hook.errors": "hook",
+    "sottovoce.decode.errors": "decode",
+}
+_MAX_SPANS: Final = 200
+_MAX_DEPTH: Final = 12
+_MAX_LOGS: Final = 10
+_MAX_COUNTERS: Final = 60
+_MAX_HITS: Final = 10
+_KINDS: Final = ("", "internal", "server", "client", "producer", "consumer")
+_ERROR: Final = 2
+_OUTCOMES: Final = {"completed": "green", "failed": "bold red"}
+_COLUMNS: Final = (
+    ("kind", 8, "<"),
+    ("duration", 8, ">"),
+    ("in→out", 9, ">"),
+    ("first", 8, ">"),
+    ("chunks", 6, ">"),
+    ("outcome", 9, "<"),
+)
+_FONT_FACE: Final = re.compile(r"@font-face\s*\{.*?\}", re.DOTALL)
+
+
+def console(file: IO[str] | None = None, *, record: bool = False) -> Console:
+    """A console as wide as the terminal, or `WIDTH` columns without colour when piped."""
+    made = Console(file=file, record=record, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal:
+        made.width = WIDTH
+    return made
+
+
+def render(store: Store, out: Console, *, after: int = 0, traces: int = 20) -> None:
+    """Print what came with requests after the id `after`: `traces` traces at most."""
+    for part in _parts(store, out, after, traces):
+        out.print(part)
+
+
+def save_svg(store: Store, path: Path, *, after: int = 0, traces: int = 20) -> None:
+    """Draw the view as a picture that needs nothing from a network.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("w", encoding="utf-8") as file, open_null() as nowhere:
+        recorder = Console(
+            file=nowhere, record=True, width=WIDTH, force_terminal=True,
+            color_system="truecolor", legacy_windows=False,
+            highlight=False, markup=False, emoji=False,
+        )  # fmt: skip
+        render(store, recorder, after=after, traces=traces)
+        file.write(_FONT_FACE.sub("", recorder.export_svg(title="sottovoce view")))
+
+
+def open_null() -> IO[str]:
+    """A file that keeps nothing."""
+    import os
+
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - no path, the caller closes
+
+
+def _parts(store: Store, out: Console, after: int, limit: int) -> Iterator[RenderableType]:
+    trees = store.traces(limit, after)
+    points = store.points(after)
+    yield Rule("calls", align="left", style="cyan")
+    if not trees:
+        yield Text("no spans arrived", style="yellow")
+    for spans in trees:
+        yield from _trace(spans, out.width, ascii_only=out.options.ascii_only)
+    yield Rule("metrics", align="left", style="cyan")
+    if not points:
+        yield Text("no metrics arrived", style="yellow")
+    yield from charts.histograms(points, out)
+    yield from _counters(points)
+    yield from _logs(store.logs(after))
+    yield Rule("removed by the gate, by rule", align="left", style="cyan")
+    yield from _ledger(points, ascii_only=out.options.ascii_only)
+    yield Rule("received", align="left", style="cyan")
+    yield from _received(store, after)
+
+
+def _trace(spans: list[Span], width: int, *, ascii_only: bool) -> Iterator[Text]:
+    start = min(span.start_ns for span in spans)
+    end = max(span.end_ns for span in spans)
+    service = shown.clean(spans[0].resource.get("service.name", "unknown service"), 40)
+    heading = Text(f"trace {shown.clean(spans[0].trace, 32)}", style="bold cyan")
+    clock = time.strftime("%H:%M:%S", time.localtime(min(start, _LAST_NS) / 1e9))
+    heading.append(
+        f"  {service}  {clock}  {_duration(start, end)}  {len(spans)} spans", style="dim"
+    )
+    yield heading
+    others = sum(column[1] + 1 for column in _COLUMNS)
+    name_width = max(16, width - others)
+    header = Text(set_cell_size("span", name_width), style="dim", no_wrap=True)
+    for title, size, align in _COLUMNS:
+        header.append(f" {title:{align}{size}}")
+    yield header
+    for shown_spans, (prefix, below, span) in enumerate(_tree(spans, ascii_only=ascii_only)):
+        if shown_spans >= _MAX_SPANS:
+            yield Text(f"… and {len(spans) - shown_spans} more spans", style="dim")
+            break
+        yield _line(prefix, span, name_width)
+        detail = _detail(span)
+        if detail:
+            yield Text.assemble((below, "dim"), detail, overflow="ellipsis", no_wrap=True)
+    yield Text()
+
+
+_LAST_NS: Final = 4_102_444_800 * 10**9  # the year 2100: every platform's localtime takes it
+
+
+def _tree(spans: list[Span], *, ascii_only: bool) -> Iterator[tuple[str, str, Span]]:
+    """Spans depth first, with the lines to draw before the name and below it.
+
+    A span whose parent did not arrive is a root; so is, once, each cycle of parents.
+    """
+    ids = {span.id for span in spans}
+    children: dict[str, list[Span]] = defaultdict(list)
+    roots = []
+    for span in spans:
+        if span.parent in ids and span.parent != span.id:
+            children[span.parent].append(span)
+        else:
+            roots.append(span)
+    tee, corner, through = ("|- ", "`- ", "|  ") if ascii_only else ("├─ ", "└─ ", "│  ")
+    seen: set[str] = set()
+    for first in (*roots, *spans):
+        todo = [("", "", first)]
+        while todo:
+            prefix, below, span = todo.pop()
+            if span.id in seen:
+                continue
+            seen.add(span.id)
+            under = children.get(span.id, [])
+            yield prefix, below + (through if under else "   "), span
+            deep = len(below) >= 3 * _MAX_DEPTH
+            for index, child in enumerate(reversed(under)):
+                last = index == 0
+                todo.append(
+                    (
+                        below + (corner if last else tee),
+                        below if deep else below + ("   " if last else through),
+                        child,
+                    )
+                )
+
+
+def _line(prefix: str, span: Span, name_width: int) -> Text:
+    attributes = span.attributes
+    outcome = attributes.get("sottovoce.call.outcome") or ("error" if span.status == _ERROR else "")
+    first = shown.number(attributes.get("gen_ai.response.time_to_first_chunk"))
+    cells = (
+        _KINDS[span.kind] if 0 <= span.kind < len(_KINDS) else "?",
+        _duration(span.start_ns, span.end_ns),
+        _tokens(attributes),
+        "" if first is None else shown.seconds(first),
+        _count(attributes.get("sottovoce.response.chunks")),
+        shown.clean(outcome, 9),
+    )
+    failed = span.status == _ERROR
+    style = _OUTCOMES.get(str(outcome), "bold red" if failed else "yellow")
+    name = shown.clean(span.name)
+    room = max(4, name_width - len(prefix))
+    text = Text(prefix, style="dim", no_wrap=True, overflow="ellipsis")
+    padded = set_cell_size(name if len(name) <= room else name[: room - 1] + "…", room)
+    text.append(padded, style="not dim bold red" if failed else "not dim bold")
+    for (title, size, align), cell in zip(_COLUMNS, cells, strict=True):
+        text.append(
+            f" {cell:{align}{size}}", style=f"not dim {style if title == 'outcome' else ''}"
+        )
+    return text
+
+
+def _detail(span: Span) -> Text:
+    """Whose model it was, and what is worth a word: one dim line."""
+    get = span.attributes.get
+    words = [
+        shown.clean(value, 40)
+        for key in (
+            "gen_ai.provider.name", "sottovoce.model.architecture",
+            "sottovoce.model.parameters", "sottovoce.model.quantization",
+        )
+        if (value := get(key)) is not None
+    ]  # fmt: skip
+    answered = get("gen_ai.response.model")
+    if answered is not None and answered != get("gen_ai.request.model"):
+        words.append(f"answered by {shown.clean(answered, 40)}")
+    cached = _count(get("gen_ai.usage.cache_read.input_tokens"))
+    if cached not in {"", "0"}:
+        words.append(f"{cached} cached")
+    reasons = get("gen_ai.response.finish_reasons")
+    if isinstance(reasons, list) and reasons:
+        words.append("finish " + ",".join(shown.clean(reason, 20) for reason in reasons[:4]))
+    address = get("server.address")
+    if address is not None:
+        port = get("server.port")
+        words.append(shown.clean(address, 40) + (f":{shown.clean(port, 6)}" if port else ""))
+    detail = Text(" · ".join(words), style="dim")
+    error = get("error.type")
+    if error is not None:
+        detail.append((" · " if words else "") + shown.clean(error, 60), style="not dim red")
+    return detail
+
+
+def _duration(start_ns: int, end_ns: int) -> str:
+    return shown.seconds(max(0, end_ns - start_ns) / 1e9)
+
+
+def _count(value: Any) -> str:
+    found = shown.number(value)
+    return "" if found is None else f"{found:,.0f}"
+
+
+def _tokens(attributes: dict[str, Any]) -> str:
+    given = _count(attributes.get("gen_ai.usage.input_tokens"))
+    made = _count(attributes.get("gen_ai.usage.output_tokens"))
+    return f"{given or '?'}→{made or '?'}" if given or made else ""
+
+
+def _counters(points: list[Point]) -> Iterator[Text]:
+    found = [
+        point
+        for point in points
+        if point.kind in {"sum", "gauge", "summary"}
+        and point.name != DROPPED
+        and point.name not in OWN_ERRORS
+    ]
+    for point in found[:_MAX_COUNTERS]:
+        line = Text(shown.clean(point.name), style="bold cyan")
+        line.append(f"  {charts.attribute_set(point.attributes)}  ", style="not bold default")
+        line.append(shown.amount(point.total, point.unit), style="not bold green")
+        yield line
+    if len(found) > _MAX_COUNTERS:
+        yield Text(f"… and {len(found) - _MAX_COUNTERS} more counters", style="dim")
+    if found:
+        yield Text()
+
+
+def _logs(logs: list[Log]) -> Iterator[RenderableType]:
+    if not logs:
+        return
+    yield Rule("log records", align="left", style="cyan")
+    for log in logs[-_MAX_LOGS:]:
+        line = Text(shown.clean(log.severity, 12), style="yellow", no_wrap=True)
+        line.append(f" {shown.clean(log.event or log.scope, 60)}", style="default")
+        line.append(f" {shown.clean(log.body)}" if log.body else " (no body)", style="dim")
+        yield line
+    if len(logs) > _MAX_LOGS:
+        yield Text(f"… the last {_MAX_LOGS} of {len(logs)} records", style="dim")
+    yield Text()
+
+
+def _ledger(points: list[Point], *, ascii_only: bool) -> Iterator[Text]:
+    dropped: Counter[tuple[str, str]] = Counter()
+    errors: Counter[str] = Counter()
+    for point in points:
+        if point.name == DROPPED:
+            signal = shown.clean(point.attributes.get("sottovoce.gate.signal", "?"), 12)
+            rule = shown.clean(point.attributes.get("sottovoce.gate.rule", "?"), 24)
+            dropped[signal, rule] += int(point.total)
+        elif point.name in OWN_ERRORS:
+            where = next(iter(point.attributes.values()), "?")
+            errors[f"{OWN_ERRORS[point.name]} {shown.clean(where, 60)}"] += int(point.total)
+    most = max(dropped.values(), default=0)
+    for (signal, rule), count in dropped.most_common():
+        line = Text(f"{signal:<12} {rule:<14} {count:>7,} ", no_wrap=True, overflow="ellipsis")
+        line.append(charts.bar(count, most, 30, ascii_only=ascii_only), style="magenta")
+        yield line
+    if not dropped:
+        yield Text("nothing, or nobody counted", style="dim")
+    wrong = {place: count for place, count in errors.items() if count}
+    if wrong:
+        yield Text("errors of our own, which the app never saw:", style="bold red")
+        for place, count in wrong.items():
+            yield Text(f"  {place}  {count:,}")
+    else:
+        yield Text("errors of our own: none", style="green")
+    yield Text()
+
+
+def _received(store: Store, after: int) -> Iterator[Text]:
+    by_status: Counter[int] = Counter()
+    by_signal: Counter[str] = Counter()
+    size = plain = 0
+    for request in store.requests(after):
+        by_status[request.status] += 1
+        by_signal[request.signal] += 1
+        size += len(request.body)
+        plain += request.plain
+    parts = ", ".join(f"{count} {shown.clean(signal)}" for signal, count in by_signal.items())
+    yield Text(
+        f"{sum(by_signal.values())} requests ({parts or 'none'}), {shown.size(size)} on the wire, "
+        f"{shown.size(plain)} decompressed"
+    )
+    refused = {status: count for status, count in by_status.items() if status >= 400}  # noqa: PLR2004
+    if refused:
+        listed = ", ".join(f"{count} with {status}" for status, count in sorted(refused.items()))
+        yield Text(f"refused: {listed}", style="yellow")
+    purged = store.totals().purged
+    if purged:
+        yield Text(f"{purged} older requests were purged to make room", style="yellow")
+
+
+def render_search(store: Store, report: Report, text: str, out: Console) -> None:
+    """Print whether a searched text was found, and what could not be looked at."""
+    word = shown.clean(text, 80)
+    totals = store.totals()
+    if report.hits:
+        out.print(
+            Text(f"“{word}” occurs in {len(report.hits)} places of what left:", style="bold red")
+        )
+        for hit in report.hits[:_MAX_HITS]:
+            out.print(
+                Text(
+                    f"  request {hit.request}, {hit.signal}, {hit.place}, byte {hit.offset:,}, as {hit.form}"
+                )
+            )
+        if len(report.hits) > _MAX_HITS:
+            out.print(Text(f"  … and {len(report.hits) - _MAX_HITS} more"))
+    else:
+        out.print(
+            Text(
+                f"“{word}” occurs in none of the {report.plain:,} bytes of {report.requests} requests",
+                style="bold green",
+            )
+        )
+        out.print(
+            Text(
+                "looked for in bodies (decompressed), request lines and headers, as UTF-8, UTF-16, "
+                "JSON, percent-encoded, HTML, hexadecimal and base64",
+                style="dim",
+            )
+        )
+    for count, why in (
+        (totals.purged, "were purged before and could not be searched"),
+        (totals.unseen, "were refused for their size and could not be searched"),
+    ):
+        if count:
+            out.print(Text(f"{count} requests {why}", style="yellow"))
