@@ -160,7 +160,12 @@ def send(http: str, grpc: str | None = None) -> None:
             ],
             resource=resource,
             # What a view drops comes back as an attribute of the exemplar.
-            views=[View("calls", attribute_keys={"gen_ai.operation.name", "gen_ai.completion"})],
+            views=[
+                View(
+                    instrument_name="calls",
+                    attribute_keys={"gen_ai.operation.name", "gen_ai.completion"},
+                )
+            ],
             shutdown_on_exit=False,
         )
         counter = metrics.get_meter("plain").create_counter("calls")
