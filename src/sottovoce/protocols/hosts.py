@@ -1,0 +1,133 @@
+"""Who answers at a host: the provider's name, and whether the host is this machine or the operator's.
+
+Local is decided by names and addresses alone, never by resolving: what cannot be shown to
+be local is not.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+UNKNOWN: Final = "openai_compatible"
+"""The provider of a host that no row names."""
+
+HOSTS: Final[dict[str, str]] = {
+    # In the conventions' list of `gen_ai.provider.name`.
+    "api.openai.com": "openai",
+    "api.anthropic.com": "anthropic",
+    "api.cohere.com": "cohere",
+    "api.cohere.ai": "cohere",
+    "api.deepseek.com": "deepseek",
+    "api.groq.com": "groq",
+    "api.mistral.ai": "mistral_ai",
+    "codestral.mistral.ai": "mistral_ai",
+    "api.moonshot.ai": "moonshot_ai",
+    "api.moonshot.cn": "moonshot_ai",
+    "api.perplexity.ai": "perplexity",
+    "api.x.ai": "x_ai",
+    "generativelanguage.googleapis.com": "gcp.gemini",
+    "aiplatform.googleapis.com": "gcp.vertex_ai",
+    "models.inference.ai.azure.com": "azure.ai.inference",
+    # Ours.
+    "api.cerebras.ai": "cerebras",
+    "api.fireworks.ai": "fireworks_ai",
+    "api.together.ai": "together_ai",
+    "api.together.xyz": "together_ai",
+    "openrouter.ai": "openrouter",
+    "router.huggingface.co": "hugging_face",
+}
+
+DOMAINS: Final[tuple[tuple[str, str], ...]] = (
+    (".api.openai.com", "openai"),
+    (".openai.azure.com", "azure.ai.openai"),
+    (".cognitiveservices.azure.com", "azure.ai.openai"),
+    (".services.ai.azure.com", "azure.ai.inference"),
+    (".models.ai.azure.com", "azure.ai.inference"),
+    (".api.x.ai", "x_ai"),
+    ("-aiplatform.googleapis.com", "gcp.vertex_ai"),
+    (".aiplatform.googleapis.com", "gcp.vertex_ai"),
+    (".ml.cloud.ibm.com", "ibm.watsonx.ai"),
+    (".endpoints.huggingface.cloud", "hugging_face"),
+)
+"""Endings of host names, the first that fits counts."""
+
+PATHS: Final[tuple[tuple[str, str, str], ...]] = (
+    (".services.ai.azure.com", "/openai/", "azure.ai.openai"),
+)
+"""(Ending of a host name, beginning of a path, provider) where one host serves several."""
+
+LOCAL_PORTS: Final[dict[int, str]] = {1337: "osaurus", 11434: "ollama"}
+"""Default ports of local servers that no other well-known one shares."""
+
+
+def provider(host: str | None, port: int | None = None, path: str = "") -> tuple[str, bool | None]:
+    """Name the provider behind an address, by the conventions' list where it is in it.
+
+    Args:
+        host: of the URL, without port; None or a path for a Unix socket.
+        port: TCP port, None for the scheme's own.
+        path: of the URL.
+
+    Returns:
+        The name, and whether the host is known to be a third party's: True for a
+        provider's, False for this machine, None when it cannot be told.
+    """
+    name = _plain(host)
+    if is_local(name):
+        return (LOCAL_PORTS.get(port, UNKNOWN) if port is not None else UNKNOWN), False
+    for ending, beginning, found in PATHS:
+        if name.endswith(ending) and path.startswith(beginning):
+            return found, True
+    known = HOSTS.get(name) or _by_domain(name)
+    return (known, True) if known else (UNKNOWN, None)
+
+
+def is_local(host: str | None, own_hosts: Iterable[str] = ()) -> bool:
+    """Tell whether `host` is this machine or one of the operator's own.
+
+    Args:
+        host: as in a URL, in any case, with or without brackets; None, "" or a path is a
+            Unix socket.
+        own_hosts: lower-case names, or ``*.example.org`` for every host below one.
+    """
+    name = _plain(host)
+    if _is_loopback(name):
+        return True
+    return any(
+        name.endswith(pattern[1:]) and len(name) >= len(pattern)
+        if pattern.startswith("*.")
+        else name == pattern
+        for pattern in own_hosts
+    )
+
+
+def _plain(host: str | None) -> str:
+    if not host:
+        return ""
+    return host.lower().strip("[]").rstrip(".")
+
+
+@lru_cache(maxsize=512)
+def _is_loopback(name: str) -> bool:
+    if not name or name.startswith(("/", "unix:")):
+        return True
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    # Connecting to the unspecified address reaches this machine.
+    return address.is_loopback or address.is_unspecified
+
+
+@lru_cache(maxsize=512)
+def _by_domain(name: str) -> str | None:
+    return next((found for ending, found in DOMAINS if name.endswith(ending)), None)

@@ -1,0 +1,179 @@
+"""OpenAI chat completions, and what the many servers that speak it add to it.
+
+Wire: https://platform.openai.com/docs/api-reference/chat. The same rows serve text
+completions, whose answers have the same shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sottovoce.protocols.protocol import (
+    Body,
+    Candidates,
+    Protocol,
+    Seen,
+    Table,
+    at,
+    error_code,
+    length,
+    read,
+)
+
+PERSON_BLOCKS: Final = frozenset(
+    {"text", "image_url", "input_audio", "file", "input_text", "input_image", "input_file"}
+)
+"""Types of content blocks that a person's turn is made of; results of tools are not among them."""
+
+OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
+"""`response_format` types in the words of `gen_ai.output.type`."""
+
+
+def from_person(message: Any) -> bool | None:
+    """Tell whether a message comes from a person, by its role and its blocks' types."""
+    if not isinstance(message, Mapping):
+        return None
+    if message.get("role") != "user":
+        return False
+    content = message.get("content")
+    if isinstance(content, str):
+        return True
+    return isinstance(content, (list, tuple)) and any(
+        isinstance(block, Mapping) and block.get("type") in PERSON_BLOCKS for block in content
+    )
+
+
+def find_error(body: Body) -> str | None:
+    """Find an error's code in ``{"error": {…}}``, ``{"error": "…"}`` or ``{"object": "error", …}``."""
+    error = body.get("error")
+    if isinstance(error, Mapping):
+        return error_code(error.get("code"), error.get("type"))
+    if error:
+        return error_code()
+    if body.get("object") == "error":  # vLLM
+        return error_code(body.get("type"), body.get("code"))
+    return None
+
+
+def stop_count(body: Body) -> int | None:
+    """Count the stop sequences; what they are is the app's own text."""
+    stop = body.get("stop")
+    return 1 if isinstance(stop, str) else len(stop) if isinstance(stop, list) else None
+
+
+def choice_count(body: Body) -> Any:
+    """Find how many choices were asked for, unless it is the usual one."""
+    n = body.get("n")
+    return None if n == 1 else n
+
+
+def event(body: Body, seen: Seen) -> Candidates:
+    """Read one chunk: choices end one by one, tool calls begin with a name."""
+    for choice in _choices(body):
+        index = choice.get("index", 0)
+        seen.finished(index, choice.get("finish_reason"))
+        delta = choice.get("delta")
+        calls = delta.get("tool_calls") if isinstance(delta, Mapping) else None
+        for place, call in enumerate(calls if isinstance(calls, list) else ()):
+            if isinstance(call, Mapping):
+                seen.tool(index, call.get("index", place), call.get("id"))
+    return {**read(ANSWERED, body), **seen.candidates()}
+
+
+def _choices(body: Body) -> list[Mapping[str, Any]]:
+    choices = body.get("choices")
+    if not isinstance(choices, list):
+        return []
+    return [choice for choice in choices if isinstance(choice, Mapping)]
+
+
+def _user_turn(body: Body) -> bool | None:
+    messages = body.get("messages")
+    return from_person(messages[-1]) if isinstance(messages, list) and messages else None
+
+
+def _output_type(body: Body) -> str | None:
+    modalities = body.get("modalities")
+    if isinstance(modalities, list) and "audio" in modalities:
+        return "speech"
+    chosen = body.get("response_format")
+    kind = chosen.get("type") if isinstance(chosen, Mapping) else None
+    return OUTPUT_TYPES.get(kind) if isinstance(kind, str) else None
+
+
+def _reasons(body: Body) -> list[str] | None:
+    seen = Seen()
+    for choice in _choices(body):
+        seen.finished(choice.get("index", 0), choice.get("finish_reason"))
+    return seen.candidates().get("finish_reasons")
+
+
+def _tool_calls(body: Body) -> int | None:
+    total = 0
+    for choice in _choices(body):
+        message = choice.get("message")
+        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        total += len(calls) if isinstance(calls, list) else 0
+    return total or None
+
+
+SAMPLING: Final[Table] = (
+    ("request_model", at("model")),
+    ("request_stream", at("stream")),
+    ("request_temperature", at("temperature")),
+    ("request_top_p", at("top_p")),
+    ("request_top_k", at("top_k")),
+    ("request_frequency_penalty", at("frequency_penalty")),
+    ("request_presence_penalty", at("presence_penalty")),
+    ("request_choice_count", choice_count),
+    ("request_stop_count", stop_count),
+)
+
+ASKED: Final[Table] = (
+    *SAMPLING,
+    ("request_max_tokens", at("max_completion_tokens")),
+    ("request_max_tokens", at("max_tokens")),
+    ("request_reasoning_level", at("reasoning_effort")),
+    ("request_service_tier", at("service_tier")),
+    ("request_tool_count", length("tools")),
+    ("request_tool_count", length("functions")),
+    ("output_type", _output_type),
+    ("user_turn", _user_turn),
+)
+
+USAGE: Final[Table] = (
+    ("response_model", at("model")),
+    ("response_service_tier", at("service_tier")),
+    ("input_tokens", at("usage", "prompt_tokens")),
+    ("output_tokens", at("usage", "completion_tokens")),
+    ("cache_read_tokens", at("usage", "prompt_tokens_details", "cached_tokens")),
+    ("cache_read_tokens", at("usage", "prompt_cache_hit_tokens")),  # DeepSeek
+    ("cache_read_tokens", at("usage", "cached_tokens")),  # Moonshot
+    ("cache_write_tokens", at("usage", "prompt_tokens_details", "cache_write_tokens")),
+    ("reasoning_tokens", at("usage", "completion_tokens_details", "reasoning_tokens")),
+    ("input_tokens", at("x_groq", "usage", "prompt_tokens")),  # Groq's streams
+    ("output_tokens", at("x_groq", "usage", "completion_tokens")),
+)
+
+ANSWERED: Final[Table] = (
+    *USAGE,
+    ("finish_reasons", _reasons),
+    ("tool_call_count", _tool_calls),
+)
+
+MAY_HOLD_FACT: Final = re.compile(
+    rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|name"\s*:\s*"|error"\s*:\s*[{"])'
+)
+"""A reason, token counts, the beginning of a tool call, an error. The model and the service
+tier are in every chunk: the reader parses the first ones for them."""
+
+OPENAI_CHAT: Final = Protocol(
+    name="openai_chat",
+    asked=ASKED,
+    answered=ANSWERED,
+    event=event,
+    error=find_error,
+    may_hold_fact=MAY_HOLD_FACT,
+)

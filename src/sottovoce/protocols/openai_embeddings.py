@@ -1,0 +1,44 @@
+"""OpenAI embeddings: answers are long lists of numbers, of which only the edges matter.
+
+Wire: https://platform.openai.com/docs/api-reference/embeddings
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sottovoce.protocols import openai_chat
+from sottovoce.protocols.protocol import Body, Candidates, Protocol, Seen, Table, at, read
+
+
+def _event(body: Body, _seen: Seen) -> Candidates:
+    return read(ANSWERED, body)
+
+
+def _encoding_formats(body: Body) -> list[Any] | None:
+    encoding = body.get("encoding_format")
+    return None if encoding is None else [encoding]
+
+
+ASKED: Final[Table] = (
+    ("request_model", at("model")),
+    ("request_encoding_formats", _encoding_formats),
+    ("request_dimensions", at("dimensions")),
+)
+
+ANSWERED: Final[Table] = (
+    ("response_model", at("model")),
+    ("input_tokens", at("usage", "prompt_tokens")),
+)
+
+OPENAI_EMBEDDINGS: Final = Protocol(
+    name="openai_embeddings",
+    asked=ASKED,
+    answered=ANSWERED,
+    event=_event,
+    error=openai_chat.find_error,
+    may_hold_fact=openai_chat.MAY_HOLD_FACT,
+    # One vector of 1536 numbers is 30 KB and costs as many float objects when parsed.
+    parse_up_to=4096,
+    flat=True,
+)

@@ -1,0 +1,243 @@
+"""What a wire format is to us: tables of facts, and how its last event and its errors look.
+
+A protocol is tables: each row names a fact and says where in a body its value lies. The
+values are checked by fact in one place (`checked`), so that a value of another type sets
+nothing, whatever a provider sends. No row may name anything that can hold content.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+if TYPE_CHECKING:
+    from sottovoce.call import Facts
+
+Body: TypeAlias = Mapping[str, Any]
+Candidates: TypeAlias = dict[str, Any]
+"""Values by fact, as the wire gave them, not yet checked."""
+Table: TypeAlias = tuple[tuple[str, Callable[[Body], Any]], ...]
+"""Rows of (fact, how to find its value); of several rows for a fact the first value counts."""
+
+UNNAMED_ERROR: Final = "_OTHER"
+"""The code of an error that brings none that can be used."""
+
+_WRONG: Final = object()
+_MAX_MODEL = 512  # model ids can be paths; the gate never lets them through as they are
+_MAX_COUNT = (1 << 63) - 1
+_MAX_INDEX = 128
+_MAX_TOOLS = 1024
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,63}").fullmatch
+_CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}").fullmatch
+
+
+def at(*path: str) -> Callable[[Body], Any]:
+    """Find the value at `path`; None where a part of it is absent or null."""
+
+    def find(body: Body) -> Any:
+        value: Any = body
+        for key in path:
+            if not isinstance(value, Mapping):
+                return _WRONG
+            value = value.get(key)
+            if value is None:
+                return None
+        return value
+
+    return find
+
+
+def length(*path: str) -> Callable[[Body], Any]:
+    """Find how many items the list at `path` has; None when it is absent or no list."""
+    find = at(*path)
+
+    def count(body: Body) -> Any:
+        value = find(body)
+        return len(value) if isinstance(value, (list, tuple)) else None
+
+    return count
+
+
+def read(table: Table, body: Body) -> Candidates:
+    """Apply every row of `table` to `body`. Never raises: a row that cannot be read is absent."""
+    found: Candidates = {}
+    for fact, find in table:
+        if fact in found:
+            continue
+        try:
+            value = find(body)
+        except Exception:  # noqa: BLE001 - a body may hold objects of the app
+            value = _WRONG
+        if value is not None:
+            found[fact] = value
+    return found
+
+
+def checked(candidates: Candidates, on_malformed: Callable[[str], None] | None = None) -> Facts:
+    """Keep the values that have the type of their fact.
+
+    Anything else sets nothing; `on_malformed` is told ``type`` once however many there were.
+    """
+    facts: dict[str, Any] = {}
+    wrong = False
+    for fact, value in candidates.items():
+        good = _CHECKS[fact](value)
+        if good is None:
+            # Servers send "" for what they do not know (Azure's first event: the model).
+            wrong = wrong or value != ""
+        else:
+            facts[fact] = good
+    if wrong and on_malformed is not None:
+        on_malformed("type")
+    return cast("Facts", facts)
+
+
+def error_code(*candidates: Any) -> str:
+    """Give the first usable of a provider's error codes or types, as a string.
+
+    Usable are identifier-like strings and HTTP status numbers; messages never are.
+    """
+    for value in candidates:
+        if isinstance(value, str):
+            if _CODE(value) or (value.isascii() and value.isdigit() and len(value) == 3):  # noqa: PLR2004 - HTTP status
+                return value
+        elif type(value) is int and 100 <= value <= 599:  # noqa: PLR2004 - HTTP status
+            return str(value)
+    return UNNAMED_ERROR
+
+
+class Seen:
+    """What the earlier events of a stream said that later ones add to. Bounded."""
+
+    __slots__ = ("reasons", "tool_ids", "tool_places")
+
+    def __init__(self) -> None:
+        self.reasons: dict[int, str] = {}
+        self.tool_ids: set[str] = set()
+        self.tool_places: set[tuple[int, int]] = set()
+
+    def finished(self, index: Any, reason: Any) -> None:
+        """Choice number `index` ended for `reason`."""
+        if isinstance(reason, str) and type(index) is int and 0 <= index < _MAX_INDEX:
+            self.reasons[index] = reason
+
+    def tool(self, choice: Any, place: Any, identity: Any) -> None:
+        """A tool call was seen: by its place among those of a choice, and by its id.
+
+        Servers leave out either, or number every call 0.
+        """
+        if type(choice) is int and type(place) is int and len(self.tool_places) < _MAX_TOOLS:
+            self.tool_places.add((choice, place))
+        if identity and isinstance(identity, str) and len(self.tool_ids) < _MAX_TOOLS:
+            self.tool_ids.add(identity[:_MAX_INDEX])
+
+    def candidates(self) -> Candidates:
+        """Give the facts so far. A choice without a reason is an ``error``, as the conventions say."""
+        found: Candidates = {}
+        if self.reasons:
+            reasons = self.reasons
+            found["finish_reasons"] = [reasons.get(i, "error") for i in range(max(reasons) + 1)]
+        if self.tool_places or self.tool_ids:
+            found["tool_call_count"] = max(len(self.tool_places), len(self.tool_ids))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """One wire format.
+
+    Attributes:
+        name: ours, for logs and tests.
+        asked: where the facts of a request are.
+        answered: where the facts of a whole answer are.
+        event: reads one streamed event; gets what earlier ones said.
+        error: gives an error body's code (`UNNAMED_ERROR` when it has none), None when the
+            body is no error.
+        may_hold_fact: matches every event that may hold a fact; one that it does not match
+            is counted and timed, never parsed.
+        last_data: what the data of the last event begins with, where it is not JSON.
+        last_types: the `type` of events that are the last.
+        parse_up_to: bytes up to which a whole answer is parsed; of a longer one only the
+            beginning and the end are looked at.
+        flat: no object in an answer but the outermost has a key `model`.
+    """
+
+    name: str
+    asked: Table
+    answered: Table
+    event: Callable[[Body, Seen], Candidates]
+    error: Callable[[Body], str | None]
+    may_hold_fact: re.Pattern[bytes]
+    last_data: bytes = b"[DONE]"
+    last_types: frozenset[str] = frozenset()
+    parse_up_to: int = 256 * 1024
+    flat: bool = False
+
+    def request(self, body: Body) -> Facts:
+        """Read the facts of a request's JSON object. Never raises; never content."""
+        return checked(read(self.asked, body))
+
+    def response(self, body: Body, on_malformed: Callable[[str], None] | None = None) -> Facts:
+        """Read the facts of a whole answer's JSON object. Never raises; never content."""
+        return checked(read(self.answered, body), on_malformed)
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MAX_COUNT else None
+
+
+def _number(value: Any) -> float | None:
+    if type(value) is int and -_MAX_COUNT <= value <= _MAX_COUNT:
+        return float(value)
+    return value if type(value) is float and math.isfinite(value) else None
+
+
+def _flag(value: Any) -> bool | None:
+    return value if type(value) is bool else None
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) and _WORD(value) else None
+
+
+def _model(value: Any) -> str | None:
+    good = isinstance(value, str) and 0 < len(value) <= _MAX_MODEL and value.isprintable()
+    return value if good else None
+
+
+def _words(value: Any) -> list[str] | None:
+    good = isinstance(value, list) and 0 < len(value) <= _MAX_INDEX and all(map(_word, value))
+    return list(value) if good else None
+
+
+_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "request_model": _model,
+    "request_stream": _flag,
+    "request_temperature": _number,
+    "request_top_p": _number,
+    "request_top_k": _count,
+    "request_max_tokens": _count,
+    "request_frequency_penalty": _number,
+    "request_presence_penalty": _number,
+    "request_choice_count": _count,
+    "request_stop_count": _count,
+    "request_reasoning_level": _word,
+    "request_encoding_formats": _words,
+    "request_dimensions": _count,
+    "request_service_tier": _word,
+    "request_tool_count": _count,
+    "output_type": _word,
+    "response_model": _model,
+    "response_service_tier": _word,
+    "finish_reasons": _words,
+    "input_tokens": _count,
+    "output_tokens": _count,
+    "cache_read_tokens": _count,
+    "cache_write_tokens": _count,
+    "reasoning_tokens": _count,
+    "tool_call_count": _count,
+    "user_turn": _flag,
+}

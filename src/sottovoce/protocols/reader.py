@@ -1,0 +1,437 @@
+"""Bytes of an answer → chunks and facts of a call: splits event streams, collects JSON bodies.
+
+A reader is fed what the app is fed, chunk by chunk, content encoding already undone. An
+event that cannot hold a fact is counted and timed and never parsed; memory is bounded
+whatever the length of the stream, of one event or of a body.
+
+Event streams follow https://html.spec.whatwg.org/multipage/server-sent-events.html, except
+that an event which the end of the stream breaks off still counts when it is complete JSON
+or the last event: servers leave out the final blank line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sottovoce.protocols.protocol import Seen, checked
+from sottovoce.protocols.skeleton import skeleton
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sottovoce.call import Call, Facts
+    from sottovoce.protocols.protocol import Protocol
+
+Reason = Literal["json", "utf8", "size", "sse", "type", "reader"]
+"""What `on_malformed` is told: not JSON, not UTF-8, too large to learn from, a stream that
+breaks off, a value of a wrong type, a fault of the reader itself."""
+
+MAX_EVENT: Final = 1 << 20
+"""Bytes of an event up to which it is parsed."""
+MAX_PARSED_REQUEST: Final = 64 * 1024
+"""Bytes of a request's body up to which it is parsed."""
+
+_HEAD = 8 * 1024
+_TAIL = 64 * 1024
+_FIRST_EVENTS = 4
+_SHORT = 32
+_BOM = b"\xef\xbb\xbf"
+_NEWLINE = 10
+
+_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_REASON = re.compile(rb'"finish_reason"\s*:\s*"([A-Za-z_]{1,64})"')
+_MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]{1,512}")')
+_MOST_USAGES = 8
+_MOST_USAGE_BYTES = 4096
+
+_parse = json.JSONDecoder().decode
+_parse_first = json.JSONDecoder().raw_decode
+
+
+def request_facts(
+    protocol: Protocol, body: bytes, on_malformed: Callable[[str], None] | None = None
+) -> Facts:
+    """Read the facts of a request's body: parsed when small, else its shape alone.
+
+    Never raises: bytes that are not a JSON object give no facts.
+    """
+    try:
+        if len(body) > MAX_PARSED_REQUEST:
+            return protocol.request(skeleton(body))
+        found = _parse(body.decode("utf-8", "replace").lstrip("\ufeff"))
+        return protocol.request(found) if isinstance(found, dict) else {}
+    except Exception:  # noqa: BLE001 - the app may send what it likes
+        if on_malformed is not None:
+            on_malformed("json")
+        return {}
+
+
+class Clip:
+    """Bytes that arrive in pieces: all of them up to a limit, else their beginning and end."""
+
+    __slots__ = ("_head", "_rest", "clipped", "limit", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._head = b""
+        self._rest = bytearray()
+        self.size = 0
+        self.clipped = False
+
+    def add(self, piece: bytes) -> None:
+        """Take the next piece."""
+        self.size += len(piece)
+        if not self.clipped:
+            if self.size <= self.limit:
+                self._rest += piece
+                return
+            self.clipped = True
+            self._head = bytes(self._rest[:_HEAD])
+            self._head += piece[: _HEAD - len(self._head)]
+        if len(piece) >= _TAIL:
+            self._rest[:] = piece[-_TAIL:]
+            return
+        self._rest += piece
+        if len(self._rest) > 2 * _TAIL:
+            del self._rest[:-_TAIL]
+
+    def absorb(self, other: Clip, skip: int) -> None:
+        """Take what `other`, which is clipped, holds, but for its first `skip` bytes."""
+        if not self.clipped:
+            self._head = bytes(self._rest[:_HEAD])
+        self._head += other._head[skip : skip + _HEAD - len(self._head)]
+        self._rest = other._rest
+        self.size += other.size - skip
+        self.clipped = True
+
+    def edges(self) -> tuple[bytes, bytes]:
+        """Give the beginning and the end; all in the end where nothing was left out."""
+        return self._head, bytes(self._rest[-_TAIL:] if self.clipped else self._rest)
+
+
+class Reader:
+    """Reads one answer for a call. No method ever raises.
+
+    A stream's last event ends the call, an error event fails it, both now; so does
+    `finish` end a streamed call. The call of a whole answer is left open: its client or
+    transport knows the status. Facts of either go to ``call.facts``.
+
+    Args:
+        call: what the facts and chunks are for.
+        protocol: the answer's wire format.
+        content_type: the answer's header; decides how it is read. Other than an event
+            stream or JSON, nothing is.
+        on_malformed: is told a `Reason` for bytes that cannot be understood.
+
+    Attributes:
+        done: the last event, or an error event, has been seen.
+        error: the code of the error that the answer is (see `Protocol.error`), else None.
+        streaming: the answer is an event stream.
+    """
+
+    __slots__ = (
+        "_after_cr",
+        "_at_start",
+        "_call",
+        "_clean",
+        "_data",
+        "_first",
+        "_gate",
+        "_held",
+        "_json",
+        "_on_malformed",
+        "_protocol",
+        "_seen",
+        "done",
+        "error",
+        "streaming",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        protocol: Protocol,
+        content_type: str | None = None,
+        on_malformed: Callable[[str], None] | None = None,
+    ) -> None:
+        kind = (content_type or "").partition(";")[0].strip().lower()
+        self._call = call
+        self._protocol = protocol
+        self._on_malformed = on_malformed
+        self._gate = protocol.may_hold_fact.search
+        self._json = kind == "application/json" or kind.endswith("+json")
+        self.streaming = kind == "text/event-stream"
+        self.done = False
+        self.error: str | None = None
+        self._seen = Seen()
+        self._first = _FIRST_EVENTS  # how many more may be parsed for the model's name
+        self._clean = True  # nothing is held of an event that has not ended
+        self._at_start = True
+        self._after_cr = False
+        self._data: bytes | Clip | None = None
+        # The line, or the body, that comes in pieces.
+        self._held = Clip(MAX_EVENT if self.streaming else protocol.parse_up_to)
+        if self.streaming:
+            call.stream = True
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+        try:
+            if not self.streaming:
+                if self._json:
+                    self._held.add(chunk)
+                return
+            if self.done or not chunk:
+                return
+            # Nearly always a network chunk is one event: "data: {…}" and a blank line.
+            if self._clean and chunk[:5] == b"data:":
+                size = len(chunk)
+                newline = chunk.find(b"\n")
+                if (
+                    newline == size - 2 and chunk[newline + 1] == _NEWLINE and b"\r" not in chunk
+                ) or (
+                    newline == size - 3
+                    and chunk[newline:] == b"\n\r\n"
+                    and chunk.find(b"\r") == newline - 1
+                ):
+                    self._event(chunk, 5)
+                    return
+            self._split(chunk)
+        except Exception:  # noqa: BLE001 - the promise of this class
+            self._broken()
+
+    def finish(self) -> None:
+        """The body is complete: read what is still held, and end the call if it is streamed."""
+        try:
+            if self.streaming:
+                if not self.done:
+                    self._flush()
+                    self._call.end()
+            elif self._json and self._held.size:
+                self._whole(self._held)
+        except Exception:  # noqa: BLE001 - the promise of this class
+            self._broken()
+        self.close()
+
+    def close(self) -> None:
+        """Nobody reads on: let go of what is held. The call is left as it is."""
+        self._held = Clip(self._held.limit)
+        self._data = None
+        self._clean = True
+
+    def whole(self, body: bytes) -> None:
+        """Read a complete JSON body, whatever the content type says."""
+        try:
+            held = Clip(self._protocol.parse_up_to)
+            held.add(body)
+            self._whole(held)
+        except Exception:  # noqa: BLE001 - the promise of this class
+            self._broken()
+
+    # Event streams: lines, then events.
+
+    def _split(self, chunk: bytes) -> None:
+        """Take lines that end in any of the three ways, wherever the chunks were cut."""
+        if self._after_cr:
+            self._after_cr = False
+            if chunk[0] == _NEWLINE:
+                chunk = chunk[1:]
+        if b"\r" in chunk:
+            self._after_cr = chunk[-1:] == b"\r"
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = chunk.split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            if self._held.size:
+                self._held.add(line)
+                self._end_held()
+            else:
+                self._take(line)
+            if self.done:
+                return
+        if rest:
+            self._held.add(rest)
+        self._clean = not (self._held.size or self._after_cr or self._data is not None)
+
+    def _end_held(self) -> None:
+        """The line that came in pieces is complete."""
+        line, self._held = self._held, Clip(MAX_EVENT)
+        head, rest = line.edges()
+        if not line.clipped:
+            self._take(rest)
+            return
+        skip = len(_BOM) if self._at_start and head.startswith(_BOM) else 0
+        self._at_start = False
+        if head.startswith(b"data:", skip):
+            self._as_clip().absorb(line, skip + 5)
+
+    def _take(self, line: bytes) -> None:
+        """Take one line: a blank one ends an event; only data matters of the others."""
+        if not line:
+            if self._data is not None:
+                self._dispatch()
+            return
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(_BOM)
+        if line[:5] == b"data:":
+            line = line[5:]
+        elif line == b"data":
+            line = b""
+        else:
+            return
+        if self._data is None:
+            self._data = line
+        else:
+            self._as_clip().add(b"\n" + line)
+
+    def _as_clip(self) -> Clip:
+        """Give the data of the current event as something that can be added to."""
+        if not isinstance(self._data, Clip):
+            clip = Clip(MAX_EVENT)
+            clip.add(self._data or b"")
+            self._data = clip
+        return self._data
+
+    def _dispatch(self) -> None:
+        data, self._data = self._data, None
+        if isinstance(data, Clip):
+            head, rest = data.edges()
+            if data.clipped:
+                self._large(head, rest)
+            else:
+                self._event(rest, 0)
+        elif data is not None:
+            self._event(data, 0)
+
+    def _event(self, data: bytes, start: int) -> None:
+        """Take one event, whose data begins at `start`."""
+        size = len(data)
+        if size < _SHORT and data[start:].lstrip().startswith(self._protocol.last_data):
+            self.done = True
+            self._call.end()
+        elif size > MAX_EVENT:
+            self._large(data[start : start + _HEAD], data[-_TAIL:])
+        elif self._first or self._gate(data) is not None:
+            body = self._parsed(data[start:])
+            if body is None:
+                self._call.chunk()
+            else:
+                self._learn(body)
+        else:
+            self._call.chunk()
+
+    def _large(self, head: bytes, tail: bytes) -> None:
+        self._tell("size")
+        self._learn(self._shape(head, tail))
+
+    def _learn(self, body: dict[str, Any]) -> None:
+        """Take the facts of an event that was parsed."""
+        self._at_start = False
+        facts = self._call.facts
+        error = self._protocol.error(body)
+        facts.update(checked(self._protocol.event(body, self._seen), self._on_malformed))
+        if self._first:
+            self._first = 0 if "response_model" in facts else self._first - 1
+        kind = body.get("type")
+        if error is not None:
+            self.error = error
+            self.done = True
+            self._call.fail(error)
+        elif isinstance(kind, str) and kind in self._protocol.last_types:
+            self.done = True
+            self._call.end()
+        else:
+            self._call.chunk()
+
+    def _flush(self) -> None:
+        """The stream ended: take what lacks its line ends, unless it breaks off."""
+        if self._held.size:
+            self._end_held()
+        data = self._data
+        if isinstance(data, bytes):
+            text = data.strip()
+            if not text.endswith(b"}") and not text.startswith(self._protocol.last_data):
+                self._data = None
+                self._tell("sse")
+                return
+        self._dispatch()
+        if not self.done and "finish_reasons" not in self._call.facts:
+            self._tell("sse")
+
+    # JSON bodies.
+
+    def _whole(self, held: Clip) -> None:
+        head, rest = held.edges()
+        body = self._shape(head, rest) if held.clipped else self._parsed(rest)
+        if body is None:
+            return
+        if held.clipped and "usage" not in body:
+            self._tell("size")
+        self.error = self._protocol.error(body)
+        self._call.facts.update(self._protocol.response(body, self._on_malformed))
+
+    def _parsed(self, data: bytes) -> dict[str, Any] | None:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            self._tell("utf8")
+            text = data.decode("utf-8", "replace")
+        try:
+            body = _parse(text.removeprefix("\ufeff"))
+        except (ValueError, RecursionError):
+            self._tell("json")
+            return None
+        if isinstance(body, dict):
+            return body
+        self._tell("type")
+        return None
+
+    def _shape(self, head: bytes, tail: bytes) -> dict[str, Any]:
+        """Give what can be known of a body from its beginning and its end.
+
+        No quote inside a JSON string stands without a backslash, so the patterns cannot
+        match in text, wherever the end begins.
+        """
+        body = skeleton(head)
+        usage = _last_usage(tail)
+        if usage is not None:
+            inner = body.get("response")
+            (inner if isinstance(inner, dict) else body).setdefault("usage", usage)
+        if self._protocol.flat and "model" not in body:
+            models = _MODEL.findall(tail)
+            if models:
+                body["model"] = json.loads(models[-1])
+        reasons = _REASON.findall(tail) or _REASON.findall(head)
+        # Which choice a reason belongs to is known only when there is one.
+        if reasons and "choices" not in body and "request_choice_count" not in self._call.facts:
+            body["choices"] = [{"finish_reason": reasons[-1].decode()}]
+        return body
+
+    def _tell(self, reason: Reason) -> None:
+        if self._on_malformed is not None:
+            self._on_malformed(reason)
+
+    def _broken(self) -> None:
+        """A fault of ours: go on with the next event."""
+        self._clean = True
+        self._data = None
+        self._held = Clip(self._held.limit)
+        with contextlib.suppress(Exception):
+            self._tell("reader")
+
+
+def _last_usage(tail: bytes) -> dict[str, Any] | None:
+    for match in reversed(list(_USAGE.finditer(tail))[-_MOST_USAGES:]):
+        text = tail[match.end() : match.end() + _MOST_USAGE_BYTES].decode("utf-8", "replace")
+        try:
+            usage, _ = _parse_first(text)
+        except (ValueError, RecursionError):
+            continue
+        # A tool's schema may have a property of this name; it holds no numbers.
+        if any(type(value) is int for value in usage.values()):
+            return dict(usage)
+    return None
