@@ -1,0 +1,88 @@
+"""Where telemetry comes from, cleaned: resource, instrumentation scope, span context.
+
+Resources and scopes are few and live long, so each is cleaned once and found again by
+identity. A fork makes a new resource (the SDK merges its detectors' findings over the old
+one), which is therefore cleaned anew, whatever was added.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sottovoce.privacy.policy import Policy
+
+T = TypeVar("T")
+
+_VERSION: Final = re.compile(r"[\w.+\-]{0,64}", re.ASCII)
+_SCHEMA: Final = re.compile(r"https://opentelemetry\.io/schemas/[\w./\-]{1,64}", re.ASCII)
+_MOST: Final = 512
+
+
+class _Once(Generic[T]):
+    """Remembers what was made of an object, by identity; holds on to it, so that ids last."""
+
+    __slots__ = ("_made", "_make")
+
+    def __init__(self, make: Callable[[T], T]) -> None:
+        self._make = make
+        self._made: dict[int, tuple[T, T]] = {}
+
+    def __call__(self, item: T) -> T:
+        found = self._made.get(id(item))
+        if found is not None:
+            return found[1]
+        clean = self._make(item)
+        if len(self._made) >= _MOST:
+            self._made.clear()
+        self._made[id(item)] = (item, clean)
+        return clean
+
+
+class Origins:
+    """Cleans where telemetry says that it comes from. Raises nothing that its input does not."""
+
+    def __init__(self, policy: Policy, signal: str) -> None:
+        self._policy = policy
+        self._signal = signal
+        self.resource: Callable[[Resource], Resource] = _Once(self._resource)
+        self.scope: Callable[[InstrumentationScope], InstrumentationScope] = _Once(self._scope)
+
+    def _resource(self, resource: Resource) -> Resource:
+        return Resource(
+            self._policy.attributes(resource.attributes, "resource"),
+            schema_url(resource.schema_url),
+        )
+
+    def _scope(self, scope: InstrumentationScope) -> InstrumentationScope:
+        name = self._policy.scope(scope.name)
+        if name != scope.name:
+            self._policy.count("scope", "unknown")
+        if scope.attributes:
+            self._policy.count("scope", "drop", len(scope.attributes))
+        # The version of a scope that may not be named may be anything.
+        known = name == scope.name and _VERSION.fullmatch(scope.version or "") is not None
+        return InstrumentationScope(
+            name, scope.version if known else None, schema_url(scope.schema_url)
+        )
+
+    def context(self, context: SpanContext | None) -> SpanContext | None:
+        """`context` without trace state, which other systems write what they like into."""
+        if context is None or not context.trace_state:
+            return context
+        self._policy.count(self._signal, "trace_state")
+        return SpanContext(
+            context.trace_id, context.span_id, context.is_remote, context.trace_flags
+        )
+
+
+def schema_url(url: Any) -> str:
+    """`url` if it is one of OpenTelemetry's own schemas, else empty."""
+    return url if isinstance(url, str) and _SCHEMA.fullmatch(url) else ""

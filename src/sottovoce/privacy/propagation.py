@@ -1,0 +1,76 @@
+"""Keeps trace context and baggage from going to hosts that are not the operator's own."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as context_api
+from opentelemetry.propagators.textmap import (
+    CarrierT,
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+    from sottovoce.privacy.policy import Policy
+
+log = logging.getLogger("sottovoce")
+
+WITHHOLD: Final = context_api.create_key("sottovoce-withhold")
+"""Context key: while it is true nothing is injected, neither `traceparent` nor baggage."""
+
+
+class GatedPropagator(TextMapPropagator):
+    """A propagator that injects nothing into a request that context must not go with.
+
+    Args:
+        inner: what injects and extracts otherwise.
+        policy: where a withheld injection is counted.
+    """
+
+    def __init__(self, inner: TextMapPropagator, policy: Policy) -> None:
+        self._inner = inner
+        self._policy = policy
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        """What `inner` extracts; incoming context is the app's own affair. Never raises."""
+        try:
+            return self._inner.extract(carrier, context, getter)
+        except Exception:
+            log.debug("sottovoce: extracting trace context failed", exc_info=True)
+            return context_api.get_current() if context is None else context
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        """Inject what `inner` does, unless `WITHHOLD` is set. Never raises."""
+        try:
+            if self._withholds(context):
+                self._policy.count("propagation", "withheld")
+                return
+            self._inner.inject(carrier, context, setter)
+        except Exception:
+            log.debug("sottovoce: injecting trace context failed", exc_info=True)
+
+    @property
+    def fields(self) -> set[str]:
+        """The header names that `inner` may set."""
+        return self._inner.fields
+
+    @staticmethod
+    def _withholds(context: Context | None) -> Any:
+        return context_api.get_value(WITHHOLD, context)

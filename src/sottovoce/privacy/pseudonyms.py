@@ -1,0 +1,176 @@
+"""Keyed pseudonyms that stand for identifiers, and the secret that they are made with.
+
+A pseudonym is HMAC-SHA256 under a key of its own purpose; the purposes' keys come by HKDF
+(RFC 5869) from one master secret, so that a model's pseudonym tells nothing about a host's.
+The secret is the operator's (`SOTTOVOCE_KEY`, `SOTTOVOCE_KEY_FILE`) or one made at first use
+and kept in the state directory, where every process of the same user finds it.
+
+No key is kept as bytes: only HMAC states are, which neither print nor pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import tempfile
+import time
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from sottovoce.settings import state_dir
+
+if TYPE_CHECKING:
+    from sottovoce.settings import Settings
+
+log = logging.getLogger("sottovoce")
+
+SHORTEST: Final = 16
+"""Bytes that an operator's secret has at least."""
+
+_FILE: Final = "key"
+_HEX_LENGTH: Final = 64
+_SALT: Final = b"sottovoce pseudonyms v1"
+
+
+def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
+    """Derive `length` bytes from `secret` (RFC 5869 with SHA-256; `length` up to 8160)."""
+    pseudorandom = hmac.digest(salt or b"\0" * 32, secret, "sha256")
+    block = derived = b""
+    for counter in range(1, -(-length // 32) + 1):
+        block = hmac.digest(pseudorandom, block + info + bytes((counter,)), "sha256")
+        derived += block
+    return derived[:length]
+
+
+class Pseudonyms:
+    """Makes pseudonyms with one secret. Thread-safe, the same after fork."""
+
+    __slots__ = ("_host", "_model")
+
+    def __init__(self, secret: bytes) -> None:
+        self._model = _state(secret, b"model")
+        self._host = _state(secret, b"host")
+
+    def __repr__(self) -> str:
+        return "Pseudonyms(<secret>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not pickled")
+
+    def model(self, raw: str) -> str:
+        """``h:`` and 12 hex characters for a model id."""
+        return f"h:{_digest(self._model, raw)}"
+
+    def host(self, raw: str) -> str:
+        """12 hex characters for a host name."""
+        return _digest(self._host, raw)
+
+
+def from_settings(settings: Settings) -> Pseudonyms:
+    """The pseudonyms of this deployment. Never raises; every fallback is a warning.
+
+    In this order: the secret of the settings, the file that they name, the secret of the
+    state directory (made now if there is none), a secret of this process alone.
+    """
+    for source, secret in (
+        ("SOTTOVOCE_KEY", _given(settings)),
+        ("SOTTOVOCE_KEY_FILE", _file(settings)),
+    ):
+        if secret is None:
+            continue
+        if len(secret) >= SHORTEST:
+            return Pseudonyms(secret)
+        log.warning(
+            "%s: a secret needs at least %d bytes; using a generated one instead.", source, SHORTEST
+        )
+    directory = state_dir()
+    try:
+        if directory is not None:
+            return Pseudonyms(_kept(directory))
+    except (OSError, ValueError):
+        log.debug("sottovoce: the secret of the state directory cannot be used", exc_info=True)
+    log.warning(
+        "sottovoce: no secret could be kept in the state directory; pseudonyms of this process "
+        "will not match those of any other. Set SOTTOVOCE_KEY or SOTTOVOCE_KEY_FILE."
+    )
+    return Pseudonyms(secrets.token_bytes(32))
+
+
+def _state(secret: bytes, purpose: bytes) -> hmac.HMAC:
+    return hmac.new(hkdf(secret, salt=_SALT, info=purpose, length=32), digestmod=hashlib.sha256)
+
+
+def _digest(state: hmac.HMAC, raw: str) -> str:
+    keyed = state.copy()
+    # A lone surrogate is possible in a file name and must not be an error here.
+    keyed.update(raw.encode("utf-8", "surrogatepass"))
+    return keyed.hexdigest()[:12]
+
+
+def _given(settings: Settings) -> bytes | None:
+    return None if settings.key is None else settings.key.encode("utf-8", "surrogatepass")
+
+
+def _file(settings: Settings) -> bytes | None:
+    if settings.key_file is None:
+        return None
+    try:
+        with open(settings.key_file, "rb") as file:  # noqa: PTH123 - pathlib costs more to import
+            return file.read(4096).strip()
+    except OSError:
+        log.debug("sottovoce: the key file cannot be read", exc_info=True)
+        return b""
+
+
+def _kept(directory: str) -> bytes:
+    """The secret in `directory`, made when there is none; two processes at once agree.
+
+    Raises:
+        OSError: nothing can be read or written there.
+        ValueError: what is there is no secret of ours.
+    """
+    path = os.path.join(directory, _FILE)  # noqa: PTH118 - as above
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        pass
+    os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - as above
+    # The file appears under its name only when complete, and only for the first who links it.
+    handle, draft = tempfile.mkstemp(dir=directory, prefix=".key-")
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(_HEX_LENGTH // 2))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        except OSError:
+            _create(draft, path)
+    finally:
+        os.unlink(draft)  # noqa: PTH108 - as above
+    return _read(path)
+
+
+def _create(draft: str, path: str) -> None:
+    """Where the file system has no links: the first who creates the file writes it."""
+    with open(draft, "rb") as file:  # noqa: PTH123 - as above
+        text = file.read()
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(handle, "wb") as out:
+        out.write(text)
+
+
+def _read(path: str) -> bytes:
+    for _ in range(20):
+        with open(path, encoding="ascii") as file:  # noqa: PTH123 - as above
+            text = file.read(_HEX_LENGTH + 2).strip()
+        if len(text) == _HEX_LENGTH:
+            return bytes.fromhex(text)
+        # Another process may be between creating and writing it.
+        time.sleep(0.005)
+    raise ValueError("not a secret of ours")

@@ -1,0 +1,313 @@
+"""What each rule of the registry does with one value: keeps it, replaces it, or drops it.
+
+A rule is made once for an attribute (`make`) and then called with every string given for it.
+It returns what may leave, or a `Drop` that names the rule it is counted under. Numbers and
+booleans need no rule beyond their type, which the policy checks itself.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.registry import ATTRIBUTES, SCOPES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sottovoce.privacy.pseudonyms import Pseudonyms
+
+LONGEST: Final = 128
+"""Characters of the longest string that may leave."""
+
+OTHER: Final = "_OTHER"
+
+REMEMBERED: Final = 1024
+"""Values whose verdict a rule remembers: attributes repeat, and a verdict is for ever."""
+
+
+class Drop:
+    """The verdict that a value must not leave; `rule` is what the drop is counted under."""
+
+    __slots__ = ("rule",)
+
+    def __init__(self, rule: str) -> None:
+        self.rule = rule
+
+
+class Changed:
+    """The verdict that `value` leaves in the place of another, counted under `rule`."""
+
+    __slots__ = ("rule", "value")
+
+    def __init__(self, value: str | tuple[str, ...], rule: str) -> None:
+        self.value = value
+        self.rule = rule
+
+
+Verdict = str | Drop | Changed
+
+DROPPED: Final = Drop("drop")
+UNKNOWN: Final = Drop("unknown")
+WRONG_TYPE: Final = Drop("type")
+TOO_LONG: Final = Drop("length")
+CONTROL: Final = Drop("control")
+SHAPE: Final = Drop("shape")
+TRIPWIRE: Final = Drop("tripwire")
+
+COUNTED_AS: Final = {"gen_ai.request.stop_sequences": "sottovoce.request.stop_sequences.count"}
+"""Attribute of rule *count* → the attribute that says how many values it had."""
+
+KNOWN_MODULES: Final = frozenset({
+    "aiohttp", "anthropic", "asyncio", "builtins", "cerebras", "cohere", "concurrent", "google",
+    "groq", "grpc", "h11", "h2", "http", "httpcore", "httpcore2", "httpx", "httpx2", "json",
+    "jsonschema", "llama_cpp", "mistralai", "mlx", "mlx_lm", "ollama", "openai", "opentelemetry",
+    "pydantic", "pydantic_core", "requests", "sniffio", "socket", "sottovoce", "ssl", "together",
+    "torch", "transformers", "trio", "urllib", "urllib3", "anyio",
+})  # fmt: skip
+"""Top-level modules whose exception classes may be named."""
+
+_PROVIDER_HOSTS: Final = frozenset({
+    "api.anthropic.com", "api.cerebras.ai", "api.cohere.com", "api.cohere.ai", "api.deepseek.com",
+    "api.fireworks.ai", "api.groq.com", "api.mistral.ai", "api.moonshot.ai", "api.openai.com",
+    "api.perplexity.ai", "api.together.xyz", "api.together.ai", "api.x.ai", "codestral.mistral.ai",
+    "eu.api.openai.com", "generativelanguage.googleapis.com", "api-inference.huggingface.co",
+    "router.huggingface.co", "openrouter.ai", "us.api.openai.com",
+})  # fmt: skip
+
+# A tenant names these hosts, or a region does: only what comes after it may be seen.
+_TENANT_SUFFIXES: Final = (
+    "openai.azure.com",
+    "services.ai.azure.com",
+    "cognitiveservices.azure.com",
+    "inference.ml.azure.com",
+    "aiplatform.googleapis.com",
+    "amazonaws.com",
+    "cloudflare.com",
+    "endpoints.huggingface.cloud",
+)
+_LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]")
+_PRIVATE: Final = re.compile(
+    r"10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}"
+    r"|169\.254(?:\.\d{1,3}){2}|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])(?:\.\d{1,3}){2}"
+    r"|\[?f(?:[cd][0-9a-f]{2}|e[89ab][0-9a-f]):[0-9a-f:.%]*\]?"
+    r"|[^.:]*|.*\.(?:local|internal|lan|home|corp|intranet|localhost)|/.*"
+)
+_HOST_PSEUDONYM: Final = re.compile(r"(?:private|public_other)-[0-9a-f]{12}")
+_MODEL_PSEUDONYM: Final = re.compile(r"h:[0-9a-f]{12}")
+
+_STATUS: Final = re.compile(r"[1-5]\d\d")
+_CLASS: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*){0,12}", re.ASCII)
+_ROUTE: Final = re.compile(r"/[\w\-./{}<>:]*", re.ASCII)
+# A template's literal parts are words; digits in numbers or an id in hex are somebody's value.
+_ROUTE_PART: Final = re.compile(
+    r"|v\d{1,2}|[A-Za-z][A-Za-z_\-]{0,31}(?:\.[a-z]{1,5})?|\{[A-Za-z_][\w:]{0,31}\}|<[A-Za-z_][\w:]{0,31}>|:[A-Za-z_]\w{0,31}",
+    re.ASCII,
+)
+
+_WORD: Final = re.compile(r"[\w.+\-]{1,32}", re.ASCII)
+_SHAPES: Final = {
+    # By default a random UUID for each process; anything else may be a host or a person.
+    "service.instance.id": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "service.version": re.compile(r"[\w.+\-]{1,64}", re.ASCII),
+    "telemetry.sdk.name": _WORD,
+    "telemetry.sdk.version": _WORD,
+    "telemetry.auto.version": _WORD,
+    "telemetry.distro.name": _WORD,
+    "telemetry.distro.version": _WORD,
+    "process.runtime.name": _WORD,
+    "process.runtime.version": _WORD,
+    "os.version": re.compile(r"\d{1,3}(?:\.\d{1,3}){0,2}"),
+}
+"""Attribute → what a kept value of it must look like; stricter than the tripwire."""
+
+_TRIPWIRE: Final = re.compile(
+    r"[^\s@]@[^\s@]+\.\w|\b(?:sk|pk|rk|ghp|gho|xox[abp]|hf|AKIA|AIza|eyJ)[-_]?[A-Za-z0-9_\-]{16}"
+    r"|[Bb]earer |://|(?:^|[\s\"'=(])(?:~|\.{1,2})?/(?:home|Users|root|var|tmp|mnt|private|Volumes|opt)/|[A-Za-z]:\\|\d{9}"
+)
+"""What no kept string may hold: an address, a key, a token, a URL, a path, a long number."""
+
+
+def text(value: str) -> Verdict:
+    """The checks that every string passes that leaves as it is."""
+    if len(value) > LONGEST:
+        return TOO_LONG
+    # False for control, format, surrogate and private-use characters and for odd spaces.
+    if not value.isprintable():
+        return CONTROL
+    return value
+
+
+def make(
+    name: str, rule: str, values: frozenset[str] | None, pseudonyms: Pseudonyms
+) -> Callable[[str], Verdict]:
+    """The rule called `rule` for the attribute `name`, as a function of one string.
+
+    A rule that this version does not know drops everything.
+    """
+    judge = _FACTORIES.get(rule, _drop)(name, values, pseudonyms)
+    return lru_cache(maxsize=REMEMBERED)(judge)
+
+
+def _drop(*_: Any) -> Callable[[str], Verdict]:
+    def drop(_: str) -> Verdict:
+        return DROPPED
+
+    return drop
+
+
+def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
+    shape = _SHAPES.get(name)
+
+    def keep(value: str) -> Verdict:
+        if values is not None:
+            return value if value in values else DROPPED
+        verdict = text(value)
+        if verdict is not value:
+            return verdict
+        if shape is not None:
+            return value if shape.fullmatch(value) else SHAPE
+        return TRIPWIRE if _TRIPWIRE.search(value) else value
+
+    return keep
+
+
+def _enum(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
+    known = values or frozenset()
+    other = Changed("custom" if name == "gen_ai.provider.name" else OTHER, "enum")
+    return lambda value: value if value in known or value == other.value else other
+
+
+def _error(_name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
+    other = Changed(OTHER, "error")
+
+    def judge(value: str) -> Verdict:
+        known = error(value, values)
+        return value if known == value else other
+
+    return judge
+
+
+def _host(
+    _name: str, _values: frozenset[str] | None, pseudonyms: Pseudonyms
+) -> Callable[[str], Verdict]:
+    def judge(value: str) -> Verdict:
+        shown = host(value, pseudonyms)
+        return value if shown == value else Changed(shown, "host")
+
+    return judge
+
+
+def _route(*_: Any) -> Callable[[str], Verdict]:
+    def judge(value: str) -> Verdict:
+        if len(value) > LONGEST:
+            return TOO_LONG
+        if not _ROUTE.fullmatch(value) or not all(map(_ROUTE_PART.fullmatch, value.split("/"))):
+            return Drop("route")
+        return value
+
+    return judge
+
+
+def _scope(*_: Any) -> Callable[[str], Verdict]:
+    other = Changed(OTHER, "scope")
+    return lambda value: value if value in SCOPES or value == OTHER else other
+
+
+_FACTORIES: Final[
+    dict[str, Callable[[str, frozenset[str] | None, Pseudonyms], Callable[[str], Verdict]]]
+] = {
+    "keep": _keep,
+    "enum": _enum,
+    "error": _error,
+    "host": _host,
+    "route": _route,
+    "scope": _scope,
+}
+
+
+NAMES: Final = frozenset(_FACTORIES) | {"cat12", "count"}
+"""Rules that let something leave; any other drops whatever it is given."""
+
+
+def is_model_pseudonym(value: str) -> bool:
+    """Whether `value` already is what the rule *cat12* makes of a private model id."""
+    return _MODEL_PSEUDONYM.fullmatch(value) is not None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `address` is this machine by name or number."""
+    return _LOOPBACK.fullmatch(address.lower()) is not None
+
+
+def is_own(address: str, own_hosts: tuple[str, ...]) -> bool:
+    """Whether `address` is one of `own_hosts`: exact names, or ``*.example.org``."""
+    address = address.lower()
+    return any(
+        address.endswith(own[1:]) if own.startswith("*.") else address == own for own in own_hosts
+    )
+
+
+def host(address: str, pseudonyms: Pseudonyms) -> str:
+    """What may be said of a host: a known provider's name, loopback, or its class and 12 hex."""
+    name = address.lower().rstrip(".")
+    if name in _PROVIDER_HOSTS or _LOOPBACK.fullmatch(name) or _HOST_PSEUDONYM.fullmatch(name):
+        return name
+    for suffix in _TENANT_SUFFIXES:
+        if name == suffix or name.endswith("." + suffix):
+            return suffix
+    kind = "private" if len(name) > 255 or _PRIVATE.fullmatch(name) else "public_other"  # noqa: PLR2004 - a name's longest
+    return f"{kind}-{pseudonyms.host(name)}"
+
+
+_ERROR_VALUES: Final = ATTRIBUTES["error.type"].values
+
+
+def error(
+    value: type[BaseException] | str | None, values: frozenset[str] | None = _ERROR_VALUES
+) -> str:
+    """The `error.type` of an exception class, a provider's code or an HTTP status.
+
+    A class is named only when it exists under that name in a module of `KNOWN_MODULES` that
+    is loaded: a string that merely looks like one may be anything.
+    """
+    if value is None:
+        return OTHER
+    if isinstance(value, type):
+        module, name = value.__module__, value.__qualname__
+        shown = name if module == "builtins" else f"{module}.{name}"
+        known = str(module).partition(".")[0] in KNOWN_MODULES
+        return shown if known and len(shown) <= LONGEST and _CLASS.fullmatch(shown) else OTHER
+    if (values is not None and value in values) or _STATUS.fullmatch(value):
+        return value
+    return value if len(value) <= LONGEST and _CLASS.fullmatch(value) and _exists(value) else OTHER
+
+
+def _exists(path: str) -> bool:
+    top, _, rest = path.partition(".")
+    if not rest:
+        # `vars` rather than `getattr`: a module may import lazily when asked for a name.
+        owners = [
+            vars(builtins),
+            *(vars(sys.modules[m]) for m in KNOWN_MODULES if m in sys.modules),
+        ]
+        return any(_is_error(owner.get(top)) for owner in owners)
+    if top not in KNOWN_MODULES:
+        return False
+    module, _, name = path.rpartition(".")
+    while module not in sys.modules:
+        module, _, head = module.rpartition(".")
+        if not module:
+            return False
+        name = f"{head}.{name}"
+    found: Any = sys.modules[module]
+    for part in name.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return _is_error(found)
+
+
+def _is_error(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, BaseException)

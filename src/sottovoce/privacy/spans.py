@@ -1,0 +1,261 @@
+"""The gate for spans: every span is rebuilt from what the policy lets through.
+
+The gate takes the place of the provider's own multi-processor, so no processor that anyone
+adds, before or after, can see anything else. At start and while ending, a processor gets a
+facade of the live span: it can write to it, and reads only what the gate would let leave.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.sdk.trace import (
+    Event,
+    ReadableSpan,
+    SpanProcessor,
+    SynchronousMultiSpanProcessor,
+)
+from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
+
+from sottovoce import guard
+from sottovoce.privacy.origin import Origins
+from sottovoce.privacy.rules import OTHER
+from sottovoce.registry import EVENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.util.types import Attributes, AttributeValue
+
+    from sottovoce.privacy.policy import Policy
+
+_STATUS: Final = {code: Status(code) for code in StatusCode}
+
+OPERATION: Final = "gen_ai.operation.name"
+MODEL: Final = "gen_ai.request.model"
+
+
+class SpanGate(SynchronousMultiSpanProcessor):
+    """Hands every processor clean spans only; ``TracerProvider(active_span_processor=…)``.
+
+    A span whose rebuilding fails is dropped and counted. An exception of a processor reaches
+    neither the app nor the processors after it.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.policy = policy
+        self._clean = SpanCleaner(policy).clean
+        # What a facade is asked for has not left: it is not counted.
+        self._peek = SpanCleaner(policy.quiet()).clean
+
+    def on_start(self, span: Any, parent_context: Context | None = None) -> None:
+        """Show every processor a facade of the span that was started."""
+        if not self._span_processors:
+            return
+        facade = Facade(span, self._peek)
+        for processor in self._span_processors:
+            _safely("on_start", processor.on_start, facade, parent_context)
+
+    def _on_ending(self, span: Any) -> None:
+        # A private hook of the SDK (1.30 to 1.45): most processors have none of their own.
+        base = getattr(SpanProcessor, "_on_ending", None)
+        facade = None
+        for processor in self._span_processors:
+            if getattr(type(processor), "_on_ending", base) is base:
+                continue
+            facade = facade or Facade(span, self._peek)
+            _safely("_on_ending", processor._on_ending, facade)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Rebuild `span` and hand it on; never raises."""
+        if not self._span_processors:
+            return
+        try:
+            clean = self._clean(span)
+        except Exception:  # noqa: BLE001 - fail closed
+            self.policy.count("span", "gate_error")
+            guard.failed("span gate")
+            return
+        if clean is None:
+            self.policy.count("span", "off")
+            return
+        for processor in self._span_processors:
+            _safely("on_end", processor.on_end, clean)
+
+    def shutdown(self) -> None:
+        """Shut every processor down, whatever the ones before it do."""
+        for processor in self._span_processors:
+            _safely("shutdown", processor.shutdown)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """As the SDK does it, but false rather than an exception."""
+        try:
+            return super().force_flush(timeout_millis)
+        except Exception:  # noqa: BLE001 - as in `_safely`
+            guard.failed("span processor force_flush")
+            return False
+
+
+class SpanCleaner:
+    """Rebuilds spans from what a policy lets through."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._origins = Origins(policy, "span")
+
+    def clean(self, span: ReadableSpan) -> ReadableSpan | None:
+        """`span`, rebuilt from what may leave; None when nothing may. May raise."""
+        policy, origins = self.policy, self._origins
+        if policy.off:
+            return None
+        attributes = policy.attributes(_plain(span.attributes), "span")
+        scope = span.instrumentation_scope
+        status = span.status
+        if status.description:
+            policy.count("span", "status_description")
+        return ReadableSpan(
+            name=self._name(span.name, attributes),
+            context=origins.context(span.context),
+            parent=origins.context(span.parent),
+            resource=origins.resource(span.resource),
+            attributes=attributes,
+            events=self._events(span.events) if span.events else (),
+            links=self._links(span.links) if span.links else (),
+            kind=span.kind,
+            status=_STATUS[status.status_code],
+            start_time=span.start_time,
+            end_time=span.end_time,
+            instrumentation_scope=None if scope is None else origins.scope(scope),
+        )
+
+    def _name(self, name: str, attributes: Mapping[str, Any]) -> str:
+        template = _from_template(attributes)
+        if template is not None:
+            if template != name:
+                self.policy.count("span", "name")
+            return template
+        if self.policy.allows("span", name):
+            return name
+        self.policy.count("span", "name")
+        return OTHER
+
+    def _events(self, events: Sequence[Event]) -> tuple[Event, ...]:
+        kept = []
+        for event in events:
+            if event.name in EVENTS:
+                attributes = self.policy.attributes(_plain(event.attributes), "event")
+                kept.append(Event(event.name, attributes, event.timestamp))
+            else:
+                self.policy.count("event", "unknown")
+        return tuple(kept)
+
+    def _links(self, links: Sequence[Link]) -> tuple[Link, ...]:
+        for link in links:
+            if link.attributes:
+                self.policy.count("link", "drop", len(link.attributes))
+        contexts = [self._origins.context(link.context) for link in links]
+        return tuple(Link(context) for context in contexts if context is not None)
+
+
+def _safely(place: str, method: Callable[..., Any], *args: Any) -> None:
+    """Call a processor's method: its error is neither the app's nor the next processor's."""
+    try:
+        method(*args)
+    except Exception:  # noqa: BLE001 - see above
+        guard.failed(f"span processor {place}")
+
+
+def _plain(attributes: Attributes) -> Mapping[str, Any]:
+    # The SDK's mapping pays a Python call for every item; its copy is a dict, made in C.
+    copy = getattr(attributes, "copy", None)
+    return copy() if copy is not None else dict(attributes or {})
+
+
+def _from_template(attributes: Mapping[str, Any]) -> str | None:
+    """The name of a span of a known kind, made of attributes that passed the policy."""
+    operation = attributes.get(OPERATION)
+    if operation is not None:
+        model = attributes.get(MODEL)
+        return f"{operation} {model}" if model else str(operation)
+    method = attributes.get("http.request.method") or attributes.get("http.method")
+    if method is not None:
+        method = "HTTP" if method == OTHER else method
+        route = attributes.get("http.route") or attributes.get("url.template")
+        return f"{method} {route}" if route else str(method)
+    database = attributes.get("db.operation.name")
+    return None if database is None else str(database)
+
+
+class Facade(Span):
+    """A live span as processors see it: writes go through, reads give what may leave."""
+
+    __slots__ = ("_clean", "_live")
+
+    def __init__(self, live: Any, clean: Callable[[ReadableSpan], ReadableSpan | None]) -> None:
+        self._live = live
+        self._clean = clean
+
+    def __repr__(self) -> str:
+        return "Facade(<span>)"
+
+    def end(self, end_time: int | None = None) -> None:
+        """End the span, at `end_time` nanoseconds since the epoch or now."""
+        self._live.end(end_time)
+
+    def get_span_context(self) -> SpanContext:
+        """Ids and flags of the span, without trace state."""
+        context: SpanContext = self._live.get_span_context()
+        return SpanContext(
+            context.trace_id, context.span_id, context.is_remote, context.trace_flags
+        )
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Set attributes of the span; the gate judges them when it ends."""
+        self._live.set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Set one attribute of the span; the gate judges it when it ends."""
+        self._live.set_attribute(key, value)
+
+    def add_event(
+        self, name: str, attributes: Attributes = None, timestamp: int | None = None
+    ) -> None:
+        """Add an event to the span; the gate judges it when it ends."""
+        self._live.add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        """Add a link to the span."""
+        self._live.add_link(context, attributes)
+
+    def update_name(self, name: str) -> None:
+        """Rename the span; the gate judges the name when it ends."""
+        self._live.update_name(name)
+
+    def is_recording(self) -> bool:
+        """Whether the span is still open."""
+        return bool(self._live.is_recording())
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        """Set the status of the span; a description never leaves."""
+        self._live.set_status(status, description)
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        """Record an exception; of it only the class leaves."""
+        self._live.record_exception(exception, attributes, timestamp, escaped)
+
+    def _readable_span(self) -> ReadableSpan | None:
+        return self._clean(self._live._readable_span())
+
+    def __getattr__(self, name: str) -> Any:
+        # What a `ReadableSpan` has publicly besides, as the gate would let it leave now.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._readable_span(), name)
