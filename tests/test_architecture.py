@@ -36,7 +36,16 @@ OURS = {
     "buckets": {"call"},
     "record": {"_version", "buckets", "call", "guard", "privacy", "registry", "settings"},
 }
-NO_OPENTELEMETRY = {"call", "guard", "settings", "protocols", "clients", "runtimes", "transports"}
+NO_OPENTELEMETRY = {
+    "call",
+    "exchange",
+    "guard",
+    "settings",
+    "protocols",
+    "clients",
+    "runtimes",
+    "transports",
+}
 
 
 def room_of(path):

@@ -1,0 +1,144 @@
+"""A call over HTTP: what the client that opens it and the transport that serves it share.
+
+A client (`clients/`) opens the call above an SDK's retries; a transport (`transports/`) sends
+its requests and reads its facts, or opens a call itself when no SDK is at work. Both meet in
+`call.current_call`, which holds the call only while its request is being made.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce import guard
+from sottovoce.call import Call, current_call
+from sottovoce.protocols import hosts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextvars import Token
+
+    from sottovoce.call import Facts, Recorder
+    from sottovoce.protocols.routes import Route
+
+    Tokens = tuple[Token[Call | None], Any]
+
+_PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a request goes.
+
+    Attributes:
+        host: as in the URL.
+        port: the scheme's own where the URL names none.
+        provider: who answers there.
+        third_party: the host is known to be a provider's.
+        local: the host is this machine or the operator's own.
+    """
+
+    host: str | None
+    port: int | None
+    provider: str
+    third_party: bool
+    local: bool
+
+
+@functools.lru_cache(maxsize=256)
+def server(
+    scheme: str, host: str, port: int | None, path: str, own_hosts: tuple[str, ...]
+) -> Server:
+    """Say where a request goes; `port` is ``None`` for the scheme's own."""
+    port = port or _PORTS.get(scheme)
+    provider, third_party = hosts.provider(host, port, path)
+    local = hosts.is_local(host, own_hosts)
+    return Server(host or None, port, provider, third_party is True, local)
+
+
+class HTTPCall(Call):
+    """A call over HTTP.
+
+    Attributes:
+        sending: a transport is sending a request of this call right now; what the app's own
+            transport sends on its way is not taken for another attempt.
+        watched: whoever reads the response's body ends the call; whoever opened it does not.
+    """
+
+    __slots__ = ("sending", "watched")
+
+    sending: bool
+    watched: bool
+
+
+def open_call(
+    recorder: Recorder, route: Route, facts: Facts, target: Server, provider: str | None = None
+) -> HTTPCall:
+    """Open a call.
+
+    Args:
+        recorder: what turns the call into telemetry.
+        route: what the request's path says.
+        facts: what the request's body says; may be empty.
+        target: where the request goes.
+        provider: who answers, when the client knows better than the address.
+    """
+    call = HTTPCall(
+        recorder,
+        operation=route.operation,
+        provider=provider or target.provider,
+        model=facts.get("request_model"),
+        local=target.local,
+        address=target.host,
+        port=target.port,
+    )
+    call.sending = call.watched = False
+    call.facts.update(facts)
+    call.stream = facts.get("request_stream") is True
+    return call
+
+
+def enabled(recorder: Recorder) -> bool:
+    """Whether the recorder wants calls from this frame; one that cannot say wants all."""
+    ask = getattr(recorder, "enabled", None)
+    return ask is None or bool(ask())
+
+
+def enter(call: Call) -> Tokens:
+    """Make `call` the current one, and its span; undo it in the same frame with `leave`."""
+    return current_call.set(call), _enter(call)
+
+
+@guard.never_raise("exchange.enter")
+def _enter(call: Call) -> Any:
+    return call.recorder.enter(call)
+
+
+def leave(call: Call, tokens: Tokens) -> None:
+    """Undo `enter`. Never raises."""
+    try:
+        call.recorder.leave(tokens[1])
+    except Exception:  # noqa: BLE001 - in the app's path
+        guard.failed("exchange.leave")
+    try:
+        current_call.reset(tokens[0])
+    except ValueError:
+        # The app drives its coroutine from several contexts; this one has not got our call.
+        guard.failed("exchange.leave")
+
+
+@guard.never_raise("exchange.cut_short")
+def end_cut_short(call: Call, error: BaseException) -> None:
+    """End `call` because of an exception on its way to the app. Never raises."""
+    if isinstance(error, GeneratorExit):
+        # The app dropped the coroutine: nothing failed.
+        call.abandon()
+    else:
+        call.fail(error)
+
+
+@guard.never_raise("exchange.end")
+def end(call: Call) -> None:
+    """End `call` because its request was answered. Never raises."""
+    call.end()

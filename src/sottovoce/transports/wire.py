@@ -1,0 +1,257 @@
+"""What every transport does with the answer to a request: its facts are read in passing.
+
+A transport (`httpx.py`, later others) knows where its library sends a request and where the
+bytes of a response come by. A body that is already there is read by `read_whole`; one that the
+app is going to read is watched: a `Watch` is fed every chunk just before the app gets it, never
+reads ahead, keeps nothing of what was said, and ends its call at the protocol's last event, at
+the end of the body, when the app closes or drops the response, or when reading fails.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from queue import SimpleQueue
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Final, cast
+
+from sottovoce import exchange, guard
+from sottovoce.protocols.reader import Reader
+
+if TYPE_CHECKING:
+    from sottovoce.call import Call
+    from sottovoce.exchange import HTTPCall
+    from sottovoce.protocols.routes import Route
+
+_PIECE: Final = 1 << 16
+"""How many bytes are decompressed at a time: what a few compressed bytes grow to is unbounded."""
+
+
+Decompress = Callable[[bytes], Iterable[bytes]]
+"""Undoes a content coding: gets the next bytes, gives what can be told by now, in pieces."""
+
+
+class Watch:
+    """Reads one response's body in passing, and ends its call exactly once, however it ends.
+
+    Args:
+        call: whose facts the body holds.
+        reader: turns the body's bytes into facts.
+        decompress: undoes the body's content coding; ``None`` when it has none.
+    """
+
+    __slots__ = ("_answered_ns", "_call", "_decompress", "_process", "_reader")
+
+    def __init__(
+        self, call: HTTPCall, reader: Reader | None, decompress: Decompress | None
+    ) -> None:
+        self._answered_ns = perf_counter_ns()
+        self._call = call
+        self._reader = reader
+        self._decompress = decompress
+        self._process = os.getpid()
+        call.watched = True
+        _unfinished.add(call)
+        _keep_settling()
+
+    def feed(self, chunk: bytes) -> None:
+        """The app is about to get `chunk`, as it came off the wire. Never raises."""
+        reader = self._reader
+        if reader is None:
+            return
+        try:
+            if self._decompress is None:
+                reader.feed(chunk)
+            else:
+                for piece in self._decompress(chunk):
+                    reader.feed(piece)
+        except Exception:  # noqa: BLE001 - runs between the network and the app
+            # Only the decompression can fail, and what follows makes no sense without it.
+            self._reader = None
+            guard.undecodable["encoding"] += 1
+        if reader.done:
+            self._reader = None
+
+    @guard.never_raise("wire.exhausted")
+    def exhausted(self) -> None:
+        """The body has been read to its end."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.finish()
+            if reader.error is not None:
+                self._call.fail(reader.error)
+        self._call.end()
+
+    @guard.never_raise("wire.broken")
+    def broken(self, error: BaseException) -> None:
+        """Reading the body raised `error`, a task's cancellation included."""
+        exchange.end_cut_short(self._call, error)
+        self._let_go()
+
+    @guard.never_raise("wire.closed")
+    def closed(self) -> None:
+        """The app closed the response; it need not have read all of it."""
+        self._call.abandon(at_ns=self._answered_ns)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def __del__(self) -> None:
+        # The garbage collector may run this inside any lock that this very thread holds, also
+        # those of the recorder: another thread does the recording.
+        try:
+            if self._call.is_open and self._process == os.getpid():
+                _dropped.put((self._call, self._answered_ns))
+        except Exception:  # noqa: BLE001, S110 - half-built, or the interpreter is going away
+            pass
+
+
+_dropped: SimpleQueue[tuple[Call, int]] = SimpleQueue()
+_unfinished: weakref.WeakSet[Call] = weakref.WeakSet()
+_settler: threading.Thread | None = None
+
+
+def _settle() -> None:
+    """End the calls of dropped responses, for ever; `SimpleQueue.put` is safe inside a GC."""
+    while True:
+        call, answered_ns = _dropped.get()
+        _abandon(call, answered_ns)
+        del call
+
+
+@guard.never_raise("wire.abandon")
+def _abandon(call: Call, answered_ns: int | None) -> None:
+    call.abandon(at_ns=answered_ns)
+
+
+def _keep_settling() -> None:
+    global _settler  # noqa: PLW0603 - one thread per process, gone after a fork
+    if _settler is None or not _settler.is_alive():
+        _settler = threading.Thread(target=_settle, name="sottovoce-dropped", daemon=True)
+        _settler.start()
+
+
+@atexit.register
+def abandon_unfinished() -> None:
+    """End the streams that nobody read to the end; providers made earlier still export them."""
+    for call in list(_unfinished):
+        _abandon(call, None)
+
+
+def _forget_parent() -> None:
+    """In a forked child: what the parent reads is the parent's to record."""
+    global _dropped  # noqa: PLW0603 - its lock may have been held when the process forked
+    _dropped = SimpleQueue()
+    _unfinished.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+class _Inflate:
+    """Undo ``gzip`` or ``deflate``, in pieces of at most 64 KiB."""
+
+    def __init__(self, *window_bits: int) -> None:
+        self._choices = list(window_bits)
+        self._state = zlib.decompressobj(self._choices.pop(0))
+
+    def __call__(self, data: bytes) -> Iterable[bytes]:
+        try:
+            piece = self._state.decompress(data, _PIECE)
+        except zlib.error:
+            if not self._choices:
+                raise
+            # "deflate" is sent with and without the zlib header.
+            self._state = zlib.decompressobj(self._choices.pop(0))
+            piece = self._state.decompress(data, _PIECE)
+        self._choices.clear()
+        while piece:
+            yield piece
+            piece = self._state.decompress(self._state.unconsumed_tail, _PIECE)
+
+
+_DECOMPRESS: Final[Mapping[str, Callable[[], Decompress]]] = {
+    "gzip": lambda: _Inflate(zlib.MAX_WBITS | 16),
+    "x-gzip": lambda: _Inflate(zlib.MAX_WBITS | 16),
+    "deflate": lambda: _Inflate(zlib.MAX_WBITS, -zlib.MAX_WBITS),
+}
+
+
+def watch(
+    call: HTTPCall,
+    route: Route,
+    content_type: str | None,
+    coding: str | None,
+    foreign: Callable[[str], Decompress | None],
+) -> Watch:
+    """Watch the body of a response that the app is going to read.
+
+    Args:
+        call: the call that it answers.
+        route: of its request.
+        content_type: its header.
+        coding: its ``Content-Encoding`` header.
+        foreign: gives what the HTTP library itself undoes other codings with, if it can.
+    """
+    reader: Reader | None = Reader(call, route.protocol, _kind(call, content_type), _malformed)
+    decompress = None
+    coding = (coding or "identity").strip().lower()
+    if coding != "identity":
+        make = _DECOMPRESS.get(coding)
+        decompress = make() if make is not None else foreign(coding)
+        if decompress is None:
+            guard.undecodable["encoding"] += 1
+            reader = None
+    return Watch(call, reader, decompress)
+
+
+def read_whole(call: Call, route: Route, content_type: str | None, body: bytes) -> str | None:
+    """Read the facts of a body that is already there, its content coding undone.
+
+    Returns:
+        The code of the error that the body is, else ``None``.
+    """
+    if not body:
+        return None
+    kind = _kind(call, content_type)
+    stand_in = _Buffered(call)
+    reader = Reader(cast("Call", stand_in), route.protocol, kind, _malformed)
+    reader.feed(body)
+    reader.finish()
+    call.stream = call.stream or stand_in.stream
+    return reader.error
+
+
+class _Buffered:
+    """Stands in for the call of a stream that was read before anyone saw it: facts, no times."""
+
+    def __init__(self, call: Call) -> None:
+        self.facts = call.facts
+        self.stream = False
+
+    def chunk(self) -> None:
+        """The events came all at once: the gaps between them say nothing."""
+
+    def end(self) -> None:
+        """Who opened the call ends it."""
+
+    def fail(self, error: str) -> None:
+        """Same: the reader tells the error."""
+
+
+def _kind(call: Call, content_type: str | None) -> str:
+    if content_type:
+        return content_type
+    return "text/event-stream" if call.stream else "application/json"
+
+
+def _malformed(reason: str) -> None:
+    guard.undecodable[reason] += 1

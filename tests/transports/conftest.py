@@ -1,0 +1,9 @@
+"""Fixtures of the hooked libraries."""
+
+from servers.fixtures import (  # noqa: F401 - fixtures
+    calls,
+    no_failures,
+    raw_calls,
+    running_server,
+    server,
+)
