@@ -31,7 +31,7 @@ RULES = {
     "error": "the class of a known library's exception, an HTTP status or a known error code is kept, else `_OTHER`",
     "host": "a well-known provider host and loopback are kept, any other host becomes its class and a keyed hash",
     "route": "kept when it has the shape of a template",
-    "scope": "kept when the name is known, else a keyed hash",
+    "scope": "kept when the name is known, else `_OTHER`",
     "count": "the value is dropped, only how many there were may be told (under a name of its own)",
     "bucket": "replaced by the bucket that the number falls in",
     "curated": "a built-in name is kept, else `_OTHER`",

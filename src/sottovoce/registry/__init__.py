@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from sottovoce.registry import _tables
+from . import _tables
 
 PROFILES: Final = ("aggregate", "strict", "standard", "content")
 """The privacy profiles that have rules, the tightest first."""

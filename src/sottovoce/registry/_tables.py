@@ -36,11 +36,11 @@ _V3: Final[frozenset[str]] = frozenset({'bias', 'coherence', 'completeness', 'co
 _V4: Final[frozenset[str]] = frozenset({'acceptable', 'bad', 'correct', 'fail', 'failed', 'false', 'good', 'high', 'incorrect', 'low', 'medium', 'no', 'not_relevant', 'partially_correct', 'partially_relevant', 'pass', 'passed', 'relevant', 'true', 'unacceptable', 'yes'})
 _V5: Final[frozenset[str]] = frozenset({'chat', 'create_agent', 'create_memory', 'create_memory_store', 'delete_memory', 'delete_memory_store', 'embeddings', 'execute_tool', 'fetch_response', 'generate_content', 'invoke_agent', 'invoke_workflow', 'plan', 'retrieval', 'search_memory', 'text_completion', 'update_memory', 'upsert_memory'})
 _V6: Final[frozenset[str]] = frozenset({'image', 'json', 'speech', 'text'})
-_V7: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'github', 'groq', 'huggingface', 'hyperbolic', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nebius', 'novita', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'text_generation_inference', 'together', 'transformers', 'vllm', 'voyage', 'x_ai'})
+_V7: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks_ai', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'groq', 'hugging_face', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'together_ai', 'transformers', 'vllm', 'voyage', 'x_ai'})
 _V8: Final[frozenset[str]] = frozenset({'base64', 'binary', 'float', 'int8', 'ubinary', 'uint8'})
 _V9: Final[frozenset[str]] = frozenset({'adaptive', 'auto', 'disabled', 'enabled', 'false', 'high', 'low', 'max', 'medium', 'minimal', 'none', 'true', 'xhigh'})
 _V10: Final[frozenset[str]] = frozenset({'BLOCKLIST', 'COMPLETE', 'ERROR', 'ERROR_TOXIC', 'LANGUAGE', 'MALFORMED_FUNCTION_CALL', 'MAX_TOKENS', 'OTHER', 'PROHIBITED_CONTENT', 'RECITATION', 'SAFETY', 'SPII', 'STOP', 'abort', 'cancelled', 'completed', 'content_filter', 'end_turn', 'eos', 'eos_token', 'error', 'failed', 'function_call', 'in_progress', 'incomplete', 'length', 'load', 'max_output_tokens', 'max_tokens', 'model_context_window_exceeded', 'model_length', 'pause_turn', 'queued', 'refusal', 'stop', 'stop_sequence', 'stop_word', 'tool_calls', 'tool_use', 'unload'})
-_V11: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'az.ai.inference', 'az.ai.openai', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'gemini', 'github', 'groq', 'huggingface', 'hyperbolic', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nebius', 'novita', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'text_generation_inference', 'together', 'transformers', 'vertex_ai', 'vllm', 'voyage', 'x_ai', 'xai'})
+_V11: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'az.ai.inference', 'az.ai.openai', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks_ai', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'gemini', 'groq', 'hugging_face', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'together_ai', 'transformers', 'vertex_ai', 'vllm', 'voyage', 'x_ai', 'xai'})
 _V12: Final[frozenset[str]] = frozenset({'audio', 'image', 'text', 'unknown'})
 _V13: Final[frozenset[str]] = frozenset({'input', 'output'})
 _V14: Final[frozenset[str]] = frozenset({'datastore', 'extension', 'function'})
@@ -64,13 +64,14 @@ _V31: Final[frozenset[str]] = frozenset({'aix', 'darwin', 'dragonflybsd', 'freeb
 _V32: Final[frozenset[str]] = frozenset({'com.anthropic.sdk.python', 'opentelemetry.instrumentation.aiohttp_client', 'opentelemetry.instrumentation.aiohttp_server', 'opentelemetry.instrumentation.anthropic', 'opentelemetry.instrumentation.asgi', 'opentelemetry.instrumentation.asyncio', 'opentelemetry.instrumentation.asyncpg', 'opentelemetry.instrumentation.boto3sqs', 'opentelemetry.instrumentation.botocore', 'opentelemetry.instrumentation.celery', 'opentelemetry.instrumentation.dbapi', 'opentelemetry.instrumentation.django', 'opentelemetry.instrumentation.falcon', 'opentelemetry.instrumentation.fastapi', 'opentelemetry.instrumentation.flask', 'opentelemetry.instrumentation.genai.anthropic', 'opentelemetry.instrumentation.genai.openai', 'opentelemetry.instrumentation.google_genai', 'opentelemetry.instrumentation.grpc', 'opentelemetry.instrumentation.httpx', 'opentelemetry.instrumentation.jinja2', 'opentelemetry.instrumentation.kafka', 'opentelemetry.instrumentation.langchain', 'opentelemetry.instrumentation.logging', 'opentelemetry.instrumentation.mcp', 'opentelemetry.instrumentation.mysql', 'opentelemetry.instrumentation.openai', 'opentelemetry.instrumentation.openai_agents', 'opentelemetry.instrumentation.openai_v2', 'opentelemetry.instrumentation.psycopg', 'opentelemetry.instrumentation.psycopg2', 'opentelemetry.instrumentation.pymongo', 'opentelemetry.instrumentation.pymysql', 'opentelemetry.instrumentation.redis', 'opentelemetry.instrumentation.requests', 'opentelemetry.instrumentation.sqlalchemy', 'opentelemetry.instrumentation.sqlite3', 'opentelemetry.instrumentation.starlette', 'opentelemetry.instrumentation.system_metrics', 'opentelemetry.instrumentation.threading', 'opentelemetry.instrumentation.tornado', 'opentelemetry.instrumentation.urllib', 'opentelemetry.instrumentation.urllib3', 'opentelemetry.instrumentation.vertexai', 'opentelemetry.instrumentation.wsgi', 'opentelemetry.sdk._logs', 'opentelemetry.sdk.metrics', 'opentelemetry.sdk.trace', 'opentelemetry.util.genai', 'opentelemetry.util.genai.handler', 'sottovoce'})
 _V33: Final[frozenset[str]] = frozenset({'ERROR', 'OK', 'UNSET'})
 _V34: Final[frozenset[str]] = frozenset({'apache_dubbo', 'connect_rpc', 'dotnet_wcf', 'grpc', 'java_rmi', 'jsonrpc', 'onc_rpc'})
-_V35: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
-_V36: Final[frozenset[str]] = frozenset({'encoding', 'json', 'size', 'sse', 'type', 'utf8'})
-_V37: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
-_V38: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M'})
-_V39: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
-_V40: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
-_V41: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
+_V35: Final[frozenset[str]] = frozenset({'connectrpc', 'dubbo', 'grpc', 'jsonrpc'})
+_V36: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
+_V37: Final[frozenset[str]] = frozenset({'encoding', 'json', 'size', 'sse', 'type', 'utf8'})
+_V38: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
+_V39: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
+_V40: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
+_V41: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
+_V42: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
 _R0: Final[tuple[str, str, str, str]] = ('drop', 'cat12', 'cat12', 'cat12')
 _R1: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'seal')
 _R2: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'drop')
@@ -202,12 +203,11 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('gen_ai.output.type', 'string', _V6, _R11, _S7),
     ('gen_ai.prompt', 'string', None, _R1, _S1),
     ('gen_ai.prompt.name', 'string', None, _R8, _S0),
-    ('gen_ai.prompt.version', 'string', None, _R2, _S0),
+    ('gen_ai.prompt.version', 'string', None, _R8, _S0),
     ('gen_ai.provider.name', 'string', _V7, _R11, _S0),
     ('gen_ai.request.choice.count', 'int', None, _R12, _S7),
     ('gen_ai.request.encoding_formats', 'string[]', _V8, _R11, _S7),
     ('gen_ai.request.frequency_penalty', 'double', None, _R12, _S7),
-    ('gen_ai.request.instructions', 'string', None, _R1, _S1),
     ('gen_ai.request.max_tokens', 'int', None, _R10, _S7),
     ('gen_ai.request.model', 'string', None, _R0, _S0),
     ('gen_ai.request.presence_penalty', 'double', None, _R12, _S7),
@@ -362,7 +362,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('process.owner', 'string', None, _R2, _S3),
     ('process.parent_pid', 'int', None, _R2, _S3),
     ('process.pid', 'int', None, _R2, _S3),
-    ('process.runtime.description', 'string', None, _R2, _S4),
+    ('process.runtime.description', 'string', None, _R2, _S3),
     ('process.runtime.name', 'string', None, _R7, _S4),
     ('process.runtime.version', 'string', None, _R7, _S4),
     ('process.user.name', 'string', None, _R2, _S3),
@@ -374,6 +374,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('rpc.method', 'string', None, _R3, _S0),
     ('rpc.service', 'string', None, _R3, _S0),
     ('rpc.system', 'string', _V34, _R4, _S0),
+    ('rpc.system.name', 'string', _V35, _R4, _S0),
     ('server.address', 'string', None, _R15, _S0),
     ('server.port', 'int', None, _R7, _S0),
     ('service.instance.id', 'string', None, _R12, _S4),
@@ -382,16 +383,16 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('service.version', 'string', None, _R5, _S4),
     ('session.id', 'string', None, _R9, _S0),
     ('session.previous_id', 'string', None, _R9, _S0),
-    ('sottovoce.call.outcome', 'string', _V35, _R11, _S0),
-    ('sottovoce.decode.reason', 'string', _V36, _R11, _S9),
+    ('sottovoce.call.outcome', 'string', _V36, _R11, _S0),
+    ('sottovoce.decode.reason', 'string', _V37, _R11, _S9),
     ('sottovoce.engine.passes', 'int', None, _R12, _S10),
     ('sottovoce.gate.rule', 'string', None, _R5, _S9),
     ('sottovoce.gate.signal', 'string', None, _R5, _S9),
     ('sottovoce.hook.place', 'string', None, _R5, _S9),
-    ('sottovoce.model.architecture', 'string', _V37, _R4, _S0),
+    ('sottovoce.model.architecture', 'string', _V38, _R4, _S0),
     ('sottovoce.model.context_size', 'int', None, _R10, _S10),
-    ('sottovoce.model.parameters', 'string', _V38, _R4, _S0),
-    ('sottovoce.model.quantization', 'string', _V39, _R4, _S0),
+    ('sottovoce.model.parameters', 'string', _V39, _R4, _S0),
+    ('sottovoce.model.quantization', 'string', _V40, _R4, _S0),
     ('sottovoce.request.stop_sequences.count', 'int', None, _R12, _S10),
     ('sottovoce.request.tools.count', 'int', None, _R12, _S10),
     ('sottovoce.request.user_turn', 'boolean', None, _R7, _S10),
@@ -401,10 +402,9 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('telemetry.auto.version', 'string', None, _R5, _S4),
     ('telemetry.distro.name', 'string', None, _R5, _S4),
     ('telemetry.distro.version', 'string', None, _R5, _S4),
-    ('telemetry.sdk.language', 'string', _V40, _R11, _S4),
+    ('telemetry.sdk.language', 'string', _V41, _R11, _S4),
     ('telemetry.sdk.name', 'string', None, _R5, _S4),
     ('telemetry.sdk.version', 'string', None, _R5, _S4),
-    ('thread.id', 'string', None, _R9, _S0),
     ('tool.name', 'string', None, _R8, _S0),
     ('tool.parameters', 'string', None, _R1, _S1),
     ('tool_call.function.arguments', 'string', None, _R1, _S1),
@@ -418,7 +418,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('url.full', 'string', None, _R2, _S0),
     ('url.path', 'string', None, _R2, _S0),
     ('url.query', 'string', None, _R2, _S0),
-    ('url.scheme', 'string', _V41, _R11, _S0),
+    ('url.scheme', 'string', _V42, _R11, _S0),
     ('url.template', 'string', None, _R14, _S0),
     ('user.email', 'string', None, _R2, _S2),
     ('user.full_name', 'string', None, _R2, _S2),
