@@ -1,1 +1,51 @@
 """OpenTelemetry for local and remote model calls, without a word of what was said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sottovoce._version import __version__
+
+if TYPE_CHECKING:
+    from sottovoce.handle import Handle, start
+    from sottovoce.instrumentors import (
+        HTTPXInstrumentor,
+        LlamaCppInstrumentor,
+        MLXInstrumentor,
+        OpenAIInstrumentor,
+    )
+
+__all__ = [
+    "HTTPXInstrumentor",
+    "Handle",
+    "LlamaCppInstrumentor",
+    "MLXInstrumentor",
+    "OpenAIInstrumentor",
+    "__version__",
+    "start",
+]
+
+# A module must not be named like a public name: importing it would hide the name.
+_HOMES = {
+    "Handle": "sottovoce.handle",
+    "start": "sottovoce.handle",
+    "HTTPXInstrumentor": "sottovoce.instrumentors",
+    "LlamaCppInstrumentor": "sottovoce.instrumentors",
+    "MLXInstrumentor": "sottovoce.instrumentors",
+    "OpenAIInstrumentor": "sottovoce.instrumentors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: `import sottovoce` alone costs next to nothing."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - as lazy as the rest
+
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

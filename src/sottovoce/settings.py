@@ -8,25 +8,23 @@ and a warning that names the variable, the value (secrets excepted) and the choi
 from __future__ import annotations
 
 import os
+import re
+import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-ENDPOINT_VARIABLES: Final = (
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
-)
-EXPORTER_VARIABLES: Final = (
-    "OTEL_TRACES_EXPORTER",
-    "OTEL_METRICS_EXPORTER",
-    "OTEL_LOGS_EXPORTER",
-)
+SIGNALS: Final = ("traces", "metrics", "logs")
 LOCAL_ENDPOINT: Final = "http://127.0.0.1:4318"
 
+PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
+"""OTLP protocols, with the exporter entry point that speaks each."""
+
+# A scheme is needed, but for gRPC, which takes a bare host and port.
+_ENDPOINT: Final = re.compile(r"(?:(?:https?|unix)://\S+|(?![a-z]+://)[^\s/]+:\d+)$", re.IGNORECASE)
+_CREDENTIALS: Final = re.compile(r"//[^/@\s]*@")
 _TRUE: Final = frozenset({"1", "true", "on", "yes"})
 _FALSE: Final = frozenset({"0", "false", "off", "no", ""})
 
@@ -61,6 +59,14 @@ def _boolean(text: str) -> bool:
     raise _Unusable("choose true or false")
 
 
+def _true(text: str) -> bool:
+    """As OpenTelemetry defines its booleans, so that the SDK and we never disagree."""
+    value = text.strip().lower()
+    if value not in {"", "true", "false"}:
+        raise _Unusable("choose true or false")
+    return value == "true"
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -76,7 +82,33 @@ def _hosts(text: str) -> tuple[str, ...]:
 
 
 def _text(text: str) -> str | None:
-    return text or None
+    return text.strip() or None
+
+
+def _endpoint(text: str) -> str | None:
+    value = text.strip()
+    if value and not _ENDPOINT.match(value):
+        raise _Unusable("give an address such as http://127.0.0.1:4318")
+    return value or None
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    """Comma-separated exporters; None when nothing is said, empty when `none` is."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return tuple(name for name in names if name.lower() != "none") if names else None
+
+
+def _protocol(text: str) -> str | None:
+    return _choice(*PROTOCOLS)(text) if text.strip() else None
+
+
+def _allow(text: str) -> tuple[str, ...]:
+    items = tuple(item.strip() for item in text.split(",") if item.strip())
+    for item in items:
+        kind, _, name = item.partition(":")
+        if kind not in {"span", "metric", "resource", "scope"} or not name.strip("*"):
+            raise _Unusable("list span:NAME, metric:NAME, resource:KEY, scope:NAME")
+    return items
 
 
 def _setting(
@@ -94,6 +126,7 @@ def _setting(
         repr=not secret,
         metadata={
             "variable": variable,
+            "default": default,
             "parse": parse,
             "meaning": meaning,
             "safe": default if safe is None else safe,
@@ -141,6 +174,12 @@ class Settings:
         _hosts,
         "comma-separated hosts (`api.example.org`, `*.example.org`) that are yours: their models count as local and trace context may go there",
     )
+    allow: tuple[str, ...] = _setting(
+        "SOTTOVOCE_ALLOW",
+        (),
+        _allow,
+        "comma-separated names of your own that may leave: `span:NAME`, `metric:NAME`, `resource:KEY`, `scope:NAME`; a trailing `*` stands for any ending",
+    )
     propagation: str = _setting(
         "SOTTOVOCE_PROPAGATION",
         "own",
@@ -160,7 +199,7 @@ class Settings:
         meaning=f"send to a `sottovoce local` receiver at {LOCAL_ENDPOINT} when no endpoint is set",
     )
     disabled: bool = _setting(
-        "OTEL_SDK_DISABLED", default=False, parse=_boolean, meaning="no telemetry at all"
+        "OTEL_SDK_DISABLED", default=False, parse=_true, meaning="`true`: no telemetry at all"
     )
     config_file: str | None = _setting(
         "OTEL_CONFIG_FILE",
@@ -169,18 +208,99 @@ class Settings:
         "OpenTelemetry's declarative configuration; gated like everything else",
     )
 
+    endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        None,
+        _endpoint,
+        "where the Collector listens, for traces and metrics (and logs, if their exporter is named)",
+    )
+    traces_endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None, _endpoint, "full URL for traces alone"
+    )
+    metrics_endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", None, _endpoint, "full URL for metrics alone"
+    )
+    logs_endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", None, _endpoint, "full URL for logs alone"
+    )
+    protocol: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        None,
+        _protocol,
+        "`http/protobuf` (default) or `grpc`",
+        safe="http/protobuf",
+    )
+    traces_protocol: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+        None,
+        _protocol,
+        "protocol of traces alone",
+        safe="http/protobuf",
+    )
+    metrics_protocol: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+        None,
+        _protocol,
+        "protocol of metrics alone",
+        safe="http/protobuf",
+    )
+    logs_protocol: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL",
+        None,
+        _protocol,
+        "protocol of logs alone",
+        safe="http/protobuf",
+    )
+    traces_exporter: tuple[str, ...] | None = _setting(
+        "OTEL_TRACES_EXPORTER",
+        None,
+        _names,
+        "comma-separated exporters (`otlp`, `console`, …) or `none`; `otlp` when there is an endpoint",
+    )
+    metrics_exporter: tuple[str, ...] | None = _setting(
+        "OTEL_METRICS_EXPORTER", None, _names, "the same for metrics"
+    )
+    logs_exporter: tuple[str, ...] | None = _setting(
+        "OTEL_LOGS_EXPORTER",
+        None,
+        _names,
+        "the same for logs; `none` unless named or logs have an endpoint of their own, since the gate leaves a record no body",
+    )
+    propagators: str | None = _setting(
+        "OTEL_PROPAGATORS",
+        None,
+        _text,
+        "comma-separated propagators; `tracecontext`, without baggage, when unset",
+    )
+    logging_handler: bool = _setting(
+        "OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED",
+        default=False,
+        parse=_true,
+        meaning="send records of `logging` through the gate, without their text",
+    )
+
+    def exporters(self, signal: str) -> tuple[str, ...]:
+        """Entry point names of the exporters of `traces`, `metrics` or `logs`; empty for none."""
+        if not self.permitted:
+            return ()
+        names: tuple[str, ...] | None = getattr(self, f"{signal}_exporter")
+        if names is None:
+            own = getattr(self, f"{signal}_endpoint")
+            shared = signal != "logs" and (self.endpoint or self.local)
+            names = ("otlp",) if own or shared else ()
+        protocol = getattr(self, f"{signal}_protocol") or self.protocol or "http/protobuf"
+        return tuple(PROTOCOLS[protocol] if name == "otlp" else name for name in names)
+
+    @property
+    def permitted(self) -> bool:
+        """Whether telemetry may be made at all."""
+        return not self.disabled and self.profile != "off"
+
     @property
     def has_destination(self) -> bool:
         """Whether anything would receive telemetry; without it nothing is created."""
-        if self.disabled or self.profile == "off":
-            return False
-        if self.local or self.config_file:
-            return True
-        if any(os.environ.get(name, "").strip() for name in ENDPOINT_VARIABLES):
-            return True
-        return any(
-            os.environ.get(name, "").strip().lower() not in {"", "none"}
-            for name in EXPORTER_VARIABLES
+        return self.permitted and (
+            self.config_file is not None or any(self.exporters(signal) for signal in SIGNALS)
         )
 
 
@@ -205,7 +325,7 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
             values[entry.name] = meta["parse"](text)
         except _Unusable as error:
             values[entry.name] = meta["safe"]
-            shown = "the value given" if meta["secret"] else repr(text[:64])
+            shown = "the value given" if meta["secret"] else _shown(text)
             warnings.append(
                 f"{meta['variable']}: {shown} cannot be used; {error}. Using {meta['safe']!r}."
             )
@@ -219,4 +339,105 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
         for name in sorted(environ)
         if name.startswith("SOTTOVOCE_") and name not in known_variables
     ]
-    return replace(Settings(**values), **overrides), warnings
+    chosen = replace(Settings(**values), **overrides)
+    for name, address in _bare_addresses(chosen):
+        warnings.append(
+            f"{variable_of(name)}: {_shown(address)} cannot be used; over HTTP it must start with http:// or https://. Using none."
+        )
+        absent: dict[str, Any] = {name: None}
+        chosen = replace(chosen, **absent)
+    return chosen, warnings
+
+
+def state_dir(environ: Mapping[str, str] | None = None) -> str | None:
+    """Where state that outlives a process is kept on this platform; None without a home."""
+    environ = os.environ if environ is None else environ
+    home = os.path.expanduser("~")  # noqa: PTH111 - a string is all that is needed
+    if sys.platform == "win32":
+        base = environ.get("LOCALAPPDATA", "")
+    elif sys.platform == "darwin":
+        base = os.path.join(home, "Library", "Application Support")  # noqa: PTH118 - as above
+    else:
+        base = environ.get("XDG_STATE_HOME", "")
+        if not os.path.isabs(base):  # noqa: PTH117 - the base directory specification wants it
+            base = os.path.join(home, ".local", "state")  # noqa: PTH118 - as above
+    return os.path.join(base, "sottovoce") if os.path.isabs(base) else None  # noqa: PTH117, PTH118 - as above
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    variables: dict[str, str] = {
+        entry.name: entry.metadata["variable"] for entry in fields(Settings)
+    }
+    return variables[name]
+
+
+def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
+    """Apply what code asks for at run time: it may tighten privacy, never loosen it.
+
+    Where telemetry goes stays the environment's choice when the environment made one.
+
+    Args:
+        base: the settings of the environment.
+        changes: by field name; values as in the environment, or of the field's own type.
+
+    Returns:
+        The settings, and one warning for each change that was not made.
+
+    Raises:
+        TypeError: for a change of what is no setting.
+    """
+    known = {entry.name: entry.metadata for entry in fields(Settings)}
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise TypeError(f"no such setting: {', '.join(unknown)}. Settings are: {', '.join(known)}")
+    accepted: dict[str, Any] = {}
+    warnings: list[str] = []
+    for name, given in changes.items():
+        meta, old = known[name], getattr(base, name)
+        text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+        try:
+            value = meta["default"] if given is None else meta["parse"](text)
+        except _Unusable as error:
+            shown = "the value given" if meta["secret"] else _shown(text)
+            warnings.append(f"{name}: {shown} cannot be used; {error}. Keeping {old!r}.")
+            continue
+        if _LOOSENS.get(name, _contradicts)(old, value):
+            warnings.append(
+                f"{name}: code may only tighten; set {meta['variable']} in the environment instead."
+            )
+            continue
+        accepted[name] = value
+    return replace(base, **accepted), warnings
+
+
+_NEUTRAL: Final = frozenset({"semconv", "exit_timeout", "local"})
+
+_LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
+    "profile": lambda old, new: old == "off" and new != "off",
+    "remote_model_ids": lambda old, new: old == "hash" and new != "hash",
+    "propagation": lambda old, new: old == "own" and new != "own",
+    "own_hosts": lambda old, new: not set(new) <= set(old),
+    "allow": lambda old, new: not set(new) <= set(old),
+    "disabled": lambda old, new: old and not new,
+    "logging_handler": lambda old, new: new and not old,
+    **dict.fromkeys(_NEUTRAL, lambda _old, _new: False),
+}
+
+
+def _contradicts(old: Any, new: Any) -> bool:
+    return old is not None and new != old
+
+
+def _shown(text: str) -> str:
+    """A value as a message may show it: short, without a URL's user and password."""
+    return repr(_CREDENTIALS.sub("//***@", text)[:64])
+
+
+def _bare_addresses(chosen: Settings) -> Iterator[tuple[str, str]]:
+    """Endpoints, by field, without a scheme that an HTTP exporter would be given."""
+    for name in ("endpoint", *(f"{signal}_endpoint" for signal in SIGNALS)):
+        address = getattr(chosen, name)
+        protocol = getattr(chosen, name.replace("endpoint", "protocol")) or chosen.protocol
+        if address and "://" not in address and protocol != "grpc":
+            yield name, address

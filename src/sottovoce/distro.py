@@ -1,0 +1,116 @@
+"""What `opentelemetry-instrument` finds: the distro, the configurator, the guard.
+
+The launcher chooses a distro and a configurator independently, so either of ours may run
+without the other. Whoever wins, `guard_providers` runs before anything is instrumented.
+
+The only module that writes the environment: defaults for variables that nobody set.
+Nothing here imports the SDK until there is a destination.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.instrumentation.distro import BaseDistro
+
+from sottovoce import settings
+
+if TYPE_CHECKING:
+    from opentelemetry.util._importlib_metadata import EntryPoint
+
+    from sottovoce.settings import Settings
+
+log = logging.getLogger("sottovoce")
+
+_OURS: Final = "sottovoce."
+
+
+@functools.cache
+def from_environment() -> Settings:
+    """Read the environment once; a value that cannot be used is reported once."""
+    chosen, warnings = settings.read()
+    if not chosen.disabled:
+        for warning in warnings:
+            log.warning("sottovoce: %s", warning)
+    return chosen
+
+
+def apply_defaults(chosen: Settings) -> None:
+    """Set, for this process and its children, the variables that nobody set."""
+    default = os.environ.setdefault
+    # The launcher picks a configurator by itself: another installed distribution's could
+    # come first and build a pipeline without a gate. A name set by the operator stays,
+    # and what it builds is gated by `guard_providers`.
+    default("OTEL_PYTHON_CONFIGURATOR", "sottovoce")
+    if not chosen.has_destination:
+        return
+    # `anthropic` >= 2 makes spans of its own beside ours, with the organisation's id …
+    default("ANTHROPIC_OPEN_TELEMETRY", "false")
+    # … and, even without them, sends `traceparent` and baggage to the provider.
+    default("ANTHROPIC_OPEN_TELEMETRY_PROPAGATION", "false")
+    if chosen.config_file:
+        # The file decides everything else.
+        return
+    # Half the import time of gRPC, and no native library in the app's process.
+    default("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    # OpenTelemetry's own default adds baggage, which may hold what users said or are.
+    default("OTEL_PROPAGATORS", "tracecontext")
+    if address := chosen.endpoint or (settings.LOCAL_ENDPOINT if chosen.local else None):
+        default("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+    # OpenTelemetry for Python exports nothing until told to. What has no destination stays
+    # unset. Logs need to be asked for by name: without its text, which the gate removes, a
+    # record says little and would cost a request all the same.
+    for signal in settings.SIGNALS:
+        if chosen.exporters(signal):
+            default(f"OTEL_{signal.upper()}_EXPORTER", "otlp")
+    # OTEL_EXPORTER_OTLP_TIMEOUT stays as it is: at exit we do not wait for it, and while the
+    # app runs a slow network should get its ten seconds.
+
+
+class SottovoceDistro(BaseDistro):  # type: ignore[misc]
+    """The distribution: defaults, and no instrumentation without a destination."""
+
+    def _configure(self, **_: Any) -> None:
+        apply_defaults(from_environment())
+
+    def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
+        """Instrument, except that ours need somewhere to send to."""
+        if entry_point.value.startswith(_OURS) and not _has_pipeline():
+            return
+        super().load_instrumentor(entry_point, **kwargs)
+
+
+class SottovoceConfigurator:
+    """Builds the providers behind the gate, when there is a destination."""
+
+    def configure(self, **kwargs: Any) -> None:
+        """Build them; called by the launcher with `auto_instrumentation_version`."""
+        chosen = from_environment()
+        if not chosen.has_destination:
+            return
+        apply_defaults(chosen)
+        from sottovoce.delivery import pipeline  # noqa: PLC0415 - the SDK, only when needed
+
+        pipeline.configure(chosen, auto_version=kwargs.get("auto_instrumentation_version"))
+
+
+def guard_providers() -> None:
+    """Gate the global providers, whoever built them; runs before any instrumentor.
+
+    Raises:
+        Refused: they cannot be gated. They are shut down, and the launcher instruments
+            nothing.
+    """
+    from sottovoce.delivery import adopt  # noqa: PLC0415 - light, but of use only here
+
+    adopt.guard(from_environment())
+
+
+def _has_pipeline() -> bool:
+    """Whether our spans would go anywhere: a destination of ours, or gated providers."""
+    from sottovoce.delivery import adopt  # noqa: PLC0415
+
+    return adopt.is_ready()
