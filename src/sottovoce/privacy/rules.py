@@ -10,14 +10,13 @@ from __future__ import annotations
 import builtins
 import re
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.registry import ATTRIBUTES, SCOPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sottovoce.privacy.pseudonyms import Pseudonyms
 
 LONGEST: Final = 128
@@ -152,7 +151,9 @@ def make(
     return lru_cache(maxsize=REMEMBERED)(judge)
 
 
-def _drop(*_: Any) -> Callable[[str], Verdict]:
+def _drop(
+    _name: str, _values: frozenset[str] | None, _pseudonyms: Pseudonyms
+) -> Callable[[str], Verdict]:
     def drop(_: str) -> Verdict:
         return DROPPED
 
@@ -217,9 +218,8 @@ def _scope(*_: Any) -> Callable[[str], Verdict]:
     return lambda value: value if value in SCOPES or value == OTHER else other
 
 
-_FACTORIES: Final[
-    dict[str, Callable[[str, frozenset[str] | None, Pseudonyms], Callable[[str], Verdict]]]
-] = {
+_Factory = Callable[[str, frozenset[str] | None, "Pseudonyms"], Callable[[str], Verdict]]
+_FACTORIES: Final[dict[str, _Factory]] = {
     "keep": _keep,
     "enum": _enum,
     "error": _error,

@@ -1,0 +1,136 @@
+"""What the gate costs for one span of 40 attributes, over handing the span on as it is.
+
+Run: ``python benchmarks/gate.py [rounds]``. Prints medians of interleaved rounds and their
+spread (the 10th and the 90th percentile), in microseconds a span.
+"""
+
+import statistics
+import sys
+import time
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import (
+    ReadableSpan,
+    SpanProcessor,
+    SynchronousMultiSpanProcessor,
+    TracerProvider,
+)
+
+from sottovoce.privacy.policy import Policy
+from sottovoce.privacy.spans import SpanGate
+from sottovoce.settings import Settings
+
+OURS = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.provider.name": "openai",
+    "gen_ai.request.model": "h:0123456789ab",
+    "gen_ai.response.model": "h:0123456789ab",
+    "gen_ai.request.stream": True,
+    "gen_ai.request.temperature": 0.7,
+    "gen_ai.request.top_p": 0.9,
+    "gen_ai.request.top_k": 40,
+    "gen_ai.request.max_tokens": 512,
+    "gen_ai.request.frequency_penalty": 0.1,
+    "gen_ai.request.presence_penalty": 0.1,
+    "gen_ai.request.choice.count": 2,
+    "gen_ai.request.reasoning.level": "high",
+    "gen_ai.request.encoding_formats": ["float"],
+    "gen_ai.embeddings.dimension.count": 1536,
+    "gen_ai.output.type": "text",
+    "gen_ai.response.finish_reasons": ["stop", "stop"],
+    "gen_ai.response.time_to_first_chunk": 0.21,
+    "gen_ai.usage.input_tokens": 812,
+    "gen_ai.usage.output_tokens": 91,
+    "gen_ai.usage.cache_read.input_tokens": 512,
+    "gen_ai.usage.cache_write.input_tokens": 0,
+    "gen_ai.usage.reasoning.output_tokens": 12,
+    "openai.request.service_tier": "auto",
+    "openai.response.service_tier": "default",
+    "server.address": "api.openai.com",
+    "server.port": 443,
+    "error.type": "429",
+    "http.request.resend_count": 1,
+    "http.request.method": "POST",
+    "http.response.status_code": 429,
+    "network.protocol.version": "1.1",
+    "url.scheme": "https",
+    "sottovoce.call.outcome": "failed",
+    "sottovoce.response.chunks": 91,
+    "sottovoce.request.tools.count": 3,
+    "sottovoce.request.stop_sequences.count": 1,
+    "sottovoce.response.tool_calls.count": 0,
+    "sottovoce.request.user_turn": True,
+    "sottovoce.engine.passes": 1,
+}
+FOREIGN = {
+    **dict(list(OURS.items())[:15]),
+    "gen_ai.request.model": "ft:gpt-4o:acme:proj",
+    "server.address": "models.acme.example",
+    "gen_ai.input.messages": '[{"role": "user", "content": "the quick brown fox"}]' * 20,
+    "gen_ai.output.messages": '[{"role": "assistant", "content": "the quick brown fox"}]' * 20,
+    **{f"acme.attribute.{n}": f"value {n}" for n in range(22)},
+}
+
+
+class Sink(SpanProcessor):
+    def on_end(self, span):
+        self.last = span
+
+
+def span_of(attributes):
+    made = []
+
+    class Catch(SpanProcessor):
+        def on_end(self, span):
+            made.append(span)
+
+    provider = TracerProvider(
+        resource=Resource({"service.name": "benchmark"}), shutdown_on_exit=False
+    )
+    provider.add_span_processor(Catch())
+    provider.get_tracer("sottovoce", "1").start_span(
+        "chat h:0123456789ab", attributes=attributes
+    ).end()
+    assert isinstance(made[0], ReadableSpan)
+    return made[0]
+
+
+def cost(processor, span, spans=2000):
+    on_end = processor.on_end
+    begin = time.process_time_ns()
+    for _ in range(spans):
+        on_end(span)
+    return (time.process_time_ns() - begin) / spans / 1000
+
+
+def main():
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    policy = Policy(Settings(key="a secret of the benchmark"))
+    plain, gate = SynchronousMultiSpanProcessor(), SpanGate(policy)
+    plain.add_span_processor(Sink())
+    gate.add_span_processor(Sink())
+    cases = {
+        "own span, 40 attributes, all kept": span_of(OURS),
+        "foreign span, 40 attributes, 24 dropped": span_of(FOREIGN),
+        "span of 5 attributes": span_of(dict(list(OURS.items())[:5])),
+    }
+    assert len(cases["own span, 40 attributes, all kept"].attributes) == 40
+    gate.on_end(cases["own span, 40 attributes, all kept"])
+    assert len(gate._span_processors[0].last.attributes) == 40, policy.dropped
+    seen = {name: ([], []) for name in cases}
+    for _ in range(rounds):
+        for name, span in cases.items():
+            seen[name][0].append(cost(plain, span))
+            seen[name][1].append(cost(gate, span))
+    print(f"{'µs a span':42}{'ungated':>9}{'gated':>9}{'added':>9}   10 % .. 90 %")
+    for name, (without, within) in seen.items():
+        added = sorted(b - a for a, b in zip(without, within, strict=True))
+        low, high = added[len(added) // 10], added[-1 - len(added) // 10]
+        print(
+            f"{name:42}{statistics.median(without):9.2f}{statistics.median(within):9.2f}"
+            f"{statistics.median(added):9.2f}   {low:.2f} .. {high:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

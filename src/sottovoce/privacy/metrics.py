@@ -1,0 +1,253 @@
+"""The gate for metrics: what a reader collects is rebuilt before the reader gets it.
+
+Every reader, pushing or pulling, asks the provider's measurement consumer; the gate stands in
+front of that one method, so readers that are added later get clean data as well. A View is no
+substitute: it drops attributes from points, but hands them to exemplars.
+
+Points whose attributes become equal are one series afterwards and are merged as such.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.sdk.metrics._internal.point import Buckets
+from opentelemetry.sdk.metrics.export import (
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+
+from sottovoce import guard
+from sottovoce.privacy.origin import Origins, schema_url
+from sottovoce.registry import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sottovoce.privacy.policy import Policy
+
+Point = NumberDataPoint | HistogramDataPoint | ExponentialHistogramDataPoint
+Data = Sum | Gauge | Histogram | ExponentialHistogram
+
+_UNIT: Final = re.compile(r"[\w/{}%.*\-]{0,32}", re.ASCII)
+
+
+class MetricGate:
+    """Stands in for a measurement consumer's `collect`: the same call, clean data.
+
+    Args:
+        policy: what may leave.
+        collect: the consumer's own bound method.
+    """
+
+    def __init__(self, policy: Policy, collect: Callable[..., MetricsData | None]) -> None:
+        self.policy = policy
+        self._collect = collect
+        self._origins = Origins(policy, "metric")
+
+    def __call__(self, metric_reader: Any, timeout_millis: float = 10_000) -> MetricsData | None:
+        """Collect for `metric_reader`; None, which exports nothing, when cleaning fails.
+
+        Raises:
+            MetricsTimeoutError: what the SDK's own method raises.
+        """
+        data = self._collect(metric_reader, timeout_millis)
+        if data is None:
+            return None
+        try:
+            return self.clean(data)
+        except Exception:  # noqa: BLE001 - fail closed
+            self.policy.count("metric", "gate_error")
+            guard.failed("metric gate")
+            return None
+
+    def clean(self, data: MetricsData) -> MetricsData | None:
+        """`data` rebuilt; None when nothing of it may leave. May raise."""
+        if self.policy.off:
+            return None
+        resources = []
+        for given in data.resource_metrics:
+            scopes: dict[tuple[str, str | None, str | None], ScopeMetrics] = {}
+            series: dict[Any, Metric] = {}
+            for scope_metrics in given.scope_metrics:
+                scope = self._origins.scope(scope_metrics.scope)
+                key = (scope.name, scope.version, scope.schema_url)
+                # Scopes that may not be named become one.
+                scopes.setdefault(
+                    key, ScopeMetrics(scope, [], schema_url(scope_metrics.schema_url))
+                )
+                for metric in scope_metrics.metrics:
+                    self._add(metric, key, series)
+            for (key, *_), metric in series.items():
+                scopes[key].metrics.append(metric)  # type: ignore[attr-defined]
+            kept = [scope for scope in scopes.values() if scope.metrics]
+            if kept:
+                resources.append(
+                    ResourceMetrics(
+                        self._origins.resource(given.resource), kept, schema_url(given.schema_url)
+                    )
+                )
+        return MetricsData(resources) if resources else None
+
+    def _add(self, given: Metric, scope: Any, series: dict[Any, Metric]) -> None:
+        try:
+            metric = self._metric(given)
+        except Exception:  # noqa: BLE001 - fail closed: this metric alone is dropped
+            self.policy.count("metric", "rule_error")
+            guard.failed("metric gate")
+            return
+        if metric is None:
+            return
+        key = (scope, metric.name, metric.unit, _kind(metric.data))
+        found = series.get(key)
+        if found is not None:
+            both = [*found.data.data_points, *metric.data.data_points]
+            points = self._merged(type(metric.data), both)
+            metric = replace(found, data=_with(found.data, points))
+        series[key] = metric
+
+    def _metric(self, given: Metric) -> Metric | None:
+        known = METRICS.get(given.name)
+        if known is not None:
+            if not _is(known.instrument, given.data) or given.unit not in {"", None, known.unit}:
+                self.policy.count("metric", "type")
+                return None
+            name, unit, description = given.name, known.unit, known.description
+            attributes: frozenset[str] | None = known.attributes
+        elif self.policy.allows("metric", given.name):
+            name, description, attributes = given.name, "", None
+            unit = given.unit if given.unit and _UNIT.fullmatch(given.unit) else ""
+        else:
+            self.policy.count("metric", "unknown")
+            return None
+        data = given.data
+        points = self._merged(
+            type(data), [self._point(point, attributes) for point in data.data_points]
+        )
+        if not points:
+            return None
+        return Metric(name, description, unit, _with(data, points))
+
+    def _point(self, point: Point, allowed: frozenset[str] | None) -> Point:
+        attributes = self.policy.attributes(point.attributes, "metric")
+        if allowed is not None:
+            for name in [n for n in attributes if n not in allowed and n != "otel.metric.overflow"]:
+                del attributes[name]
+                self.policy.count("metric", "unknown")
+        exemplars = [replace(exemplar, filtered_attributes={}) for exemplar in point.exemplars]
+        return replace(point, attributes=attributes, exemplars=exemplars)
+
+    def _merged(self, kind: type[Data], points: Sequence[Any]) -> Sequence[Any]:
+        merge = _MERGE[kind]
+        merged: dict[Any, Any] = {}
+        for point in points:
+            key = tuple(sorted((point.attributes or {}).items()))
+            found = merged.get(key)
+            if found is None:
+                merged[key] = point
+                continue
+            both = merge(found, point)
+            if both is None:
+                self.policy.count("metric", "merge")
+            else:
+                merged[key] = both
+        return list(merged.values())
+
+
+def _is(instrument: str, data: Data) -> bool:
+    if isinstance(data, Sum):
+        return instrument == ("counter" if data.is_monotonic else "updowncounter")
+    if isinstance(data, Gauge):
+        return instrument == "gauge"
+    return instrument == "histogram"
+
+
+def _with(data: Any, points: Sequence[Any]) -> Any:
+    return replace(data, data_points=points)
+
+
+def _kind(data: Data) -> tuple[Any, ...]:
+    return (
+        type(data),
+        getattr(data, "aggregation_temporality", None),
+        getattr(data, "is_monotonic", None),
+    )
+
+
+def _last(one: NumberDataPoint, other: NumberDataPoint) -> NumberDataPoint:
+    return one if one.time_unix_nano > other.time_unix_nano else other
+
+
+def _added(one: NumberDataPoint, other: NumberDataPoint) -> NumberDataPoint:
+    return replace(one, value=one.value + other.value, **_common(one, other))
+
+
+def _histogram(one: HistogramDataPoint, other: HistogramDataPoint) -> HistogramDataPoint | None:
+    if tuple(one.explicit_bounds) != tuple(other.explicit_bounds):
+        return None
+    counts = [a + b for a, b in zip(one.bucket_counts, other.bucket_counts, strict=True)]
+    return replace(one, bucket_counts=counts, **_distribution(one, other))
+
+
+def _exponential(
+    one: ExponentialHistogramDataPoint, other: ExponentialHistogramDataPoint
+) -> ExponentialHistogramDataPoint | None:
+    if one.scale != other.scale:
+        return None
+    return replace(
+        one,
+        zero_count=one.zero_count + other.zero_count,
+        positive=_buckets(one.positive, other.positive),
+        negative=_buckets(one.negative, other.negative),
+        flags=one.flags | other.flags,
+        **_distribution(one, other),
+    )
+
+
+def _buckets(one: Buckets, other: Buckets) -> Buckets:
+    filled = [buckets for buckets in (one, other) if buckets.bucket_counts]
+    if not filled:
+        return one
+    offset = min(buckets.offset for buckets in filled)
+    counts = [0] * (max(b.offset + len(b.bucket_counts) for b in filled) - offset)
+    for buckets in filled:
+        for index, count in enumerate(buckets.bucket_counts, buckets.offset - offset):
+            counts[index] += count
+    return Buckets(offset, counts)
+
+
+def _distribution(one: Any, other: Any) -> dict[str, Any]:
+    return {
+        "count": one.count + other.count,
+        "sum": one.sum + other.sum,
+        "min": min(one.min, other.min),
+        "max": max(one.max, other.max),
+        **_common(one, other),
+    }
+
+
+def _common(one: Any, other: Any) -> dict[str, Any]:
+    return {
+        "start_time_unix_nano": min(one.start_time_unix_nano or 0, other.start_time_unix_nano or 0),
+        "time_unix_nano": max(one.time_unix_nano, other.time_unix_nano),
+        "exemplars": [*one.exemplars, *other.exemplars],
+    }
+
+
+_MERGE: Final[dict[type[Data], Callable[[Any, Any], Any]]] = {
+    Gauge: _last,
+    Sum: _added,
+    Histogram: _histogram,
+    ExponentialHistogram: _exponential,
+}
