@@ -23,7 +23,7 @@ _HISTOGRAMS: Final = frozenset({"histogram", "exponential_histogram"})
 _CHART_WIDTH: Final = 48
 _RANGE_WIDTH: Final = 15
 _MAX_CHARTS: Final = 200
-_EIGHTHS: Final = ("", *"▏▎▍▌▋▊▉")
+_EIGHTHS: Final[tuple[str, ...]] = ("", *"▏▎▍▌▋▊▉")
 _GAP: Final = 2  # empty buckets in a row that are still drawn
 
 # What an attribute set is called, in this order; the other attributes follow as key=value.
@@ -96,10 +96,12 @@ def _chart(point: Point, *, ascii_only: bool) -> Group:
 
 
 def _summary(point: Point) -> Text:
-    words = [f"{point.count:,} ×", f"mean {shown.amount(point.total / point.count, point.unit)}"]  # noqa: RUF001
+    # A counted unit stands in the heading; a time needs its unit on every number.
+    unit = "1" if point.unit.startswith("{") else point.unit
+    words = [f"{point.count:,} ×", f"mean {shown.amount(point.total / point.count, unit)}"]  # noqa: RUF001
     if point.low is not None and point.high is not None:
-        words.append(f"min {shown.amount(point.low, point.unit)}")
-        words.append(f"max {shown.amount(point.high, point.unit)}")
+        words.append(f"min {shown.amount(point.low, unit)}")
+        words.append(f"max {shown.amount(point.high, unit)}")
     return Text("  ".join(words), style="dim", overflow="fold")
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.text import Text
 
-from sottovoce.cli import shown, view
+from sottovoce import settings
+from sottovoce.cli import launch, shown, view
 from sottovoce.cli.local import DEFAULT_PORT, CannotListen, Receiver
 from sottovoce.cli.search import search
 from sottovoce.cli.store import Store, StoreError
@@ -28,16 +25,19 @@ if TYPE_CHECKING:
     from sottovoce.cli.search import Report
     from sottovoce.cli.store import Request
 
+
+def _default_db() -> Path:
+    """The file in the user's state directory, so that both commands mean the same one."""
+    directory = settings.state_dir()
+    return Path(directory, "local.db") if directory else Path("sottovoce.db")
+
+
 _DB = click.option(
     "--db",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(".sottovoce", "local.db"),
-    show_default=True,
+    default=_default_db,
+    show_default="local.db in the state directory",
     help="The SQLite file of what was received.",
-)
-_LAUNCHER: Final = "opentelemetry-instrument"
-_ELSEWHERE: Final = frozenset(
-    {"OTEL_CONFIG_FILE", "OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER"}
 )
 _OK: Final = 200
 
@@ -79,7 +79,7 @@ def local(context: click.Context, port: int, host: str, db: Path, command: tuple
         if command:
             context.exit(_run(store, command, port, host, err))
         _listen(store, port, host, err)
-    except (CannotListen, StoreError) as error:
+    except (CannotListen, StoreError, launch.CannotLaunch) as error:
         raise click.ClickException(str(error)) from None
     finally:
         store.close()
@@ -161,55 +161,9 @@ def _announce(err: Console) -> Callable[[Request], None]:
 
 def _run(store: Store, command: tuple[str, ...], port: int, host: str, err: Console) -> int:
     """Run a command that sends here; show what came and return its exit code."""
-    if shutil.which(command[0]) is None:
-        raise click.ClickException(f"there is no command {command[0]}")
     before = store.totals().last_id
     with Receiver(store, port=port, host=host) as receiver:
         err.print(Text(f"receiving OTLP at {receiver.endpoint} into {store.path}", style="dim"))
-        code = _supervise([*_launcher(command), *command], _environment(receiver.endpoint))
+        code = launch.run(launch.instrumented(command), launch.environment(receiver.endpoint))
     view.render(store, view.console(), after=before)
     return code
-
-
-def _launcher(command: tuple[str, ...]) -> list[str]:
-    if Path(command[0]).name == _LAUNCHER:
-        return []
-    beside = Path(sys.executable).with_name(_LAUNCHER)
-    found = str(beside) if beside.exists() else shutil.which(_LAUNCHER)
-    if found is None:
-        raise click.ClickException(f"{_LAUNCHER} is not installed beside {sys.executable}")
-    return [found]
-
-
-def _environment(endpoint: str) -> dict[str, str]:
-    """Ours for the command, with nothing in it that would send elsewhere."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("OTEL_EXPORTER_OTLP_") and name not in _ELSEWHERE
-    }
-    return {
-        **inherited,
-        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-    }
-
-
-def _supervise(command: list[str], environment: dict[str, str]) -> int:
-    """Run `command` to its end; the exit code as a shell gives it."""
-    child = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's own command
-
-    def forward(number: int, _: object) -> None:
-        child.send_signal(number)
-
-    # The terminal sends an interrupt to the child as well; it decides what it means.
-    previous = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
-    }
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return 128 - code if code < 0 else code

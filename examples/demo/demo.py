@@ -1,0 +1,293 @@
+"""`make demo`: local and remote model calls, instrumented, gated, received, and shown.
+
+    python examples/demo/demo.py [--db FILE] [--svg FILE]
+
+Makes tiny models, starts a model server and sottovoce's receiver on loopback, runs `app.py`
+under `opentelemetry-instrument`, shows what arrived, and looks for the sentence that the app
+said to every model in every byte that left. Exits with 1 if it is found, or if a call that
+the app made did not arrive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+from sottovoce.cli import launch, view
+from sottovoce.cli.local import DEFAULT_PORT, Receiver
+from sottovoce.cli.search import Needle, search
+from sottovoce.cli.store import Store
+
+HERE = Path(__file__).parent
+SAID = "Zephyrine counted forty-seven violet herons at Kettlewick before the rain."
+# A fragment would betray the sentence as well.
+LOOKED_FOR = (SAID, "Zephyrine", "violet herons", "Kettlewick")
+QUIET = {
+    # No compiler in the way of the first token, no hub, no warning about forks.
+    "MLX_DISABLE_COMPILE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+SERVER_START_S = 30.0
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description="sottovoce's demo")
+    arguments.add_argument("--db", type=Path, help="keep what was received in this file")
+    arguments.add_argument("--svg", type=Path, help="also draw the view as a picture")
+    given = arguments.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sottovoce-demo-")))
+        store = Store(given.db or folder / "demo.db", create=True)
+        stack.callback(store.close)
+        after = store.totals().last_id
+        parts = models(folder)
+        if "mlx" in parts:
+            say("starting python -m mlx_lm server on loopback")
+            parts["server"] = stack.enter_context(model_server(folder, parts["mlx"]))
+        if not parts:
+            say("neither mlx-lm nor llama-cpp-python is installed: there is nothing to show")
+            return 1
+        passed_on = collector()
+        with Receiver(store, port=0, on_request=passed_on) as receiver:
+            say(f"receiving OTLP at {receiver.endpoint}")
+            heard = folder / "heard.txt"
+            code = run_app(parts, heard, receiver.endpoint)
+        out = view.console()
+        out.print()
+        view.render(store, out, after=after)
+        if given.svg:
+            given.svg.parent.mkdir(parents=True, exist_ok=True)
+            view.save_svg(store, given.svg, after=after)
+            say(f"drawn to {given.svg}")
+        if passed_on:
+            passed_on.report()
+        ok = [code == 0, *arrived(store, after, parts), silent(store, after, heard)]
+        if code:
+            bad(f"the app ended with exit code {code}")
+    print(f"{time.monotonic() - began:.0f} s in all.", end=" ")
+    print("Try it on your own app: sottovoce local -- python app.py")
+    return 0 if all(ok) else 1
+
+
+def say(text: str) -> None:
+    print(f"· {text}", flush=True)
+
+
+def good(text: str) -> None:
+    print(f"✓ {text}", flush=True)
+
+
+def bad(text: str) -> None:
+    print(f"✗ {text}", flush=True)
+
+
+def models(folder: Path) -> dict[str, str]:
+    """Make the models whose runtimes are installed; name what is absent and what that costs."""
+    sys.path.insert(0, str(HERE.parent))
+    made: dict[str, str] = {}
+    if find_spec("mlx_lm"):
+        import tiny_mlx
+
+        say("making a tiny random-weight MLX model")
+        made["mlx"] = str(tiny_mlx.make(folder / "tiny-mlx", bits=4))
+    else:
+        say("mlx-lm is not installed: no MLX, no model server, so no openai and no httpx call")
+    if find_spec("llama_cpp") and find_spec("gguf"):
+        import tiny_gguf
+
+        say("making a tiny random-weight GGUF model")
+        made["gguf"] = str(tiny_gguf.make(folder / "tiny.gguf"))
+    else:
+        absent = "gguf" if find_spec("llama_cpp") else "llama-cpp-python"
+        say(f"{absent} is not installed: the demo goes without llama.cpp")
+    return made
+
+
+@contextlib.contextmanager
+def model_server(folder: Path, model: str):
+    """`mlx_lm.server` on a free port of loopback, not instrumented; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [
+                sys.executable, "-m", "mlx_lm", "server",
+                "--model", model, "--host", "127.0.0.1", "--port", str(port),
+            ],
+            env={**os.environ, **QUIET}, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{url}/health", server, log)
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + SERVER_START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"the model server did not start:\n{log.read_text()[-2000:]}")
+
+
+def run_app(parts: dict[str, str], heard: Path, endpoint: str) -> int:
+    command = [sys.executable, str(HERE / "app.py"), "--said", SAID, "--heard", str(heard)]
+    for name, value in parts.items():
+        command += [f"--{name}", value]
+    environment = {
+        **launch.environment(endpoint),
+        **QUIET,
+        "OTEL_SERVICE_NAME": "demo",
+        # The app's own span would be called _OTHER: a name may hold anything.
+        "SOTTOVOCE_ALLOW": "span:demo",
+        # The machine may be busy; nothing of the last batch shall be missing from the picture.
+        "SOTTOVOCE_EXIT_TIMEOUT": "10",
+    }
+    instrumented = launch.instrumented(command)
+    say("opentelemetry-instrument python app.py")
+    return launch.run(instrumented, environment)
+
+
+def arrived(store: Store, after: int, parts: dict[str, str]) -> list[bool]:
+    """Whether what the app did is there, call by call."""
+    spans = store.spans(after)
+    calls = [span for span in spans if "sottovoce.call.outcome" in span.attributes]
+    streams = [s for s in calls if "gen_ai.response.time_to_first_chunk" in s.attributes]
+    failed = [s for s in calls if s.attributes["sottovoce.call.outcome"] == "failed"]
+    engines = ("mlx" in parts) + ("gguf" in parts)
+    remote = "server" in parts
+    expected = [
+        ("one tree", 1, len({span.trace for span in spans})),
+        ("the app's own span", 1, sum(span.name == "demo" for span in spans)),
+        ("calls in process", 2 * engines, sum(span.kind == 1 for span in calls)),
+        ("calls over HTTP", 4 * remote, sum(span.kind == 3 for span in calls)),
+        ("streams", engines + remote, len(streams)),
+        ("failed calls", int(remote), len(failed)),
+        (
+            "calls with token counts",
+            2 * engines + 3 * remote,
+            sum("gen_ai.usage.output_tokens" in span.attributes for span in calls),
+        ),
+        (
+            "calls in the duration histogram",
+            2 * engines + 4 * remote,
+            sum(p.count for p in store.points(after) if p.name in DURATIONS),
+        ),
+    ]
+    results = []
+    for what, wanted, got in expected:
+        results.append(wanted == got)
+        if wanted != got:
+            bad(f"{what}: expected {wanted}, {got} arrived")
+    if all(results):
+        good(
+            f"all {len(calls)} calls arrived, {len(failed)} of them a failure as meant, in one tree"
+        )
+    return results
+
+
+DURATIONS = ("gen_ai.client.operation.duration", "gen_ai.client.inference.duration")
+
+
+def silent(store: Store, after: int, heard: Path) -> bool:
+    """Whether nothing of the sentence left; and whether the search would have found it."""
+    reports = [search(store.requests(after), text) for text in LOOKED_FOR]
+    hits = [hit for report in reports for hit in report.hits]
+    if hits:
+        for hit in hits:
+            bad(f"found in request {hit.request} ({hit.signal}, {hit.place}) as {hit.form}")
+        return False
+    if not reports[0].requests:
+        bad("nothing was received, so nothing can be said about it")
+        return False
+    good(
+        f"“{SAID}” and parts of it occur in none of the {reports[0].plain:,} bytes that left, "
+        f"in {reports[0].requests} requests"
+    )
+    said = heard.read_bytes() if heard.exists() else b""
+    found = [Needle(text).find(said) for text in LOOKED_FOR]
+    if not all(found):
+        bad("the search does not find the sentence in the app's own prompts either")
+        return False
+    good(f"the same search finds them all in the {len(said):,} bytes of the app's own prompts")
+    return True
+
+
+class Collector:
+    """Passes every request that the receiver gets on to a Collector, unchanged."""
+
+    def __init__(self, endpoint: str, headers: dict[str, str]) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self.headers = headers
+        self.accepted = 0
+        self.failures: list[str] = []
+
+    def __call__(self, request) -> None:
+        headers = {**self.headers, "Content-Type": "application/x-protobuf"}
+        if request.encoding:
+            headers["Content-Encoding"] = request.encoding
+        url = f"{self.endpoint}/v1/{request.signal}"
+        try:
+            post = urllib.request.Request(url, request.body, headers, method="POST")
+            with urllib.request.urlopen(post, timeout=5):
+                self.accepted += 1
+        except (OSError, ValueError) as error:
+            self.failures.append(f"{request.signal}: {error}")
+
+    def report(self) -> None:
+        good(f"the Collector at {self.endpoint} accepted {self.accepted} requests")
+        for failure in self.failures:
+            bad(f"it did not take {failure}")
+
+
+def collector() -> Collector | None:
+    """The Collector that the environment names, or that answers where Collectors answer."""
+    named = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip()
+    if named:
+        pairs = os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", "").split(",")
+        headers = {
+            name.strip(): urllib.parse.unquote(value.strip())
+            for name, found, value in (pair.partition("=") for pair in pairs)
+            if found
+        }
+        say(f"everything that leaves is passed on to {named}, too")
+        return Collector(named, headers)
+    usual = f"http://127.0.0.1:{DEFAULT_PORT}"
+    empty = urllib.request.Request(
+        f"{usual}/v1/traces", b"", {"Content-Type": "application/x-protobuf"}, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(empty, timeout=2):
+            say(f"a Collector answers at {usual}: everything that leaves is passed on to it, too")
+            return Collector(usual, {})
+    except (OSError, ValueError):
+        say("no Collector answers on this machine: our own receiver stands in")
+        return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
