@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.instrumentation.distro import BaseDistro
 
 from sottovoce import settings
+from sottovoce.guard import failed
 
 if TYPE_CHECKING:
     from opentelemetry.util._importlib_metadata import EntryPoint
@@ -77,10 +78,19 @@ class SottovoceDistro(BaseDistro):  # type: ignore[misc]
         apply_defaults(from_environment())
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
-        """Instrument, except that ours need somewhere to send to."""
-        if entry_point.value.startswith(_OURS) and not _has_pipeline():
-            return
-        super().load_instrumentor(entry_point, **kwargs)
+        """Instrument; ours only with somewhere to send to, and never at others' expense."""
+        if not entry_point.value.startswith(_OURS):
+            super().load_instrumentor(entry_point, **kwargs)
+        elif _has_pipeline():
+            try:
+                super().load_instrumentor(entry_point, **kwargs)
+            except Exception as error:  # noqa: BLE001 - the launcher would skip all that follow
+                failed(f"instrumenting by {entry_point.name}")
+                log.warning(
+                    "sottovoce: %s could not be applied (%s); its calls are not recorded.",
+                    entry_point.name,
+                    type(error).__name__,
+                )
 
 
 class SottovoceConfigurator:
