@@ -84,7 +84,7 @@ def describe(
     if isinstance(parameters, int) and parameters > 0:
         facts["model_parameters"] = size_bucket(parameters)
     descriptor = "-".join(
-        facts.get(fact, OTHER)
+        str(facts.get(fact, OTHER))
         for fact in ("model_architecture", "model_parameters", "model_quantization")
     )
     return Identity(public_id or descriptor, facts)

@@ -11,8 +11,7 @@ whether a chat template made it cannot be known. The conventions' ``chat`` is fo
 Token counts are the engine's own, one response for each token, so they are exact for streams
 that were abandoned or failed. The end-of-sequence token that mlx-lm counts on ``stop`` is not
 part of the output (llama-cpp-python does not count it either), prompt tokens that came from a
-prompt cache are part of the input. Engine times are measured inside the generator, so what
-the app does between two tokens is not in them.
+prompt cache are part of the input.
 
 Seen in mlx-lm 0.31.3 and 0.32.2. The package's attribute ``mlx_lm.generate`` is a function
 that shadows the module of that name, so patches go to module *objects*.
@@ -23,13 +22,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import Counter
-from contextvars import ContextVar
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from sottovoce.call import Call, current_call
+from sottovoce.call import current_call
 from sottovoce.guard import failed, never_raise
 from sottovoce.runtimes import identity
+from sottovoce.runtimes.engine import Arguments, EngineCall, Runtime, pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -41,8 +40,7 @@ if TYPE_CHECKING:
 PROVIDER: Final = "mlx"
 OPERATION: Final = "text_completion"
 
-_FLOATS: Final = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-_NS: Final = 1e-9
+_FLOATS: Final = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 models: Final = identity.Identities()
 """Identities of the models that are loaded in this process."""
@@ -58,7 +56,7 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
         settings: unused; instrumentors hand it to every runtime.
     """
     del settings
-    engine = _Engine(recorder, hooks)
+    engine = _Mlx(PROVIDER, recorder, hooks)
 
     def patch(module: ModuleType, late: bool, makers: Mapping[str, Callable[[Any], Any]]) -> None:
         for name, make in makers.items():
@@ -67,129 +65,66 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
             patches.rebind()
 
     loaders = {
-        "load": engine.load,
-        "sharded_load": engine.load,
-        "load_model": engine.load,
+        "load": engine.load_model,
+        "sharded_load": engine.load_model,
+        "load_model": engine.load_model,
     }
     generators = {"stream_generate": engine.stream_generate, "generate": engine.generate}
     hooks.when_imported("mlx_lm.utils", lambda module, late: patch(module, late, loaders))
     hooks.when_imported("mlx_lm.generate", lambda module, late: patch(module, late, generators))
 
 
-class _Arguments:
-    """Finds an argument by name in what a call was given, whatever its position."""
+class _Generation(EngineCall):
+    """One generation: the engine's counts as the latest response has them."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        try:
-            parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):
-            parameters = ()  # type: ignore[assignment]
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        self._position = {
-            entry.name: index for index, entry in enumerate(parameters) if entry.kind in positional
-        }
+    __slots__ = ("cached", "fed", "prompt", "reason")
 
-    def get(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the argument that was given as `name`, or None."""
-        if name in kwargs:
-            return kwargs[name]
-        position = self._position.get(name)
-        return args[position] if position is not None and position < len(args) else None
+    # Prompt tokens that a prompt cache held before, which mlx-lm does not count.
+    cached: int
+    # Whether the stream inside `generate` is found.
+    fed: bool
+    prompt: Any
+    reason: Any
 
+    @property
+    def answered(self) -> bool:
+        return self.reason is not None
 
-class _Generation:
-    """One generation while it runs: what to record once it is over."""
-
-    __slots__ = (
-        "busy_ns",
-        "cached",
-        "call",
-        "first_ns",
-        "made",
-        "prompt",
-        "reason",
-        "taken",
-    )
-
-    def __init__(self, call: Call, cached: int) -> None:
-        self.call = call
-        self.cached = cached
-        self.busy_ns = 0
-        self.first_ns = 0
-        self.prompt: Any = None
-        self.made: Any = 0
-        self.reason: Any = None
-        # Whether a generator already feeds this call; only for calls of `generate`.
-        self.taken = False
-
-    @never_raise("mlx.end")
-    def end(self, error: BaseException | None = None) -> None:
-        """The engine is done, or failed with `error`."""
-        if self.call.is_open:
-            self._write_facts()
-        if error is None:
-            self.call.end()
-        else:
-            self.call.fail(error)
-
-    @never_raise("mlx.leave")
-    def leave(self) -> None:
-        """The app stopped reading; after the last token that is no abandonment."""
-        if self.call.is_open:
-            self._write_facts()
-        if self.reason is None:
-            self.call.abandon()
-        else:
-            self.call.end(at_ns=self.call.last_chunk_ns or None)
-
-    def _write_facts(self) -> None:
-        facts = self.call.facts
-        facts["engine_duration_s"] = self.busy_ns * _NS
+    def read(self, piece: Any) -> None:
+        self.made = piece.generation_tokens
+        self.reason = piece.finish_reason
         if not self.first_ns:
-            return
-        facts["time_to_first_token_s"] = self.first_ns * _NS
-        if isinstance(self.prompt, int):
+            self.first_ns = self.busy_ns or perf_counter_ns() - self.started_ns
+            self.prompt = piece.prompt_tokens
+
+    def settle(self) -> None:
+        facts = self.facts
+        if type(self.prompt) is int:
             facts["input_tokens"] = self.prompt + self.cached
             if self.cached:
                 facts["cache_read_tokens"] = self.cached
         if isinstance(self.reason, str):
             facts["finish_reasons"] = [self.reason]
-        if isinstance(self.made, int):
+        if self.first_ns and type(self.made) is int:
             facts["output_tokens"] = max(0, self.made - (self.reason == "stop"))
-            if self.made > 1:
-                per_token = (self.busy_ns - self.first_ns) / (self.made - 1)
-                facts["time_per_output_token_s"] = per_token * _NS
 
 
-_whole: ContextVar[_Generation | None] = ContextVar("sottovoce_mlx_whole", default=None)
-"""The `generate` call whose inner stream has not begun; set and reset in one frame."""
-
-_loading: ContextVar[bool] = ContextVar("sottovoce_mlx_loading", default=False)
-"""Whether an outer loader already measures; set and reset in one frame."""
-
-
-class _Engine:
-    """Makes the wrappers; each passes through once the hooks are stopped."""
-
-    def __init__(self, recorder: Recorder, hooks: ImportHooks) -> None:
-        self._recorder = recorder
-        self._hooks = hooks
-        self._loaded = getattr(recorder, "loaded", None)
-        self._enabled = getattr(recorder, "enabled", None)
+class _Mlx(Runtime):
+    """Makes the wrappers."""
 
     def stream_generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `mlx_lm.generate.stream_generate`; the result stays a generator."""
-        arguments = _Arguments(original)
+        arguments = Arguments(original)
 
         @functools.wraps(original)
         def stream_generate(*args: Any, **kwargs: Any) -> Any:
             # Making the generator runs nothing of it, but raises what a bad call should raise.
             inner = original(*args, **kwargs)
-            if not self._hooks.active or not inspect.isgenerator(inner):
+            if not self.active or not inspect.isgenerator(inner):
                 return inner
-            whole = _whole.get()
-            if whole is not None and not whole.taken:
-                whole.taken = True
+            whole = current_call.get()
+            if type(whole) is _Generation and not whole.stream and not whole.fed:
+                whole.fed = True
                 return _feed(inner, whole)
             return _stream(inner, lambda: self._open(arguments, args, kwargs, stream=True))
 
@@ -197,179 +132,92 @@ class _Engine:
 
     def generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `mlx_lm.generate.generate`: one call whose inner stream only feeds it."""
-        arguments = _Arguments(original)
+        arguments = Arguments(original)
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            generation = self._open(arguments, args, kwargs, stream=False)
-            if generation is None:
+            call = self._open(arguments, args, kwargs, stream=False)
+            if call is None:
                 return original(*args, **kwargs)
-            current = current_call.set(generation.call)
-            whole = _whole.set(generation)
-            entered = self._recorder.enter(generation.call)
-            try:
-                text = original(*args, **kwargs)
-            except BaseException as error:
-                generation.end(error)
-                raise
-            else:
-                generation.end()
-                return text
-            finally:
-                self._recorder.leave(entered)
-                _whole.reset(whole)
-                current_call.reset(current)
+            text = self.run(call, original, args, kwargs)
+            call.finish()
+            return text
 
         return generate
 
-    def load(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a loader: remember who was loaded, record how long the app waited for it.
-
-        A download, when the hub's cache does not have the model, is part of that time.
-        """
-        arguments = _Arguments(original)
+    def load_model(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a loader, which returns the model first: remember who was loaded."""
+        arguments = Arguments(original)
 
         @functools.wraps(original)
         def load(*args: Any, **kwargs: Any) -> Any:
-            if not self._hooks.active or _loading.get():
-                return original(*args, **kwargs)
-            # Before the call: a download would make a hub id exist here only afterwards.
-            asked = _asked_for(arguments, args, kwargs)
-            started = perf_counter_ns()
-            loading = _loading.set(True)
-            try:
-                result = original(*args, **kwargs)
-            except Exception as error:
-                self._record_load({}, (perf_counter_ns() - started) * _NS, error)
-                raise
-            finally:
-                _loading.reset(loading)
-            seconds = (perf_counter_ns() - started) * _NS
-            known = _remember(result, asked)
-            facts = {"request_model": known.name, **known.facts} if known else {}
-            self._record_load(facts, seconds, None)
-            return result
+            # Before the call: a download can make what looks like a hub id exist here too.
+            asked = _asked_for(arguments.named(args, kwargs))
+            return self.load(original, args, kwargs, lambda result: _remember(result, asked))
 
         return load
-
-    @never_raise("mlx.load")
-    def _record_load(self, facts: Any, seconds: float, error: Exception | None) -> None:
-        if self._loaded is not None:
-            self._loaded(PROVIDER, facts, seconds, error)
 
     @never_raise("mlx.open")
     def _open(
         self,
-        arguments: _Arguments,
+        arguments: Arguments,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
         stream: bool,
     ) -> _Generation | None:
-        if not self._hooks.active or (self._enabled is not None and not self._enabled()):
+        if not self.recording:
             return None
-        model = arguments.get("model", args, kwargs)
-        known = models.get(model) or _late_identity(model, arguments.get("tokenizer", args, kwargs))
-        limit = arguments.get("max_tokens", args, kwargs)
-        cached = _cached_tokens(arguments.get("prompt_cache", args, kwargs))
+        named = arguments.named(args, kwargs)
+        model, limit = named.get("model"), named.get("max_tokens")
+        known = models.get(model) or _late_identity(model, named.get("tokenizer"))
+        cached = _cached_tokens(named.get("prompt_cache"))
         # Opened last: what fails above must not leave a call behind that nobody ends.
-        call = Call(
-            self._recorder,
+        call = _Generation(
+            self.recorder,
             operation=OPERATION,
             provider=PROVIDER,
-            model=known.name if known else None,
-            in_process=True,
-            local=True,
+            identity=known,
+            stream=stream,
         )
-        call.stream = stream
-        facts = call.facts
-        if stream:
-            facts["request_stream"] = True
-        if known:
-            facts.update(known.facts)
+        call.cached = cached or 0
+        call.fed = False
+        call.prompt = call.reason = None
         # -1 asks for no limit.
         if type(limit) is int and limit > 0:
-            facts["request_max_tokens"] = limit
-        return _Generation(call, cached or 0)
+            call.facts["request_max_tokens"] = limit
+        return call
 
 
 def _stream(
     inner: Generator[Any, Any, Any], open_call: Callable[[], _Generation | None]
 ) -> Generator[Any, Any, Any]:
     """Pass a stream on; its call is open from the first `next` until the stream is over."""
-    generation = open_call()
-    if generation is None:
+    call = open_call()
+    del open_call  # it holds the arguments
+    if call is None:
         return (yield from inner)
-    call = generation.call
-    set_current, reset_current = current_call.set, current_call.reset
-    first = True
-    thrown: BaseException | None = None
-    while True:
-        # In the same frame and never across the yield: the next step may run in another
-        # thread or context.
-        current = set_current(call)
-        started = perf_counter_ns()
-        try:
-            response = next(inner) if thrown is None else inner.throw(thrown)
-        except StopIteration as stop:
-            generation.busy_ns += perf_counter_ns() - started
-            generation.end()
-            return stop.value
-        except BaseException as error:
-            generation.busy_ns += perf_counter_ns() - started
-            generation.end(error)
-            # Our frame is in the traceback: a reference here would make a cycle.
-            thrown = None
-            raise
-        finally:
-            reset_current(current)
-        thrown = None
-        call.chunk()
-        generation.busy_ns += call.last_chunk_ns - started
-        try:
-            generation.made = response.generation_tokens
-            generation.reason = response.finish_reason
-            if first:
-                first = False
-                generation.first_ns = generation.busy_ns
-                generation.prompt = response.prompt_tokens
-        except Exception:  # noqa: BLE001 - a response of another shape is the app's all the same
-            failed("mlx.response")
-        try:
-            yield response
-        except GeneratorExit:
-            generation.leave()
-            inner.close()
-            raise
-        except BaseException as error:  # noqa: BLE001 - thrown in by the app, for the engine
-            thrown = error
+    return (yield from pass_on(inner, call))
 
 
-def _feed(inner: Generator[Any, Any, Any], generation: _Generation) -> Generator[Any, Any, Any]:
+def _feed(inner: Generator[Any, Any, Any], call: _Generation) -> Generator[Any, Any, Any]:
     """Pass on the stream inside `generate`, which reads it without a pause."""
-    started = perf_counter_ns()
     try:
         for response in inner:
             try:
-                generation.made = response.generation_tokens
-                generation.reason = response.finish_reason
-                if not generation.first_ns:
-                    generation.first_ns = perf_counter_ns() - started
-                    generation.prompt = response.prompt_tokens
-            except Exception:  # noqa: BLE001 - as in `_stream`
-                failed("mlx.response")
+                call.read(response)
+            except Exception:  # noqa: BLE001 - a response of another shape is the app's all the same
+                failed("runtime.read")
             yield response
     finally:
-        generation.busy_ns = perf_counter_ns() - started
         inner.close()
 
 
 @never_raise("mlx.asked")
-def _asked_for(arguments: _Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+def _asked_for(named: dict[str, Any]) -> str | None:
     for name in ("path_or_hf_repo", "repo", "model_path"):
-        asked = arguments.get(name, args, kwargs)
-        if asked is not None:
-            return identity.hub_id(asked)
+        if name in named:
+            return identity.hub_id(named[name])
     return None
 
 

@@ -1,0 +1,263 @@
+"""A call of an engine in this process, and how its stream is passed on to the app.
+
+Engine times are measured inside the engine, so what the app does between two tokens is not in
+them. The call is the current one while the engine works and never across a yield: the next
+step of a stream may run in another thread or context.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextvars import ContextVar
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sottovoce.call import Call, current_call
+from sottovoce.guard import failed, never_raise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    from sottovoce.call import Recorder
+    from sottovoce.guard import ImportHooks
+    from sottovoce.runtimes.identity import Identity
+
+NS: Final = 1e-9
+"""Seconds in a nanosecond."""
+
+_POSITIONAL: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
+T = TypeVar("T")
+
+
+class EngineCall(Call):
+    """A call in process.
+
+    Args:
+        identity: who runs, as far as is known.
+        stream: whether the app gets the answer piece by piece.
+
+    Subclasses say what is read of each piece and of the whole answer, and which facts follow.
+    """
+
+    __slots__ = ("busy_ns", "first_ns", "made", "started_ns")
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        operation: str,
+        provider: str,
+        identity: Identity | None,
+        stream: bool,
+    ) -> None:
+        # Nanoseconds inside the engine, in all and until the first token; when the step that
+        # runs now began.
+        self.busy_ns = self.first_ns = self.started_ns = 0
+        # Tokens that the engine generated, as it counts them itself.
+        self.made = 0
+        super().__init__(
+            recorder,
+            operation=operation,
+            provider=provider,
+            model=identity.name if identity else None,
+            in_process=True,
+            local=True,
+        )
+        self.stream = stream
+        if stream:
+            self.facts["request_stream"] = True
+        if identity:
+            self.facts.update(identity.facts)
+
+    def read(self, piece: Any) -> None:
+        """Learn from a piece of the stream; may raise."""
+
+    def settle(self) -> None:
+        """Write the facts of what was made; may raise."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the engine had said that the answer is complete."""
+        return False
+
+    def blame(self, error: BaseException) -> BaseException | str:
+        """Give what the call failed with: the exception, or a code of the closed vocabulary."""
+        return error
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """The engine is done, or failed with `error`. Never raises."""
+        self._settle_once()
+        if error is None:
+            self.end()
+        else:
+            self.fail(self._blamed(error) or error)
+
+    def leave(self) -> None:
+        """The app stopped reading; once the answer is complete that is no abandonment."""
+        self._settle_once()
+        if self.answered:
+            self.end(at_ns=self.last_chunk_ns or None)
+        else:
+            self.abandon()
+
+    @never_raise("runtime.blame")
+    def _blamed(self, error: BaseException) -> BaseException | str:
+        return self.blame(error)
+
+    @never_raise("runtime.settle")
+    def _settle_once(self) -> None:
+        if not self.is_open:
+            return
+        facts = self.facts
+        facts["engine_duration_s"] = self.busy_ns * NS
+        if self.first_ns:
+            facts["time_to_first_token_s"] = self.first_ns * NS
+            if type(self.made) is int and self.made > 1:
+                per_token = (self.busy_ns - self.first_ns) / (self.made - 1)
+                facts["time_per_output_token_s"] = max(0.0, per_token * NS)
+        self.settle()
+
+
+_loading: ContextVar[bool] = ContextVar("sottovoce_loading", default=False)
+"""Whether an outer loader already measures; set and reset in one frame."""
+
+
+class Runtime:
+    """What the wrappers of one runtime share."""
+
+    def __init__(self, provider: str, recorder: Recorder, hooks: ImportHooks) -> None:
+        self.provider = provider
+        self.recorder = recorder
+        self._hooks = hooks
+        # Recorders of the contract need not have these two.
+        self._loaded = getattr(recorder, "loaded", None)
+        self._enabled = getattr(recorder, "enabled", None)
+
+    @property
+    def active(self) -> bool:
+        """Whether the hooks are still installed; wrappers that someone kept pass through if not."""
+        return self._hooks.active
+
+    @property
+    def recording(self) -> bool:
+        """Whether a call that begins now is recorded: the app may have suppressed it."""
+        return self._hooks.active and (self._enabled is None or bool(self._enabled()))
+
+    def run(
+        self,
+        call: EngineCall,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> T:
+        """Run what the app called, with `call` current; an exception fails it and is the app's."""
+        current = current_call.set(call)
+        entered = self.recorder.enter(call)
+        call.started_ns = perf_counter_ns()
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            call.busy_ns += perf_counter_ns() - call.started_ns
+            call.finish(error)
+            raise
+        else:
+            call.busy_ns += perf_counter_ns() - call.started_ns
+            return result
+        finally:
+            self.recorder.leave(entered)
+            current_call.reset(current)
+
+    def load(
+        self,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        identify: Callable[[T], Identity | None],
+    ) -> T:
+        """Run a loader and record how long the app waited, a download included.
+
+        Of loaders that call each other the outermost is recorded. `identify` gets what it
+        returned and must not raise. Of a load that failed only the error's class is recorded:
+        what was asked for may be a path.
+        """
+        if not self.active or _loading.get():
+            return function(*args, **kwargs)
+        loading = _loading.set(True)
+        started = perf_counter_ns()
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:
+            self._record_load(None, perf_counter_ns() - started, error)
+            raise
+        finally:
+            _loading.reset(loading)
+        waited = perf_counter_ns() - started
+        self._record_load(identify(result), waited, None)
+        return result
+
+    @never_raise("runtime.load")
+    def _record_load(self, known: Identity | None, waited_ns: int, error: Exception | None) -> None:
+        if self._loaded is not None:
+            facts = {"request_model": known.name, **known.facts} if known else {}
+            self._loaded(self.provider, facts, waited_ns * NS, error)
+
+
+def pass_on(inner: Generator[Any, Any, Any], call: EngineCall) -> Generator[Any, Any, Any]:
+    """Pass a stream on, as `yield from` would, and end `call` exactly once when it is over."""
+    set_current, reset_current, read = current_call.set, current_call.reset, call.read
+    thrown: BaseException | None = None
+    while True:
+        current = set_current(call)
+        call.started_ns = started = perf_counter_ns()
+        try:
+            piece = next(inner) if thrown is None else inner.throw(thrown)
+        except StopIteration as stop:
+            call.busy_ns += perf_counter_ns() - started
+            call.finish()
+            return stop.value
+        except BaseException as error:
+            call.busy_ns += perf_counter_ns() - started
+            call.finish(error)
+            # Our frame is in the traceback: a reference here would make a cycle.
+            thrown = None
+            raise
+        finally:
+            reset_current(current)
+        thrown = None
+        call.chunk()
+        call.busy_ns += call.last_chunk_ns - started
+        try:
+            read(piece)
+        except Exception:  # noqa: BLE001 - a piece of another shape is the app's all the same
+            failed("runtime.read")
+        try:
+            yield piece
+        except GeneratorExit:
+            call.leave()
+            inner.close()
+            raise
+        except BaseException as error:  # noqa: BLE001 - thrown in by the app, for the engine
+            thrown = error
+
+
+class Arguments:
+    """The parameters of a wrapped function: gives what it was called with a name."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        parameters: Mapping[str, inspect.Parameter] = {}
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):
+            failed("runtime.signature")
+        self.names = tuple(parameters)
+        self._positional = tuple(
+            name for name, entry in parameters.items() if entry.kind in _POSITIONAL
+        )
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name; those beyond the known parameters are left out."""
+        return {**dict(zip(self._positional, args, strict=False)), **kwargs}
