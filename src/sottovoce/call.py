@@ -197,7 +197,7 @@ class Call:
         self.last_chunk_ns = 0
         self.gaps: Gaps | None = None
         self.outcome: Outcome = "completed"
-        self.error: BaseException | str | None = None
+        self.error: type[BaseException] | str | None = None
         self.end_ns = 0
         # Whatever the recorder keeps between `opened` and `ended`; opaque to everyone else.
         self.handle: Any = None
@@ -258,7 +258,7 @@ class Call:
         self.end_ns = perf_counter_ns() if at_ns is None else at_ns
         self.outcome = outcome
         # Keep the class alone: an exception's traceback would keep the app's frames alive.
-        self.error = type(error) if isinstance(error, BaseException) else error  # type: ignore[assignment]
+        self.error = type(error) if isinstance(error, BaseException) else error
         self.recorder.ended(self)
         return True
 

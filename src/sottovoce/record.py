@@ -135,7 +135,7 @@ class SpanRecorder:
 
     def enabled(self) -> bool:
         """Whether the app has not suppressed instrumentation for what it does now."""
-        return is_instrumentation_enabled()
+        return bool(is_instrumentation_enabled())
 
     @guard.never_raise("record.opened")
     def opened(self, call: Call) -> None:
@@ -236,7 +236,7 @@ class SpanRecorder:
             attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
         for fact in _MODEL_FACTS:
             if fact in facts:
-                attributes[ATTRIBUTE_OF[fact]] = facts[fact]  # type: ignore[literal-required]
+                attributes[ATTRIBUTE_OF[fact]] = facts[fact]
         if error is not None:
             kind = type(error) if isinstance(error, BaseException) else error
             attributes[ERROR_TYPE] = self._policy.error(kind)
