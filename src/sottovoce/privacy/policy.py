@@ -29,7 +29,6 @@ SIGNALS: Final = ("span", "event", "link", "log", "metric", "resource", "scope")
 
 PROVIDER: Final = "gen_ai.provider.name"
 ADDRESS: Final = "server.address"
-OVERFLOW: Final = "otel.metric.overflow"
 
 IN_PROCESS: Final = frozenset({"mlx", "llama_cpp"})
 """Providers whose models run in this process."""
@@ -50,8 +49,10 @@ class _Entry:
         self.rule = rule
         self.judge = judge
         # What the loop of `Policy.attributes` leaves to `_slow`.
-        self.special = kind is tuple or rule == "cat12"
         self.drops = rule not in rules.NAMES
+        self.special = (
+            kind is tuple or rule == "cat12" or (kind is not str and rule != "keep") or self.drops
+        )
 
 
 class Policy:
@@ -68,6 +69,7 @@ class Policy:
         self._tables = self._compile({} if self.off else RULES[settings.profile])
         self._local_addresses: set[str] = set()
         self._cat12 = lru_cache(maxsize=rules.REMEMBERED)(self._model)
+        self._here = lru_cache(maxsize=rules.REMEMBERED)(self._is_here)
         self._host = lru_cache(maxsize=rules.REMEMBERED)(self._address)
         self._error: Callable[[Any], str] = lru_cache(maxsize=rules.REMEMBERED)(rules.error)
         # Appending to a deque is atomic: the hot path counts without a lock.
@@ -102,7 +104,12 @@ class Policy:
         """Count `times` drops of `signal` under `rule`."""
         for _ in range(times):
             self._news.append((signal, rule))
-        if len(self._news) > _FOLD_AT and self._lock.acquire(blocking=False):
+        if len(self._news) > _FOLD_AT:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        # Whoever comes while another folds need not wait: it is being done.
+        if self._lock.acquire(blocking=False):
             try:
                 self._fold()
             finally:
@@ -174,12 +181,17 @@ class Policy:
         if not mapping:
             return kept
         get = self._tables[signal].get
+        drop = self._news.append
+        extensible = signal == "resource"
         verdict: Any
         # Every branch below is paid for each attribute of every span: no call that can be spared.
         for key, value in mapping.items():
             entry = get(key)
             if entry is None:
-                self._unknown(key, value, signal, kept)
+                if extensible:
+                    self._unknown(key, value, signal, kept)
+                else:
+                    drop((signal, "unknown"))
                 continue
             try:
                 kind = type(value)
@@ -187,30 +199,36 @@ class Policy:
                     verdict = self._slow(key, value, entry, mapping, kept)
                 elif kind is str:
                     verdict = entry.judge(value)
-                elif entry.rule != "keep":
-                    verdict = rules.DROPPED
+                    # Most strings leave as they are: one comparison settles those.
+                    if verdict is value:
+                        kept[key] = value
+                        continue
                 elif kind is int:
-                    verdict = value if 0 <= value < _INT64 else rules.WRONG_TYPE
-                elif kind is float:
-                    verdict = value if value - value == 0.0 else rules.WRONG_TYPE
+                    if 0 <= value < _INT64:
+                        kept[key] = value
+                        continue
+                    verdict = rules.WRONG_TYPE
+                elif kind is float and value - value != 0.0:
+                    # An infinity or a NaN, which can carry anything in its payload.
+                    verdict = rules.WRONG_TYPE
                 else:
-                    verdict = value
+                    kept[key] = value
+                    continue
                 kind = type(verdict)
                 if kind is Drop:
-                    self.count(signal, verdict.rule)
+                    drop((signal, verdict.rule))
                 elif kind is Changed:
-                    self.count(signal, verdict.rule)
+                    drop((signal, verdict.rule))
                     kept[key] = verdict.value
                 else:
                     kept[key] = verdict
             except Exception:  # noqa: BLE001 - fail closed: the item is dropped
-                self.count(signal, "rule_error")
+                drop((signal, "rule_error"))
+        if len(self._news) > _FOLD_AT:
+            self._tidy()
         return kept
 
     def _unknown(self, key: Any, value: Any, signal: str, kept: dict[str, Any]) -> None:
-        if signal == "metric" and key == OVERFLOW and value is True:
-            kept[key] = True
-            return
         if signal == "resource" and type(key) is str and self.allows("resource", key):
             verdict = rules.text(value) if type(value) is str else value
             if type(verdict) in (str, bool, int, float):
@@ -288,10 +306,11 @@ class Policy:
         if address is None:
             return mapping.get(PROVIDER) in IN_PROCESS
         return isinstance(address, str) and (
-            rules.is_loopback(address)
-            or address in self._local_addresses
-            or rules.is_own(address, self._own_hosts)
+            address in self._local_addresses or self._here(address)
         )
+
+    def _is_here(self, address: str) -> bool:
+        return rules.is_loopback(address) or rules.is_own(address, self._own_hosts)
 
 
 class _Names:

@@ -112,7 +112,7 @@ class SpanCleaner:
             return None
         attributes = policy.attributes(_plain(span.attributes), "span")
         scope = span.instrumentation_scope
-        status = span.status
+        status, events, links = span.status, span.events, span.links
         if status.description:
             policy.count("span", "status_description")
         return ReadableSpan(
@@ -121,8 +121,8 @@ class SpanCleaner:
             parent=origins.context(span.parent),
             resource=origins.resource(span.resource),
             attributes=attributes,
-            events=self._events(span.events) if span.events else (),
-            links=self._links(span.links) if span.links else (),
+            events=self._events(events) if events else (),
+            links=self._links(links) if links else (),
             kind=span.kind,
             status=_STATUS[status.status_code],
             start_time=span.start_time,
