@@ -48,13 +48,13 @@ _BESIDES = """\
 
 | item | what becomes of it | why |
 |---|---|---|
-| span name | built anew: `{operation} {model}` for model calls, a template or a known name for others | names are free text, and repeat model ids and tool names |
+| span name | built anew: `{operation} {model}` for model calls, a template or a known name for others, your own names as far as `SOTTOVOCE_ALLOW` lists them | names are free text, and repeat model ids and tool names |
 | ids, parents, links, kind, status code, times | kept | the structure of a trace |
 | status description | emptied | the SDK writes the exception's message into it |
 | trace state, attributes of a scope | dropped | free text from elsewhere |
 | body of a log record | dropped | log lines of HTTP clients and engines carry prompts and paths |
-| instrumentation scope | known names kept, others `_OTHER` | scopes are named by whoever makes a tracer |
-| metrics not listed here | dropped | their names and attributes are free text |
+| instrumentation scope | known names and those in `SOTTOVOCE_ALLOW` kept, others `_OTHER` | scopes are named by whoever makes a tracer |
+| metrics not listed here | dropped, unless named in `SOTTOVOCE_ALLOW` | their names and attributes are free text |
 | exemplars | off | they carry attributes that a view has removed |
 | baggage | never exported, never sent to a third party | apps keep user ids in it |
 | `traceparent` to a third party | not sent, unless `SOTTOVOCE_PROPAGATION=all` | a provider could join it to an account |
@@ -64,7 +64,7 @@ _GROUPS = (
     ("model/gen_ai.yaml", "Model calls", "From the GenAI conventions, and their equivalents in the dialects that other instrumentations write."),
     ("model/sottovoce.yaml", "Of our own", "Where the conventions have no name."),
     ("model/general.yaml", "General", "From the general conventions: hosts, errors, and what other instrumentations write beside us. Only what is listed is kept of theirs."),
-    ("model/resource.yaml", "Resource", "Where telemetry comes from. Keys that `OTEL_RESOURCE_ATTRIBUTES` adds are dropped unless they are listed."),
+    ("model/resource.yaml", "Resource", "Where telemetry comes from. Keys that `OTEL_RESOURCE_ATTRIBUTES` adds are dropped unless they are listed here or in `SOTTOVOCE_ALLOW`."),
 )  # fmt: skip
 
 _PLACES = {
@@ -267,9 +267,9 @@ def _vocabularies(registry: Registry) -> list[str]:
         if attribute.values:
             shared.setdefault(attribute.values, []).append(attribute.key)
     for values, keys in shared.items():
+        named = ", ".join(f"<code>{key}</code>" for key in keys)
         lines += [
-            f"<details><summary>{', '.join(f'<code>{key}</code>' for key in keys)}: "
-            f"{len(values)} values</summary>",
+            f"<details><summary>{named}: {len(values)} values</summary>",
             "",
             _code(values),
             "",

@@ -466,7 +466,7 @@ METRICS: Final[tuple[_Metric, ...]] = (
     ('gen_ai.server.time_to_first_token', 'histogram', 's', 'Time to generate first token for successful responses.', (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0), _A4, frozenset({'latest', 'v1.41'}), _A3),
     ('http.client.request.duration', 'histogram', 's', 'Duration of HTTP client requests.', (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0), _A14, frozenset(), _A15),
     ('http.server.active_requests', 'updowncounter', '{request}', 'Number of active HTTP server requests.', None, _A16, frozenset(), _A17),
-    ('http.server.request.duration', 'histogram', 's', 'Duration of HTTP server requests.', (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0), _A18, frozenset(), _A15),
+    ('http.server.request.duration', 'histogram', 's', 'Duration of HTTP server requests.', (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0), _A18, frozenset(), _A17),
     ('sottovoce.decode.errors', 'counter', '{error}', 'Responses of a provider that could not be understood.', None, _A19, frozenset({'latest', 'v1.41'}), _A19),
     ('sottovoce.gate.dropped', 'counter', '{item}', 'What the privacy gate removed.', None, _A20, frozenset({'latest', 'v1.41'}), _A20),
     ('sottovoce.hook.errors', 'counter', '{error}', 'Errors of our own hooks that the app never saw.', None, _A21, frozenset({'latest', 'v1.41'}), _A21),
