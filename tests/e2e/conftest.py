@@ -163,20 +163,19 @@ class Collector:
         return list(self._each("resourceLogs", "scopeLogs", "logRecords"))
 
     def points(self) -> dict[str, list[dict[str, Any]]]:
-        """Metric name -> its points in every export, each with its attributes as a mapping."""
+        """Metric name -> its points, attributes as a mapping. What came last is the total."""
         found: dict[str, list[dict[str, Any]]] = {}
         for metric in self._each("resourceMetrics", "scopeMetrics", "metrics"):
-            for kind in ("sum", "gauge", "histogram", "exponentialHistogram"):
-                for point in metric.get(kind, {}).get("dataPoints", ()):
-                    found.setdefault(metric["name"], []).append(
-                        {
-                            **point,
-                            "attributes": mapping(point.get("attributes", [])),
-                            "kind": kind,
-                            "unit": metric.get("unit", ""),
-                            "resource": metric["resource"],
-                        }
-                    )
+            (kind,) = {"sum", "gauge", "histogram", "exponentialHistogram"} & metric.keys()
+            found[metric["name"]] = [
+                {
+                    **point,
+                    "attributes": mapping(point.get("attributes", [])),
+                    "unit": metric.get("unit", ""),
+                    "resource": metric["resource"],
+                }
+                for point in metric[kind]["dataPoints"]
+            ]
         return found
 
     def everything(self) -> str:
