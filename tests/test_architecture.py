@@ -34,8 +34,8 @@ OURS = {
     "runtimes": {"call", "guard", "protocols", "registry", "runtimes"},
     "transports": {"call", "exchange", "guard", "protocols", "transports"},
     "privacy": {"privacy", "registry", "settings", "guard"},
-    "buckets": {"call"},
-    "record": {"_version", "buckets", "call", "guard", "privacy", "registry", "settings"},
+    "measure": {"call", "guard"},
+    "record": {"_version", "measure", "call", "guard", "privacy", "registry", "settings"},
 }
 NO_OPENTELEMETRY = {
     "call",

@@ -2,21 +2,32 @@
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import (
+    AlwaysOffExemplarFilter,
+    AlwaysOnExemplarFilter,
+    Histogram,
+    MeterProvider,
+    TraceBasedExemplarFilter,
+)
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     InMemoryMetricReader,
 )
-from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
+from opentelemetry.sdk.metrics.view import (
+    DropAggregation,
+    ExponentialBucketHistogramAggregation,
+    View,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
 from sottovoce import guard
-from sottovoce.buckets import record_gaps
 from sottovoce.call import Call, Gaps
+from sottovoce.measure import Measured, Point
 from sottovoce.record import SpanRecorder
 from sottovoce.settings import Settings
 
@@ -24,12 +35,12 @@ from sottovoce.settings import Settings
 class Bench:
     """A recorder with its own providers, and what came out of them."""
 
-    def __init__(self, *, sampler=None, views=(), temporality=None, **settings):
+    def __init__(self, *, sampler=None, views=(), temporality=None, exemplars=None, **settings):
         self.spans = InMemorySpanExporter()
         self.reader = InMemoryMetricReader(preferred_temporality=temporality)
         self.tracers = TracerProvider(sampler=sampler)
         self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
-        self.meters = MeterProvider([self.reader], views=views)
+        self.meters = MeterProvider([self.reader], views=views, exemplar_filter=exemplars)
         self.recorder = SpanRecorder(self.tracers, self.meters, Settings(**settings))
 
     def call(self, **kwargs):
@@ -57,6 +68,18 @@ class Bench:
                 for metric in scope.metrics:
                     found.setdefault(metric.name, []).extend(metric.data.data_points)
         return {name: points for name, points in found.items() if points}
+
+
+SAMPLED = trace.NonRecordingSpan(
+    trace.SpanContext(1, 2, is_remote=False, trace_flags=trace.TraceFlags(1))
+)
+
+
+def gaps_of(*values_ns):
+    gaps = Gaps()
+    for value in values_ns:
+        gaps.add(value)
+    return gaps
 
 
 def finished(bench, **facts):
@@ -184,39 +207,118 @@ def test_a_stream_records_its_first_chunk_and_every_gap(temporality):
     assert (first.count, gaps.count) == (2, 398)
 
 
-def gaps_of(*values_ns):
-    gaps = Gaps()
-    for value in values_ns:
-        gaps.add(value)
-    return gaps
+BOUNDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
 
 
-def test_gaps_added_at_once_are_the_point_that_single_records_make():
+def measured(bench, name="h", **extra):
+    meter = bench.meters.get_meter("test")
+    histogram = meter.create_histogram(name, explicit_bucket_boundaries_advisory=BOUNDS)
+    return histogram, Measured(histogram, extra)
+
+
+def comparable(points):
+    return sorted(
+        (
+            str(sorted(p.attributes.items())), p.count, round(p.sum, 9), list(p.bucket_counts),
+            round(p.min, 9), round(p.max, 9), len(p.exemplars),
+        )
+        for p in points
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("temporality", list(AggregationTemporality)[1:])
+@pytest.mark.parametrize(
+    "exemplars", [AlwaysOnExemplarFilter, AlwaysOffExemplarFilter, TraceBasedExemplarFilter]
+)
+def test_the_short_way_records_what_the_public_way_records(temporality, exemplars):
+    one = Bench(temporality={Histogram: temporality}, exemplars=exemplars())
+    other = Bench(temporality={Histogram: temporality}, exemplars=exemplars())
+    (_, short), (public, _) = measured(one, extra="x"), measured(other)
+    for _ in range(2):  # across a collection, after which delta starts anew
+        for value in (0.003, 0.5, 99.0):
+            for attributes in ({"a": 1}, {"a": "1"}, {}):
+                point = Point(attributes, set_span_in_context(SAMPLED))
+                short.record(value, point)
+                public.record(value, {**attributes, "extra": "x"}, point.context)
+        assert comparable(one.points()["h"]) == comparable(other.points()["h"])
+
+
+@pytest.mark.parametrize("temporality", list(AggregationTemporality)[1:])
+def test_gaps_added_at_once_are_the_point_that_single_records_make(temporality):
     values = [3_000_000, 10_000_000, 11_000_000, 700_000_000, 99_000_000_000]
-    one, other = Bench(), Bench()
-    histogram = one.recorder._vocabularies[0]._gaps
-    record_gaps(histogram, gaps_of(*values), {"a": "b"}, None)
-    for value in values:
-        other.recorder._vocabularies[0]._gaps.record(value * 1e-9, {"a": "b"})
-    (bulk,) = one.points()["gen_ai.client.operation.time_per_output_chunk"]
-    (single,) = other.points()["gen_ai.client.operation.time_per_output_chunk"]
-    assert bulk.bucket_counts == single.bucket_counts
-    assert bulk.explicit_bounds == single.explicit_bounds
-    assert (bulk.count, bulk.attributes) == (single.count, single.attributes)
-    assert bulk.sum == pytest.approx(single.sum)
-    assert (bulk.min, bulk.max) == (pytest.approx(single.min), pytest.approx(single.max))
-
-
-def test_gaps_reach_an_aggregation_that_the_operator_chose():
-    view = View(
-        instrument_name="gen_ai.client.operation.time_per_output_chunk",
-        aggregation=ExponentialBucketHistogramAggregation(),
+    one, other = (
+        Bench(temporality={Histogram: temporality}),
+        Bench(temporality={Histogram: temporality}),
     )
-    bench = Bench(views=[view])
-    record_gaps(bench.recorder._vocabularies[0]._gaps, gaps_of(5_000_000, 20_000_000), {}, None)
-    (point,) = bench.points()["gen_ai.client.operation.time_per_output_chunk"]
-    assert point.count == 2
-    assert point.sum == pytest.approx(0.025)
+    (_, short), (public, _) = measured(one), measured(other)
+    for _ in range(2):
+        short.record_gaps(gaps_of(*values), Point({"a": "b"}, Context()))
+        for value in values:
+            public.record(value * 1e-9, {"a": "b"})
+        assert comparable(one.points()["h"]) == comparable(other.points()["h"])
+
+
+def test_measurements_reach_an_aggregation_and_attributes_that_the_operator_chose():
+    views = [
+        View(instrument_name="h", aggregation=ExponentialBucketHistogramAggregation()),
+        View(instrument_name="h", name="few", attribute_keys={"a"}),
+        View(instrument_name="gone", aggregation=DropAggregation()),
+    ]
+    bench = Bench(views=views)
+    _, short = measured(bench)
+    _, gone = measured(bench, "gone")
+    point = Point({"a": "1", "b": "2"}, Context())
+    for histogram in (short, gone):
+        histogram.record(0.5, point)
+        histogram.record_gaps(gaps_of(5_000_000, 20_000_000), point)
+    points = bench.points()
+    assert [(p.count, p.sum) for p in points["h"]] == [(3, pytest.approx(0.525))]
+    assert [(p.count, dict(p.attributes)) for p in points["few"]] == [(3, {"a": "1"})]
+    assert "gone" not in points
+
+
+def test_a_reader_that_comes_later_gets_what_comes_later():
+    bench = Bench()
+    _, short = measured(bench)
+    point = Point({"a": "1"}, Context())
+    short.record(0.5, point)
+    late = InMemoryMetricReader()
+    bench.meters.add_metric_reader(late)
+    short.record(0.25, point)
+    (metric,) = [
+        m
+        for r in late.get_metrics_data().resource_metrics
+        for s in r.scope_metrics
+        for m in s.metrics
+        if m.name == "h"
+    ]
+    assert [p.sum for p in metric.data.data_points] == [0.25]
+    assert [p.sum for p in bench.points()["h"]] == [0.75]
+
+
+def test_attribute_sets_beyond_the_sdks_limit_overflow_as_they_would():
+    bench = Bench()
+    _, short = measured(bench)
+    for number in range(2100):
+        short.record(1.0, Point({"n": number}, Context()))
+    points = bench.points()["h"]
+    (overflow,) = [p for p in points if "otel.metric.overflow" in p.attributes]
+    assert overflow.count == 100
+    assert sum(p.count for p in points) == 2100
+
+
+def test_a_foreign_meter_is_used_through_the_public_api():
+    seen = []
+
+    class Foreign:
+        def record(self, value, attributes=None, context=None):
+            seen.append((value, attributes))
+
+    short = Measured(Foreign(), {"x": 1})
+    short.record(0.5, Point({"a": 1}, Context()))
+    short.record_gaps(gaps_of(5_000_000, 6_000_000), Point({}, Context()))
+    seen = [(round(value, 9), attributes) for value, attributes in seen]
+    assert seen == [(0.5, {"a": 1, "x": 1}), (0.0055, {"x": 1}), (0.0055, {"x": 1})]
 
 
 def test_an_in_process_call_is_internal_and_has_the_servers_metrics():

@@ -3,7 +3,7 @@
 Names, units and buckets come from the registry; which vocabulary is recorded from
 `SOTTOVOCE_SEMCONV`. What a call costs is decided here, so attributes are set once as one
 mapping, a metric's attribute set is built once a call, and the gaps between chunks are
-added to the histogram as bucket counts (`buckets.py`), not one by one.
+added to the histogram as bucket counts (`measure.py`), not one by one.
 
 Nothing here may raise into the app, and nothing here ever sees content: a `Call` has none.
 Model ids and hosts pass the policy before they become a span name or an attribute, so that
@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from sottovoce import guard, settings
 from sottovoce._version import __version__
-from sottovoce.buckets import record_gaps
+from sottovoce.measure import Measured, Point
 from sottovoce.privacy import policy
 from sottovoce.privacy.propagation import WITHHOLD
 from sottovoce.registry import METRICS, SCHEMA_URLS
@@ -193,11 +193,12 @@ class SpanRecorder:
                 self._finish_span(call, handle, error)
         finally:
             handle.span.end(call.start_unix_ns + call.duration_ns)
-        failed = common if error is None else {**common, ERROR_TYPE: error}
+        point = Point(common, handle.context)
+        failed = point if error is None else Point({**common, ERROR_TYPE: error}, handle.context)
         for vocabulary in self._vocabularies:
-            vocabulary.record(call, common, failed, handle.context)
+            vocabulary.record(call, point, failed)
         if call.in_process:
-            self._engine.record(call, common, failed, handle.context)
+            self._engine.record(call, point, failed)
 
     def _finish_span(self, call: Call, handle: _Handle, error: str | None) -> None:
         attributes: dict[str, Any] = {OUTCOME: call.outcome}
@@ -253,25 +254,29 @@ def _histogram(meter: Meter, name: str) -> Histogram:
     )
 
 
+def _measured(meter: Meter, name: str) -> Measured:
+    return Measured(_histogram(meter, name))
+
+
 class _Legacy:
     """The metrics of conventions v1.41, which today's backends read."""
 
     def __init__(self, meter: Meter) -> None:
-        self._duration = _histogram(meter, "gen_ai.client.operation.duration")
-        self._usage = _histogram(meter, "gen_ai.client.token.usage")
-        self._first = _histogram(meter, "gen_ai.client.operation.time_to_first_chunk")
-        self._gaps = _histogram(meter, "gen_ai.client.operation.time_per_output_chunk")
+        self._duration = _measured(meter, "gen_ai.client.operation.duration")
+        usage = _histogram(meter, "gen_ai.client.token.usage")
+        self._input = Measured(usage, {TOKEN_TYPE: "input"})
+        self._output = Measured(usage, {TOKEN_TYPE: "output"})
+        self._first = _measured(meter, "gen_ai.client.operation.time_to_first_chunk")
+        self._gaps = _measured(meter, "gen_ai.client.operation.time_per_output_chunk")
 
-    def record(
-        self, call: Call, common: dict[str, Any], failed: dict[str, Any], context: Context
-    ) -> None:
+    def record(self, call: Call, point: Point, failed: Point) -> None:
         facts = call.facts
-        self._duration.record(call.duration_ns * _NS, failed, context)
+        self._duration.record(call.duration_ns * _NS, failed)
         if "input_tokens" in facts:
-            self._usage.record(facts["input_tokens"], {**common, TOKEN_TYPE: "input"}, context)
+            self._input.record(facts["input_tokens"], point)
         if "output_tokens" in facts:
-            self._usage.record(facts["output_tokens"], {**common, TOKEN_TYPE: "output"}, context)
-        _record_stream(call, self._first, self._gaps, common, context)
+            self._output.record(facts["output_tokens"], point)
+        _record_stream(call, self._first, self._gaps, point)
 
 
 class _Latest:
@@ -279,12 +284,12 @@ class _Latest:
 
     def __init__(self, meter: Meter, *, with_legacy: bool) -> None:
         # Embeddings keep the old duration metric, which `_Legacy` already records.
-        self._other = None if with_legacy else _histogram(meter, "gen_ai.client.operation.duration")
-        self._duration = _histogram(meter, "gen_ai.client.inference.duration")
-        self._first = _histogram(meter, "gen_ai.client.inference.time_to_first_chunk")
-        self._gaps = _histogram(meter, "gen_ai.client.inference.time_per_output_chunk")
-        self._input = _histogram(meter, "gen_ai.client.inference.operation.input_tokens")
-        self._output = _histogram(meter, "gen_ai.client.inference.operation.output_tokens")
+        self._other = None if with_legacy else _measured(meter, "gen_ai.client.operation.duration")
+        self._duration = _measured(meter, "gen_ai.client.inference.duration")
+        self._first = _measured(meter, "gen_ai.client.inference.time_to_first_chunk")
+        self._gaps = _measured(meter, "gen_ai.client.inference.time_per_output_chunk")
+        self._input = _measured(meter, "gen_ai.client.inference.operation.input_tokens")
+        self._output = _measured(meter, "gen_ai.client.inference.operation.output_tokens")
         self._counters = {
             fact: meter.create_counter(
                 name, unit=METRICS[name].unit, description=METRICS[name].description
@@ -298,58 +303,51 @@ class _Latest:
             )
         }
 
-    def record(
-        self, call: Call, common: dict[str, Any], failed: dict[str, Any], context: Context
-    ) -> None:
+    def record(self, call: Call, point: Point, failed: Point) -> None:
         seconds = call.duration_ns * _NS
         if call.operation not in _INFERENCE:
             if self._other is not None:
-                self._other.record(seconds, failed, context)
+                self._other.record(seconds, failed)
             return
         facts: Mapping[str, Any] = call.facts
-        self._duration.record(seconds, failed, context)
-        self._input.record(facts.get("input_tokens", 0), failed, context)
-        self._output.record(facts.get("output_tokens", 0), failed, context)
+        self._duration.record(seconds, failed)
+        self._input.record(facts.get("input_tokens", 0), failed)
+        self._output.record(facts.get("output_tokens", 0), failed)
         # In-process engines are text only; a provider's total is not split by modality.
         modality = "text" if call.in_process else "unknown"
-        by_modality = {**common, MODALITY: modality}
+        by_modality = {**point.attributes, MODALITY: modality}
         for fact, counter in self._counters.items():
             if fact in facts:
-                counter.add(facts[fact], by_modality, context)
+                counter.add(facts[fact], by_modality, point.context)
             elif fact in {"input_tokens", "output_tokens"}:
-                counter.add(0, {**common, MODALITY: "unknown"}, context)
-        _record_stream(call, self._first, self._gaps, common, context)
+                counter.add(0, {**point.attributes, MODALITY: "unknown"}, point.context)
+        _record_stream(call, self._first, self._gaps, point)
 
 
 class _Engine:
     """The model server's metrics, for engines that run in this process."""
 
     def __init__(self, meter: Meter) -> None:
-        self._duration = _histogram(meter, "gen_ai.server.request.duration")
-        self._first = _histogram(meter, "gen_ai.server.time_to_first_token")
-        self._per_token = _histogram(meter, "gen_ai.server.time_per_output_token")
+        self._duration = _measured(meter, "gen_ai.server.request.duration")
+        self._first = _measured(meter, "gen_ai.server.time_to_first_token")
+        self._per_token = _measured(meter, "gen_ai.server.time_per_output_token")
         self.load_duration = _histogram(meter, "sottovoce.model.load.duration")
 
-    def record(
-        self, call: Call, common: dict[str, Any], failed: dict[str, Any], context: Context
-    ) -> None:
+    def record(self, call: Call, point: Point, failed: Point) -> None:
         facts = call.facts
-        seconds = facts.get("engine_duration_s", call.duration_ns * _NS)
-        self._duration.record(seconds, failed, context)
+        self._duration.record(facts.get("engine_duration_s", call.duration_ns * _NS), failed)
         if "time_to_first_token_s" in facts:
-            self._first.record(facts["time_to_first_token_s"], common, context)
+            self._first.record(facts["time_to_first_token_s"], point)
         if "time_per_output_token_s" in facts and call.error is None:
-            self._per_token.record(facts["time_per_output_token_s"], common, context)
+            self._per_token.record(facts["time_per_output_token_s"], point)
 
 
-def _record_stream(
-    call: Call, first: Histogram, gaps: Histogram, common: dict[str, Any], context: Context
-) -> None:
+def _record_stream(call: Call, first: Measured, gaps: Measured, point: Point) -> None:
     if not call.stream or not call.chunks:
         return
-    first.record((call.first_chunk_ns - call.start_ns) * _NS, common, context)
+    first.record((call.first_chunk_ns - call.start_ns) * _NS, point)
     if call.gaps is not None:
-        record_gaps(gaps, call.gaps, common, context)
+        gaps.record_gaps(call.gaps, point)
 
 
 _observed: weakref.WeakSet[Any] = weakref.WeakSet()
