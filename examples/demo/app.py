@@ -29,9 +29,8 @@ def main() -> None:
     messages = [{"role": "user", "content": given.said}]
     heard = [given.said]
     tracer = trace.get_tracer("demo")
-    # The middle of these three attributes is what a careless app, or another library, adds.
+    # Both attributes are what a careless app, or another library, adds.
     with tracer.start_as_current_span("demo") as span:
-        span.set_attribute("gen_ai.operation.name", "invoke_agent")
         span.set_attribute("app.question", given.said)
         span.set_attribute("gen_ai.input.messages", json.dumps(messages))
         if given.mlx:
@@ -51,8 +50,8 @@ def mlx_in_process(path, messages):
     with step("mlx-lm in this process: load, whole, streamed"):
         model, tokenizer = load(path)
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        generate(model, tokenizer, prompt, max_tokens=24)
-        for _ in stream_generate(model, tokenizer, prompt, max_tokens=32):
+        generate(model, tokenizer, prompt, max_tokens=48)
+        for _ in stream_generate(model, tokenizer, prompt, max_tokens=160):
             pass
     return [prompt]
 
@@ -62,11 +61,11 @@ def openai_sdk(server, messages):
 
     with step("openai SDK → mlx_lm server: whole, streamed"):
         client = OpenAI(base_url=f"{server}/v1", api_key="unused")
-        client.chat.completions.create(model="default_model", messages=messages, max_tokens=24)
+        client.chat.completions.create(model="default_model", messages=messages, max_tokens=48)
         stream = client.chat.completions.create(
             model="default_model",
             messages=messages,
-            max_tokens=32,
+            max_tokens=160,
             stream=True,
             stream_options={"include_usage": True},
         )
@@ -107,7 +106,7 @@ def llama_cpp_in_process(path, messages):
     with step("llama.cpp in this process: whole, streamed"):
         llama = Llama(path, n_ctx=512, verbose=False)
         llama.create_chat_completion(messages, max_tokens=24)
-        for _ in llama.create_chat_completion(messages, max_tokens=32, stream=True):
+        for _ in llama.create_chat_completion(messages, max_tokens=160, stream=True):
             pass
 
 

@@ -33,6 +33,9 @@ _PLAIN: Final = (
     "gen_ai.request.model",
     "gen_ai.token.type",
     "gen_ai.token.modality",
+    "sottovoce.model.architecture",
+    "sottovoce.model.parameters",
+    "sottovoce.model.quantization",
 )
 _QUIET: Final = frozenset({"server.address", "server.port", "gen_ai.response.model"})
 
@@ -41,32 +44,50 @@ def histograms(points: Iterable[Point], console: Console) -> Iterator[Renderable
     """A block a metric, its charts side by side as the width allows."""
     drawn = 0
     wanted = (point for point in points if point.kind in _HISTOGRAMS and point.count)
-    for (name, unit), group in groupby(wanted, key=lambda point: (point.name, point.unit)):
-        charts = [_chart(point, ascii_only=console.options.ascii_only) for point in group]
-        drawn += len(charts)
+    for (name, unit), grouped in groupby(wanted, key=lambda point: (point.name, point.unit)):
+        group = list(grouped)
+        drawn += len(group)
         if drawn > _MAX_CHARTS:
             yield Text("… and more metrics, not drawn", style="dim")
             return
+        charts = [
+            _chart(title, point, ascii_only=console.options.ascii_only)
+            for title, point in zip(_titles(group), group, strict=True)
+        ]
         heading = Text(shown.clean(name), style="bold cyan")
         heading.append(f"  {shown.clean(unit, 16)}", style="dim")
         yield Group(heading, Padding(_side_by_side(charts, console.width), (0, 0, 1, 2)))
 
 
-def attribute_set(attributes: dict[str, Any]) -> str:
-    """An attribute set in few words: ``chat mlx h:0123456789ab input``."""
+def attribute_set(attributes: dict[str, Any], *, server: bool = True) -> str:
+    """An attribute set in few words: ``chat mlx h:0123456789ab input``.
+
+    Args:
+        attributes: the set.
+        server: whether to name the host and port as well.
+    """
     words = [shown.clean(attributes[key], 60) for key in _PLAIN if key in attributes]
     answered = attributes.get("gen_ai.response.model")
     if answered is not None and answered != attributes.get("gen_ai.request.model"):
         words.append(f"→ {shown.clean(answered, 60)}")
-    if "server.address" in attributes:
+    if server and "server.address" in attributes:
         port = attributes.get("server.port")
-        words.append(shown.clean(attributes["server.address"], 60) + (f":{port}" if port else ""))
+        words.append(shown.clean(attributes["server.address"], 60))
+        words[-1] += f":{shown.clean(port, 6)}" if port else ""
     words += [
         f"{shown.clean(key, 60)}={shown.clean(value, 60)}"
         for key, value in attributes.items()
         if key not in _PLAIN and key not in _QUIET
     ]
     return " ".join(words) or "(no attributes)"
+
+
+def _titles(group: Sequence[Point]) -> list[str]:
+    """Short titles where they tell the sets of a metric apart, else long ones."""
+    short = [attribute_set(point.attributes, server=False) for point in group]
+    if len(set(short)) == len(short):
+        return short
+    return [attribute_set(point.attributes) for point in group]
 
 
 def bar(value: float, most: float, width: int, *, ascii_only: bool) -> str:
@@ -90,14 +111,19 @@ def _side_by_side(charts: Sequence[RenderableType], width: int) -> Table:
     return grid
 
 
-def _chart(point: Point, *, ascii_only: bool) -> Group:
-    title = Text(attribute_set(point.attributes), style="bold", overflow="fold")
-    return Group(title, _summary(point), *_bars(point, ascii_only=ascii_only))
+def _chart(title: str, point: Point, *, ascii_only: bool) -> Group:
+    return Group(
+        Text(title, style="bold", overflow="fold"),
+        _summary(point),
+        *_bars(point, ascii_only=ascii_only),
+    )
 
 
 def _summary(point: Point) -> Text:
     # A counted unit stands in the heading; a time needs its unit on every number.
     unit = "1" if point.unit.startswith("{") else point.unit
+    if point.count == 1:
+        return Text(f"1 ×  {shown.amount(point.total, unit)}", style="dim")  # noqa: RUF001
     words = [f"{point.count:,} ×", f"mean {shown.amount(point.total / point.count, unit)}"]  # noqa: RUF001
     if point.low is not None and point.high is not None:
         words.append(f"min {shown.amount(point.low, unit)}")

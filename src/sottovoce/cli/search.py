@@ -71,6 +71,9 @@ class Needle:
                 "UTF-16": text.encode("utf-16-le", "surrogatepass"),
                 "UTF-16 BE": text.encode("utf-16-be", "surrogatepass"),
                 "JSON": json.dumps(text)[1:-1].encode(),
+                "JSON without ASCII escapes": json.dumps(text, ensure_ascii=False)[1:-1].encode(
+                    errors="surrogatepass"
+                ),
                 "JSON in JSON": json.dumps(json.dumps(text)[1:-1])[1:-1].encode(),
                 "percent-encoded": quote(raw, safe="").encode(),
                 "percent-encoded path": quote(raw, safe="/:").encode(),

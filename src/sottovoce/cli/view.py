@@ -37,7 +37,6 @@ OWN_ERRORS: Final = {
     "sottovoce.decode.errors": "decode",
 }
 _MAX_SPANS: Final = 200
-_MAX_DEPTH: Final = 12
 _MAX_LOGS: Final = 10
 _MAX_COUNTERS: Final = 60
 _MAX_HITS: Final = 10
@@ -128,7 +127,9 @@ def _trace(spans: list[Span], width: int, *, ascii_only: bool) -> Iterator[Text]
     for title, size, align in _COLUMNS:
         header.append(f" {title:{align}{size}}")
     yield header
-    for shown_spans, (prefix, below, span) in enumerate(_tree(spans, ascii_only=ascii_only)):
+    for shown_spans, (prefix, below, span) in enumerate(
+        _tree(spans, name_width // 2, ascii_only=ascii_only)
+    ):
         if shown_spans >= _MAX_SPANS:
             yield Text(f"… and {len(spans) - shown_spans} more spans", style="dim")
             break
@@ -142,10 +143,11 @@ def _trace(spans: list[Span], width: int, *, ascii_only: bool) -> Iterator[Text]
 _LAST_NS: Final = 4_102_444_800 * 10**9  # the year 2100: every platform's localtime takes it
 
 
-def _tree(spans: list[Span], *, ascii_only: bool) -> Iterator[tuple[str, str, Span]]:
+def _tree(spans: list[Span], indent: int, *, ascii_only: bool) -> Iterator[tuple[str, str, Span]]:
     """Spans depth first, with the lines to draw before the name and below it.
 
-    A span whose parent did not arrive is a root; so is, once, each cycle of parents.
+    A span whose parent did not arrive is a root; so is, once, each cycle of parents. From
+    `indent` columns on the tree gets no wider.
     """
     ids = {span.id for span in spans}
     children: dict[str, list[Span]] = defaultdict(list)
@@ -166,7 +168,7 @@ def _tree(spans: list[Span], *, ascii_only: bool) -> Iterator[tuple[str, str, Sp
             seen.add(span.id)
             under = children.get(span.id, [])
             yield prefix, below + (through if under else "   "), span
-            deep = len(below) >= 3 * _MAX_DEPTH
+            deep = len(below) >= indent
             for index, child in enumerate(reversed(under)):
                 last = index == 0
                 todo.append(
