@@ -35,9 +35,13 @@ HOSTS: Final[dict[str, str]] = {
     "models.inference.ai.azure.com": "azure.ai.inference",
     # Ours.
     "api.cerebras.ai": "cerebras",
+    "api.deepinfra.com": "deepinfra",
     "api.fireworks.ai": "fireworks_ai",
+    "api.sambanova.ai": "sambanova",
     "api.together.ai": "together_ai",
     "api.together.xyz": "together_ai",
+    "api.voyageai.com": "voyage",
+    "integrate.api.nvidia.com": "nvidia",
     "openrouter.ai": "openrouter",
     "router.huggingface.co": "hugging_face",
 }
@@ -61,7 +65,7 @@ PATHS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """(Ending of a host name, beginning of a path, provider) where one host serves several."""
 
-LOCAL_PORTS: Final[dict[int, str]] = {1337: "osaurus", 11434: "ollama"}
+LOCAL_PORTS: Final[dict[int, str]] = {1234: "lm_studio", 1337: "osaurus", 11434: "ollama"}
 """Default ports of local servers that no other well-known one shares."""
 
 

@@ -79,7 +79,7 @@ def event(body: Body, seen: Seen) -> Candidates:
         for place, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, Mapping):
                 seen.tool(index, call.get("index", place), call.get("id"))
-    return {**read(ANSWERED, body), **seen.candidates()}
+    return {**read(CHUNK, body), **seen.candidates()}
 
 
 def _choices(body: Body) -> list[Mapping[str, Any]]:
@@ -143,7 +143,7 @@ ASKED: Final[Table] = (
     ("user_turn", _user_turn),
 )
 
-USAGE: Final[Table] = (
+CHUNK: Final[Table] = (
     ("response_model", at("model")),
     ("response_service_tier", at("service_tier")),
     ("input_tokens", at("usage", "prompt_tokens")),
@@ -158,7 +158,7 @@ USAGE: Final[Table] = (
 )
 
 ANSWERED: Final[Table] = (
-    *USAGE,
+    *CHUNK,
     ("finish_reasons", _reasons),
     ("tool_call_count", _tool_calls),
 )

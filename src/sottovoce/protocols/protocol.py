@@ -87,7 +87,7 @@ def checked(candidates: Candidates, on_malformed: Callable[[str], None] | None =
         good = _CHECKS[fact](value)
         if good is None:
             # Servers send "" for what they do not know (Azure's first event: the model).
-            wrong = wrong or value != ""
+            wrong = wrong or not (isinstance(value, str) and len(value) == 0)
         else:
             facts[fact] = good
     if wrong and on_malformed is not None:
@@ -122,7 +122,7 @@ class Seen:
     def finished(self, index: Any, reason: Any) -> None:
         """Choice number `index` ended for `reason`."""
         if isinstance(reason, str) and type(index) is int and 0 <= index < _MAX_INDEX:
-            self.reasons[index] = reason
+            self.reasons[index] = reason[:_MAX_INDEX]
 
     def tool(self, choice: Any, place: Any, identity: Any) -> None:
         """A tool call was seen: by its place among those of a choice, and by its id.
@@ -200,17 +200,17 @@ def _flag(value: Any) -> bool | None:
 
 
 def _word(value: Any) -> str | None:
-    return value if isinstance(value, str) and _WORD(value) else None
+    return str.__str__(value) if isinstance(value, str) and _WORD(value) else None
 
 
 def _model(value: Any) -> str | None:
     good = isinstance(value, str) and 0 < len(value) <= _MAX_MODEL and value.isprintable()
-    return value if good else None
+    return str.__str__(value) if good else None
 
 
 def _words(value: Any) -> list[str] | None:
     good = isinstance(value, list) and 0 < len(value) <= _MAX_INDEX and all(map(_word, value))
-    return list(value) if good else None
+    return [str.__str__(item) for item in value] if good else None
 
 
 _CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {

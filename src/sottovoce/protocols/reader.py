@@ -186,18 +186,24 @@ class Reader:
                 return
             if self.done or not chunk:
                 return
-            # Nearly always a network chunk is one event: "data: {…}" and a blank line.
-            if self._clean and chunk[:5] == b"data:":
+            # Nearly always a network chunk is one event: "data: {…}" and a blank line,
+            # sometimes with an "event: …" line before.
+            if self._clean:
                 size = len(chunk)
                 newline = chunk.find(b"\n")
-                if (
-                    newline == size - 2 and chunk[newline + 1] == _NEWLINE and b"\r" not in chunk
-                ) or (
-                    newline == size - 3
-                    and chunk[newline:] == b"\n\r\n"
-                    and chunk.find(b"\r") == newline - 1
+                start = 5 if chunk[:5] == b"data:" else 0
+                if not start and chunk[:6] == b"event:" and chunk.startswith(b"data:", newline + 1):
+                    start = newline + 6
+                    newline = chunk.find(b"\n", start)
+                if start and (
+                    (newline == size - 2 and chunk[newline + 1] == _NEWLINE and b"\r" not in chunk)
+                    or (
+                        newline == size - 3
+                        and chunk[newline:] == b"\n\r\n"
+                        and chunk.find(b"\r") == newline - 1
+                    )
                 ):
-                    self._event(chunk, 5)
+                    self._event(chunk, start)
                     return
             self._split(chunk)
         except Exception:  # noqa: BLE001 - the promise of this class
@@ -400,7 +406,7 @@ class Reader:
         usage = _last_usage(tail)
         if usage is not None:
             inner = body.get("response")
-            (inner if isinstance(inner, dict) else body).setdefault("usage", usage)
+            (inner if isinstance(inner, dict) else body)["usage"] = usage
         if self._protocol.flat and "model" not in body:
             models = _MODEL.findall(tail)
             if models:

@@ -11,10 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Any, Final
 
 WORDS: Final = frozenset(
     {
@@ -24,6 +21,19 @@ WORDS: Final = frozenset(
     }
 )  # fmt: skip
 """Keys whose strings are kept; every other string is replaced by an empty one."""
+
+WALKED: Final = frozenset(
+    {
+        b"choices", b"completion_tokens_details", b"content", b"error", b"format",
+        b"incomplete_details", b"input", b"input_tokens_details", b"item", b"messages",
+        b"output", b"output_tokens_details", b"prompt_tokens_details", b"reasoning",
+        b"response", b"response_format", b"text", b"usage",
+    }
+)  # fmt: skip
+"""Keys whose objects, and whose lists' last objects, are looked into; others are empty."""
+
+COUNTED: Final = frozenset({b"functions", b"modalities", b"stop", b"tools"})
+"""Keys whose lists are counted item by item; so are those above when they hold objects."""
 
 _KEPT_ITEMS = 8
 _KEPT_LENGTH = 100_000
@@ -35,10 +45,10 @@ _SCALAR = re.compile(rb"[^,\]}\s]*")
 _PLAIN_KEY = re.compile(rb'"([^"\\]{0,128})"[ \t\r\n]*:[ \t\r\n]*')
 # Every alternative begins differently and repetitions are bounded, so no input makes these
 # go back over what they have read, nor lets the engine's stack grow.
-_NO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]*"){0,512}')
-_IN_STRING = re.compile(rb'(?:[^"\\]+|\\.){0,512}', re.DOTALL)
+_NO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]{0,256}"){0,512}')
+_IN_STRING = re.compile(rb'(?:[^"\\]+|\\.){0,32}', re.DOTALL)
 
-_QUOTE = ord('"')
+_QUOTE, _BACKSLASH = b'"\\'
 _OPEN, _CLOSE = frozenset(b"{["), frozenset(b"}]")
 _NOWHERE = -1
 
@@ -46,78 +56,78 @@ _NOWHERE = -1
 def skeleton(body: bytes) -> dict[str, Any]:
     """Give the outermost object of `body` without its content; {} when there is none."""
     start = _skip_space(body, 3 if body.startswith(b"\xef\xbb\xbf") else 0)
-    shape = _value(body, start, b"", 0)
-    return shape if isinstance(shape, dict) else {}
+    return _object(body, start, 0)[0] if body[start : start + 1] == b"{" else {}
 
 
-def _value(body: bytes, at: int, key: bytes, depth: int) -> Any:
+def _value(body: bytes, at: int, key: bytes, depth: int) -> tuple[Any, int]:
+    """Give what is kept of the value at `at`, and the place after it (`_NOWHERE`: it breaks off)."""
     first = body[at : at + 1]
-    if first == b"{":
-        return _object(body, at, depth) if depth < _MAX_DEPTH else {}
-    if first == b"[":
-        return _list(body, at, key, depth) if depth < _MAX_DEPTH else []
-    if first == b'"' and key not in WORDS:
-        return ""
+    if first == b"{" and key in WALKED and depth < _MAX_DEPTH:
+        return _object(body, at, depth)
+    if first == b"[" and depth < _MAX_DEPTH:
+        item = _skip_space(body, at + 1)
+        if key in COUNTED or (key in WALKED and body[item : item + 1] == b"{"):
+            return _list(body, at, key, depth)
     end = _end_of_value(body, at)
-    if end == _NOWHERE or end - at > _MAX_SCALAR:
-        return "" if first == b'"' else None
+    if first == b"{":
+        return {}, end
+    if first == b"[":
+        return [], end
+    if first == b'"' and (key not in WORDS or not 0 <= end - at <= _MAX_SCALAR):
+        return "", end
+    if not 0 <= end - at <= _MAX_SCALAR:
+        return None, end
     try:
-        return json.loads(body[at:end])
+        return json.loads(body[at:end]), end
     except ValueError:
-        return None
+        return None, end
 
 
-def _object(body: bytes, at: int, depth: int) -> dict[str, Any]:
+def _object(body: bytes, at: int, depth: int) -> tuple[dict[str, Any], int]:
     found: dict[str, Any] = {}
     at = _skip_space(body, at + 1)
     while body[at : at + 1] == b'"':
         match = _PLAIN_KEY.match(body, at)
         if match is None:
-            # No key that we look for is written with an escape.
-            at = _end_of_string(body, at)
-            at = _skip_space(body, at) if at != _NOWHERE else len(body)
-            if body[at : at + 1] != b":":
-                return found
-            key, start = b"", _skip_space(body, at + 1)
+            # No key that we look for is long or written with an escape.
+            end = _end_of_string(body, at)
+            colon = _skip_space(body, end) if end != _NOWHERE else len(body)
+            if body[colon : colon + 1] != b":":
+                return found, _NOWHERE
+            key, start = b"", _skip_space(body, colon + 1)
         else:
             key, start = match[1], match.end()
         if start >= len(body):
-            return found
-        end = _end_of_value(body, start)
+            return found, _NOWHERE
+        value, end = _value(body, start, key, depth + 1)
         # A list that breaks off has no length, and what it lacks could be what matters.
-        if key and (end != _NOWHERE or body[start : start + 1] == b"{"):
-            found[key.decode("utf-8", "replace")] = _value(body, start, key, depth + 1)
+        if key and (end != _NOWHERE or isinstance(value, dict)):
+            found[key.decode("utf-8", "replace")] = value
         if end == _NOWHERE:
-            return found
+            return found, _NOWHERE
         at = _skip_space(body, end)
-        if body[at : at + 1] != b",":
-            return found
-        at = _skip_space(body, at + 1)
-    return found
+        if body[at : at + 1] == b",":
+            at = _skip_space(body, at + 1)
+    return found, at + 1 if body[at : at + 1] == b"}" else _NOWHERE
 
 
-def _list(body: bytes, at: int, key: bytes, depth: int) -> list[Any]:
+def _list(body: bytes, at: int, key: bytes, depth: int) -> tuple[list[Any], int]:
     count = 0
     last: deque[int] = deque(maxlen=_KEPT_ITEMS)
-    for start in _items(body, at):
-        count += 1
-        last.append(start)
-    kept = [_value(body, start, key, depth + 1) for start in last]
-    return [None] * min(count - len(kept), _KEPT_LENGTH) + kept
-
-
-def _items(body: bytes, at: int) -> Iterator[int]:
-    """Give the places at which the items of a list begin."""
     at = _skip_space(body, at + 1)
     while at < len(body) and body[at] not in _CLOSE:
-        yield at
+        count += 1
+        last.append(at)
         at = _end_of_value(body, at)
         if at == _NOWHERE:
-            return
+            return [], _NOWHERE
         at = _skip_space(body, at)
-        if body[at : at + 1] != b",":
-            return
-        at = _skip_space(body, at + 1)
+        if body[at : at + 1] == b",":
+            at = _skip_space(body, at + 1)
+    if body[at : at + 1] != b"]":
+        return [], _NOWHERE
+    kept = [_value(body, start, key, depth + 1)[0] for start in last]
+    return [None] * min(count - len(kept), _KEPT_LENGTH) + kept, at + 1
 
 
 def _end_of_value(body: bytes, at: int) -> int:
@@ -154,18 +164,16 @@ def _end_of_value(body: bytes, at: int) -> int:
 def _end_of_string(body: bytes, at: int) -> int:
     """Give the place after the string whose quote is at `at`."""
     at += 1
-    quote = at - 1
     while True:
-        if quote < at:  # else it is still the next one: looking again would not be linear
-            quote = body.find(b'"', at)
-            if quote == _NOWHERE:
-                return _NOWHERE
-        if body.find(b"\\", at, quote) == _NOWHERE:
+        quote = body.find(b'"', at)
+        if quote == _NOWHERE:
+            return _NOWHERE
+        before = body[at:quote] if body[quote - 1] == _BACKSLASH else b""
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
             return quote + 1
-        match = _IN_STRING.match(body, at)
+        # Where one quote is escaped more tend to follow: a few at the engine's speed.
+        match = _IN_STRING.match(body, quote + 1)
         at = match.end() if match is not None else len(body)
-        if at < len(body) and body[at] == _QUOTE:
-            return at + 1
 
 
 def _skip_space(body: bytes, at: int) -> int:
