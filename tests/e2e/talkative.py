@@ -76,6 +76,21 @@ def local(folder):
     return {"prompt_tokens": len(tokenizer.encode(prompt))}
 
 
+def llama(path):
+    from llama_cpp import Llama
+
+    model = Llama(path, n_ctx=256, seed=7, verbose=False)
+    prompt = f"{C['system']} {C['prompt']}"
+    messages = [{"role": "user", "content": prompt}]
+    model.create_completion(prompt, max_tokens=6, temperature=0)
+    chunks = list(
+        model.create_chat_completion(
+            messages, max_tokens=5, temperature=0, stream=True, stop=[C["stop"]]
+        )
+    )
+    return {"prompt_tokens": len(model.tokenize(prompt.encode())), "chunks": len(chunks)}
+
+
 def added(endpoint):
     """Exporters of the app's own, and a forked child that uses them."""
     from opentelemetry._logs import get_logger_provider
@@ -111,7 +126,9 @@ def main():
     try:
         with tracer.start_as_current_span(f"serve {C['span_name']}", attributes=attributes) as span:
             span.add_event(C["event"], {"detail": C["event"]})
-            result = {"remote": remote, "local": local, "added": added}[sys.argv[1]](sys.argv[2])
+            result = {"remote": remote, "local": local, "llama": llama, "added": added}[
+                sys.argv[1]
+            ](sys.argv[2])
             logging.getLogger("app").warning("done: %s", C["log"], extra={"customer": C["user"]})
             raise RuntimeError(C["exception"])
     except RuntimeError:

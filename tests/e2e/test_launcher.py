@@ -62,6 +62,8 @@ def launch(collector, folder, *arguments, **environ):
             "OTEL_SERVICE_NAME": "shop",
             "OTEL_RESOURCE_ATTRIBUTES": f"customer.name={CANARIES['resource']}",
             "OTEL_PROPAGATORS": "tracecontext,baggage",
+            # On a busy machine too what was recorded arrives.
+            "SOTTOVOCE_EXIT_TIMEOUT": "60",
             # One export, at the end.
             "OTEL_METRIC_EXPORT_INTERVAL": "3600000",
             # Everything that could say something is turned on.
@@ -323,6 +325,50 @@ def test_calls_in_process(unscrubbed, tmp_path):
         "gen_ai.request.model",
         "error.type",
     }
+
+
+@pytest.mark.llama_cpp
+def test_calls_of_llama_cpp(unscrubbed, tmp_path):
+    model = tmp_path / CANARIES["path"] / f"{CANARIES['model'].rpartition(':')[2]}.gguf"
+    model.parent.mkdir()
+    subprocess.run([sys.executable, ROOT / "examples" / "tiny_gguf.py", model], check=True)
+    known = launch(unscrubbed, tmp_path, "llama", str(model))
+
+    assert_nothing_said(unscrubbed)
+    _, (completion, chat) = split(unscrubbed)
+    model_id = completion["attributes"]["gen_ai.request.model"]
+    for span, operation, tokens in ((completion, "text_completion", 6), (chat, "chat", 5)):
+        assert span["kind"] == INTERNAL
+        assert span["name"] == f"{operation} {model_id}"
+        assert span["status"] == {}
+        assert (
+            span["attributes"].items()
+            >= {
+                "gen_ai.operation.name": operation,
+                "gen_ai.provider.name": "llama_cpp",
+                "gen_ai.request.model": model_id,
+                "gen_ai.request.max_tokens": tokens,
+                "gen_ai.usage.output_tokens": tokens,
+                "sottovoce.model.architecture": "llama",
+                "sottovoce.model.quantization": "f32",
+                "sottovoce.model.context_size": 256,
+                "sottovoce.call.outcome": "completed",
+            }.items()
+        )
+        assert span["attributes"]["gen_ai.response.finish_reasons"] == ["length"]
+    assert completion["attributes"]["gen_ai.usage.input_tokens"] == known["prompt_tokens"]
+    assert chat["attributes"]["sottovoce.request.user_turn"] is True
+    assert chat["attributes"]["sottovoce.request.stop_sequences.count"] == 1
+    assert chat["attributes"]["sottovoce.response.chunks"] == known["chunks"]
+
+    points = unscrubbed.points()
+    output = total(points["gen_ai.client.token.usage"], gen_ai__token__type="output")
+    assert output == (2, 6 + 5)
+    both = pytest.approx(sum(map(seconds, (completion, chat))), rel=1e-6)
+    assert total(points["gen_ai.client.operation.duration"]) == (2, both)
+    for name in ("request.duration", "time_to_first_token", "time_per_output_token"):
+        assert total(points[f"gen_ai.server.{name}"])[0] == 2
+    assert total(points["sottovoce.model.load.duration"])[0] == 1
 
 
 def test_exporters_that_the_app_adds_and_a_forked_child_are_gated_too(unscrubbed, tmp_path):
