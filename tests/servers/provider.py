@@ -203,7 +203,7 @@ class ProviderServer:
         class Handler(_Handler):
             provider = server
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Quiet(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -218,6 +218,11 @@ class ProviderServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join(5)
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that hangs up is what several tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -283,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer["usage"] = {"prompt_tokens": "eleven", "completion_tokens": -7}
         data = json.dumps(answer).encode()
         if scenario == "gzip":
-            self.answer(200, gzip.compress(data), Content_Encoding="gzip")
+            self.answer(200, gzip.compress(data, mtime=0), Content_Encoding="gzip")
         elif scenario == "malformed":
             self.answer(200, data[: len(data) // 2])
         elif scenario == "not_utf8":
