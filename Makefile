@@ -15,9 +15,9 @@ demo: ## Local and remote model calls, instrumented, gated, received and shown (
 
 test: ## The whole suite; builds llama-cpp-python and the Collector once
 	@tools/environment.sh test
-	@$(PY) tools/collector.py >/dev/null
+	@$(PY) tools/collector.py --optional >/dev/null
 	@$(MAKE) -s lint
-	@SOTTOVOCE_TEST_COLLECTOR="$$($(PY) tools/collector.py --path)" $(PY) -m pytest -q $(ARGS)
+	@$(PY) -m pytest -q $(ARGS)
 
 check: ## The quick inner loop: lint, types, unit tests
 	@tools/environment.sh test

@@ -25,6 +25,9 @@ PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc
 # A scheme is needed, but for gRPC, which takes a bare host and port.
 _ENDPOINT: Final = re.compile(r"(?:(?:https?|unix)://\S+|(?![a-z]+://)[^\s/]+:\d+)$", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"//[^/@\s]*@")
+_NOT_OURS: Final = ("SOTTOVOCE_BACKEND", "SOTTOVOCE_CACHE", "SOTTOVOCE_COLLECTOR_")
+"""Variables of the Collector's configurations and of the Makefile, not of the package."""
+
 _TRUE: Final = frozenset({"1", "true", "on", "yes"})
 _FALSE: Final = frozenset({"0", "false", "off", "no", ""})
 
@@ -337,7 +340,9 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
     warnings += [
         f"{name} is not a setting of this version and does nothing."
         for name in sorted(environ)
-        if name.startswith("SOTTOVOCE_") and name not in known_variables
+        if name.startswith("SOTTOVOCE_")
+        and name not in known_variables
+        and not name.startswith(_NOT_OURS)
     ]
     chosen = replace(Settings(**values), **overrides)
     for name, address in _bare_addresses(chosen):
