@@ -9,6 +9,7 @@ os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import contextlib
 import importlib.util
 import threading
 from pathlib import Path
@@ -126,3 +127,60 @@ def instrumented_mlx():
 @pytest.fixture
 def mlx_hooks(instrumented_mlx):
     return instrumented_mlx()
+
+
+@pytest.fixture(scope="session")
+def gguf_path(tmp_path_factory) -> Path:
+    return example("tiny_gguf").make(tmp_path_factory.mktemp("gguf") / "alice-secret.gguf")
+
+
+@pytest.fixture(scope="session")
+def gguf_q8_path(tmp_path_factory) -> Path:
+    return example("tiny_gguf").make(tmp_path_factory.mktemp("gguf") / "alice-q8.gguf", "q8_0")
+
+
+@pytest.fixture(scope="session")
+def _llama(gguf_path):
+    """A model, loaded before anything was instrumented."""
+    from llama_cpp import Llama
+
+    with contextlib.closing(Llama(str(gguf_path), n_ctx=256, n_threads=1, verbose=False)) as llama:
+        yield llama
+
+
+@pytest.fixture
+def llama(_llama):
+    """The same model with an empty cache."""
+    _llama.reset()
+    return _llama
+
+
+@pytest.fixture
+def embedder(gguf_path):
+    from llama_cpp import Llama
+
+    with contextlib.closing(
+        Llama(str(gguf_path), n_ctx=64, n_threads=1, verbose=False, embedding=True)
+    ) as llama:
+        yield llama
+
+
+@pytest.fixture
+def instrumented_llama():
+    """Installs the hooks when it is called, with attributes for the recorder."""
+    from sottovoce.runtimes import llama_cpp
+
+    made: list[Instrumented] = []
+
+    def install(**also: Any) -> Instrumented:
+        made.append(Instrumented(llama_cpp, **also))
+        return made[-1]
+
+    yield install
+    for instrumented in made:
+        instrumented.remove()
+
+
+@pytest.fixture
+def llama_hooks(instrumented_llama):
+    return instrumented_llama()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import inspect
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -374,13 +376,25 @@ def test_two_threads_with_one_model_and_two(mlx_hooks, mlx_model, mlx_model_4bit
     }
 
 
-async def test_each_token_from_another_thread(mlx_hooks, mlx_model):
+async def test_each_token_in_a_context_of_its_own(mlx_hooks, mlx_model):
+    # One worker: an mlx-lm stream belongs to the thread that began it.
     done = object()
     stream = mlx_lm.stream_generate(*mlx_model, PROMPT, max_tokens=5)
-    while await asyncio.to_thread(next, stream, done) is not done:
-        assert current_call.get() is None
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as worker:
+
+        def step():
+            return contextvars.copy_context().run(next, stream, done)
+
+        while await loop.run_in_executor(worker, step) is not done:
+            assert current_call.get() is None
     call = mlx_hooks.recorder.call
     assert (call.outcome, call.chunks) == ("completed", 5)
+
+
+async def test_a_whole_call_off_the_event_loop(mlx_hooks, mlx_model):
+    await asyncio.to_thread(mlx_lm.generate, *mlx_model, PROMPT, max_tokens=3)
+    assert mlx_hooks.recorder.call.facts["output_tokens"] == 3
 
 
 def test_a_suppressed_call_is_not_recorded(mlx_hooks, mlx_model, instrumented_mlx):

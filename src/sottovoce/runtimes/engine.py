@@ -209,12 +209,13 @@ class Runtime:
 def pass_on(inner: Generator[Any, Any, Any], call: EngineCall) -> Generator[Any, Any, Any]:
     """Pass a stream on, as `yield from` would, and end `call` exactly once when it is over."""
     set_current, reset_current, read = current_call.set, current_call.reset, call.read
+    sent: Any = None
     thrown: BaseException | None = None
     while True:
         current = set_current(call)
         call.started_ns = started = perf_counter_ns()
         try:
-            piece = next(inner) if thrown is None else inner.throw(thrown)
+            piece = inner.send(sent) if thrown is None else inner.throw(thrown)
         except StopIteration as stop:
             call.busy_ns += perf_counter_ns() - started
             call.finish()
@@ -235,7 +236,7 @@ def pass_on(inner: Generator[Any, Any, Any], call: EngineCall) -> Generator[Any,
         except Exception:  # noqa: BLE001 - a piece of another shape is the app's all the same
             failed("runtime.read")
         try:
-            yield piece
+            sent = yield piece
         except GeneratorExit:
             call.leave()
             inner.close()

@@ -1,0 +1,453 @@
+"""llama-cpp-python in process: completions, chats, embeddings and loading become calls.
+
+The outermost method of a `Llama` opens the call; what it calls of the same `Llama` only feeds
+it, however many passes of the engine run inside (an automatic tool choice runs three).
+``create_chat_completion_openai_v1`` only delegates, so it needs no hook.
+
+Token counts are those of `Llama.generate`, summed over the passes: what the library reports
+is absent from streams and covers the last pass only. A final end-of-generation token is not
+part of the output. Prompt tokens that the first evaluation of a pass left out came from the
+key-value cache. A prompt longer than the context fails with OpenAI's code for it,
+``context_length_exceeded``.
+
+Everything is patched on the class, so names that were bound earlier and subclasses are
+served too. Seen in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from contextvars import ContextVar
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.call import current_call
+from sottovoce.guard import never_raise
+from sottovoce.protocols.openai_chat import OPENAI_CHAT
+from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
+from sottovoce.protocols.protocol import Seen, checked
+from sottovoce.runtimes import identity
+from sottovoce.runtimes.engine import Arguments, EngineCall, Runtime, pass_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import ModuleType
+
+    from sottovoce.call import Facts, Recorder
+    from sottovoce.guard import ImportHooks, Patches
+
+PROVIDER: Final = "llama_cpp"
+
+_FILE_TYPES: Final = {
+    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 10: "q2_k",
+    11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s",
+    17: "q5_k_m", 18: "q6_k", 19: "iq2_xxs", 20: "iq2_xs", 21: "q2_k_s", 22: "iq3_xs",
+    23: "iq3_xxs", 24: "iq1_s", 25: "iq4_nl", 26: "iq3_s", 27: "iq3_m", 28: "iq2_s",
+    29: "iq2_m", 30: "iq4_xs", 31: "iq1_m", 32: "bf16", 36: "tq1_0", 37: "tq2_0",
+    38: "mxfp4_moe", 39: "nvfp4", 40: "q1_0", 41: "q2_0",
+}  # fmt: skip
+"""`general.file_type` of GGUF, by llama.cpp's `llama_ftype`."""
+
+_OVERFLOW: Final = ("Requested tokens", "exceed context window")
+"""How the message of the error for a prompt that is too long begins and goes on."""
+
+models: Final = identity.Identities()
+"""Identities of the models that are loaded in this process."""
+
+_repository: ContextVar[str | None] = ContextVar("sottovoce_llama_repository", default=None)
+"""The hub id that `from_pretrained` loads; set and reset in one frame."""
+
+
+def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: Any = None) -> None:
+    """Patch llama-cpp-python when the app imports it, or at once if it already did.
+
+    Args:
+        recorder: what turns calls into telemetry.
+        hooks: import hooks; once stopped, wrappers that the app still holds pass through.
+        patches: keeps the originals for `Patches.undo`.
+        settings: unused; instrumentors hand it to every runtime.
+    """
+    del settings
+
+    def patch(module: ModuleType, late: bool) -> None:
+        del late  # methods are looked up when they are called
+        runtime = _LlamaCpp(PROVIDER, recorder, hooks)
+        runtime.is_end = getattr(module.llama_cpp, "llama_vocab_is_eog", None)
+        for name, make in (
+            # Hands its defaults on as if the app had asked for them, hence a hook of its own.
+            ("__call__", runtime.create_completion),
+            ("create_completion", runtime.create_completion),
+            ("create_chat_completion", runtime.create_chat_completion),
+            ("create_embedding", runtime.create_embedding),
+            ("embed", runtime.embed),
+            ("generate", runtime.generate),
+            ("eval", runtime.eval),
+            ("__init__", runtime.init),
+            ("from_pretrained", runtime.from_pretrained),
+        ):
+            patches.wrap(module.Llama, name, make)
+
+    hooks.when_imported("llama_cpp.llama", patch)
+
+
+class _LlamaCall(EngineCall):
+    """A call of one `Llama`: what its passes of the engine added up to."""
+
+    __slots__ = (
+        "ends",
+        "evaluated",
+        "last",
+        "llama",
+        "passes",
+        "prefilling",
+        "prompt",
+        "seen",
+    )
+
+    llama: Any
+    # Tokens of the prompts, and how many of them had to be evaluated.
+    prompt: int
+    evaluated: int
+    passes: int
+    # Whether what is evaluated now is prompt.
+    prefilling: bool
+    # The newest token, until it is known not to be an end-of-generation token.
+    last: Any
+    # Gives whether a token ends the generation; what chunks said so far.
+    ends: Callable[[Any, Any], bool | None]
+    seen: Seen
+
+    @property
+    def answered(self) -> bool:
+        return bool(self.seen.reasons)
+
+    def read(self, piece: Any) -> None:
+        if type(piece) is not dict:  # a token of `generate`
+            return
+        for choice in piece["choices"]:
+            if choice["finish_reason"] is not None or "tool_calls" in choice.get("delta", ()):
+                OPENAI_CHAT.event(piece, self.seen)
+
+    def begin_pass(self, tokens: int | None) -> None:
+        """A pass of the engine begins, with that many tokens of prompt."""
+        self.drop_end()
+        self.passes += 1
+        self.prompt += tokens or 0
+        self.prefilling = True
+
+    def token(self, token: Any) -> None:
+        """The engine made a token."""
+        if self.prefilling:
+            self.prefilling = False
+            if not self.first_ns:
+                self.first_ns = self.busy_ns + perf_counter_ns() - self.started_ns
+        self.made += 1
+        self.last = token
+
+    def drop_end(self) -> None:
+        """Take the newest token off the count if it only ended the generation."""
+        last, self.last = self.last, None
+        if last is not None and self.ends(self.llama, last):
+            self.made -= 1
+
+    def settle(self) -> None:
+        facts = self.facts
+        facts.update(checked(self.seen.candidates()))
+        if self.passes:
+            self.drop_end()
+            facts["input_tokens"] = self.prompt
+            facts["output_tokens"] = self.made
+            cached = self.prompt - self.evaluated
+            if self.first_ns and cached > 0:
+                facts["cache_read_tokens"] = cached
+            if self.passes > 1:
+                facts["passes"] = self.passes
+        self.llama = None
+
+    def blame(self, error: BaseException) -> BaseException | str:
+        if type(error) is ValueError:
+            start, rest = _OVERFLOW
+            message = str(error)
+            if message.startswith(start) and rest in message:
+                return "context_length_exceeded"
+        return error
+
+
+class _LlamaCpp(Runtime):
+    """Makes the wrappers, which are methods of `Llama`."""
+
+    is_end: Callable[[Any, Any], bool] | None
+
+    def create_completion(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `Llama.create_completion`."""
+        return self._answer(original, "text_completion", OPENAI_COMPLETIONS.request)
+
+    def create_chat_completion(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `Llama.create_chat_completion`."""
+        return self._answer(original, "chat", OPENAI_CHAT.request)
+
+    def _answer(
+        self,
+        original: Callable[..., Any],
+        operation: str,
+        read_request: Callable[[dict[str, Any]], Facts],
+    ) -> Callable[..., Any]:
+        arguments = Arguments(original)
+
+        @functools.wraps(original)
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            call = self._open(operation, arguments.named(args, kwargs), read_request)
+            if call is None:
+                return original(*args, **kwargs)
+            result = self.run(call, original, args, kwargs)
+            if call.stream and inspect.isgenerator(result):
+                stream = _stream(result, call)
+                # To its first yield, so that a stream that is never read ends its call too.
+                next(stream)
+                return stream
+            _read_answer(call, result)
+            call.finish()
+            return result
+
+        return answer
+
+    def create_embedding(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `Llama.create_embedding`, which counts tokens itself."""
+        arguments = Arguments(original)
+
+        @functools.wraps(original)
+        def create_embedding(*args: Any, **kwargs: Any) -> Any:
+            call = self._open("embeddings", arguments.named(args, kwargs))
+            if call is None:
+                return original(*args, **kwargs)
+            result = self.run(call, original, args, kwargs)
+            _read_embedding(call, result)
+            call.finish()
+            return result
+
+        return create_embedding
+
+    def embed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `Llama.embed`: it is asked for its count, which the app gets if it asked too."""
+        arguments = Arguments(original)
+        can_count = "return_count" in arguments.names
+
+        @functools.wraps(original)
+        def embed(*args: Any, **kwargs: Any) -> Any:
+            named = arguments.named(args, kwargs)
+            call = self._open("embeddings", named)
+            if call is None:
+                return original(*args, **kwargs)
+            add_count = can_count and "return_count" not in named
+            if add_count:
+                kwargs["return_count"] = True
+            result = self.run(call, original, args, kwargs)
+            if named.get("return_count") or add_count:
+                _read_count(call, result)
+            call.finish()
+            return result[0] if add_count else result
+
+        return embed
+
+    def generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `Llama.generate`, the engine itself: it counts for the call that runs.
+
+        Called by the app, it is a stream of tokens and a call of its own.
+        """
+        arguments = Arguments(original)
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            inner = original(*args, **kwargs)
+            if not self.active or not inspect.isgenerator(inner):
+                return inner
+            named = arguments.named(args, kwargs)
+            length, llama = _length(named.get("tokens")), named.get("self")
+            call = current_call.get()
+            if type(call) is _LlamaCall and call.llama is llama:
+                return _count(inner, call, length)
+
+            def open_call() -> _LlamaCall | None:
+                return self._open("text_completion", {"self": llama, "stream": True})
+
+            return _tokens(inner, open_call, length)
+
+        return generate
+
+    def eval(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `Llama.eval`: what it evaluates of a prompt was not in the cache."""
+
+        @functools.wraps(original)
+        def eval_(*args: Any, **kwargs: Any) -> Any:
+            call = current_call.get()
+            if args and type(call) is _LlamaCall and call.prefilling and call.llama is args[0]:
+                tokens = args[1] if len(args) > 1 else kwargs.get("tokens")
+                call.evaluated += _length(tokens) or 0
+            return original(*args, **kwargs)
+
+        return eval_
+
+    def init(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `Llama.__init__`, which loads."""
+
+        @functools.wraps(original)
+        def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
+            self.load(original, args, kwargs, lambda _: _identity(args[0]))
+
+        return __init__
+
+    def from_pretrained(self, original: Any) -> Callable[..., Any]:
+        """Wrap `Llama.from_pretrained`, whose time includes a download."""
+        # The bound method of `Llama`; a subclass must get itself.
+        function = original.__func__
+        arguments = Arguments(function)
+
+        @functools.wraps(function)
+        def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+            asked = identity.hub_id(arguments.named(args, kwargs).get("repo_id"))
+            repository = _repository.set(asked)
+            try:
+                return self.load(function, args, kwargs, _identity)
+            finally:
+                _repository.reset(repository)
+
+        return from_pretrained
+
+    @never_raise("llama_cpp.open")
+    def _open(
+        self,
+        operation: str,
+        named: dict[str, Any],
+        read_request: Callable[[dict[str, Any]], Facts] | None = None,
+    ) -> _LlamaCall | None:
+        """Open a call, unless the one that runs is of the same `Llama`."""
+        llama = named.get("self")
+        outer = current_call.get()
+        if not self.recording or (type(outer) is _LlamaCall and outer.llama is llama):
+            return None
+        facts: Facts = read_request(named) if read_request is not None else {}
+        # Names nobody: the app's own word for the model, which answers repeat.
+        facts.pop("request_model", None)
+        if facts.get("request_max_tokens") == 0:
+            del facts["request_max_tokens"]  # no limit
+        size = getattr(llama, "_n_ctx", None)
+        if type(size) is int:
+            facts["context_size"] = size
+        # Opened last: what fails above must not leave a call behind that nobody ends.
+        call = _LlamaCall(
+            self.recorder,
+            operation=operation,
+            provider=self.provider,
+            identity=_identity(llama),
+            stream=bool(named.get("stream")),
+        )
+        call.llama, call.ends, call.seen = llama, self._ends, Seen()
+        call.prompt = call.evaluated = call.passes = 0
+        call.prefilling, call.last = True, None
+        call.facts.update(facts)
+        return call
+
+    @never_raise("llama_cpp.end")
+    def _ends(self, llama: Any, token: Any) -> bool:
+        """Whether a token ends the generation. The vocabulary of a closed model is freed."""
+        model = llama._model
+        if model.model is None or self.is_end is None:
+            return False
+        return bool(self.is_end(model.vocab, token))
+
+
+def _stream(inner: Generator[Any, Any, Any], call: _LlamaCall) -> Generator[Any, Any, Any]:
+    """Pass a stream on whose call is open already; the first `next` only starts it."""
+    begun_ns = perf_counter_ns()
+    try:
+        yield
+    except GeneratorExit:
+        # Never read: it was over for the app when it got the stream.
+        call.last_chunk_ns = begun_ns
+        call.leave()
+        inner.close()
+        raise
+    except BaseException as error:
+        call.finish(error)
+        inner.throw(error)
+        raise
+    return (yield from pass_on(inner, call))
+
+
+def _tokens(
+    inner: Generator[Any, Any, Any],
+    open_call: Callable[[], _LlamaCall | None],
+    length: int | None,
+) -> Generator[Any, Any, Any]:
+    """Pass on the tokens of a `generate` that the app called; what it sends goes on too."""
+    call = open_call()
+    if call is None:
+        return (yield from inner)
+    return (yield from pass_on(_count(inner, call, length), call))
+
+
+def _count(
+    inner: Generator[Any, Any, Any], call: _LlamaCall, length: int | None
+) -> Generator[Any, Any, Any]:
+    """Pass on one pass of the engine and count its tokens for `call`."""
+    call.begin_pass(length)
+    sent = None
+    try:
+        while True:
+            try:
+                token = inner.send(sent)
+            except StopIteration as stop:
+                return stop.value
+            call.token(token)
+            sent = yield token
+    finally:
+        inner.close()
+
+
+def _length(tokens: Any) -> int | None:
+    try:
+        return len(tokens)
+    except Exception:  # noqa: BLE001 - an iterator, or an object of the app
+        return None
+
+
+@never_raise("llama_cpp.answer")
+def _read_answer(call: _LlamaCall, result: Any) -> None:
+    """Read why the answer ended and its tool calls; its counts cover the last pass only."""
+    facts = OPENAI_CHAT.response(result)
+    if "finish_reasons" in facts:
+        call.facts["finish_reasons"] = facts["finish_reasons"]
+    if "tool_call_count" in facts:
+        call.facts["tool_call_count"] = facts["tool_call_count"]
+
+
+@never_raise("llama_cpp.embedding")
+def _read_embedding(call: _LlamaCall, result: Any) -> None:
+    tokens = OPENAI_CHAT.response(result).get("input_tokens")
+    if tokens is not None:
+        call.facts["input_tokens"] = tokens
+
+
+@never_raise("llama_cpp.count")
+def _read_count(call: _LlamaCall, result: Any) -> None:
+    tokens = result[1]
+    if type(tokens) is int:
+        call.facts["input_tokens"] = tokens
+
+
+@never_raise("llama_cpp.identity")
+def _identity(llama: Any) -> identity.Identity | None:
+    """Describe a model by the tensors' own words; titles and file names are user-typed."""
+    known = models.get(llama)
+    if known is None:
+        metadata = llama.metadata
+        kind = str(metadata.get("general.file_type"))
+        known = identity.describe(
+            _repository.get() or identity.snapshot_id(llama.model_path),
+            identity.architecture(metadata.get("general.architecture")),
+            _FILE_TYPES.get(int(kind)) if kind.isdigit() else None,
+            llama._model.n_params(),
+        )
+        models.put(llama, known)
+    return known
