@@ -34,8 +34,6 @@ class Ran:
 
 def environment(**variables):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    if not (Path(__file__).parents[2] / "src/sottovoce/runtimes/llama_cpp.py").exists():
-        variables.setdefault("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "sottovoce_llama_cpp")
     ours = {"PYTHONUNBUFFERED": "1", "SOTTOVOCE_KEY": "a key of the tests, of 32 bytes."}
     return {**kept, **ours, **variables}
 
