@@ -33,7 +33,7 @@ leave a process, why, and what becomes of each value; what is not listed here ca
 
 [Spans](#spans) · [Metrics](#metrics) · [Events](#events) · [Attributes](#attributes) ·
 [Deliberately left out](#deliberately-left-out) · [Besides attributes](#besides-attributes) ·
-[Closed vocabularies](#closed-vocabularies) · [Upstream](#upstream)
+[Names in the ledger](#names-in-the-ledger) · [Closed vocabularies](#closed-vocabularies) · [Upstream](#upstream)
 
 ## How to read the tables
 
@@ -55,10 +55,29 @@ _BESIDES = """\
 | body of a log record | dropped | log lines of HTTP clients and engines carry prompts and paths |
 | instrumentation scope | known names and those in `SOTTOVOCE_ALLOW` kept, others `_OTHER` | scopes are named by whoever makes a tracer |
 | metrics not listed here | dropped, unless named in `SOTTOVOCE_ALLOW` | their names and attributes are free text |
-| exemplars | off | they carry attributes that a view has removed |
+| exemplars | trace and span id kept, attributes dropped | they carry attributes that a view has removed |
 | baggage | never exported, never sent to a third party | apps keep user ids in it |
 | `traceparent` to a third party | not sent, unless `SOTTOVOCE_PROPAGATION=all` | a provider could join it to an account |
 """
+
+LEDGER = {
+    "unknown": "not declared for this kind of item: an attribute, a metric, an event, a scope",
+    "type": "not of the declared type, a negative or infinite number, or an instrument that cannot be checked",
+    "length": "a string of more than 128 characters, or a list of more than 64",
+    "control": "a string with characters that cannot be printed",
+    "shape": "a value that does not look as its attribute must, like a version that is none",
+    "tripwire": "a value that looks like an address, a key, a token, a URL or a path",
+    "name": "the name of a span or log record, which was replaced",
+    "body": "the body of a log record",
+    "status_description": "the description of a span's status",
+    "trace_state": "the state that came with a trace",
+    "merge": "a metric point that equalled another one afterwards, and could not be added to it",
+    "withheld": "trace context that was not sent with a call to a third party",
+    "off": "an item that came while telemetry was off",
+    "rule_error": "a value that a rule failed on: dropped",
+    "gate_error": "an item that the gate failed on: dropped",
+}
+"""What a drop is counted under, besides the names of the rules."""
 
 _GROUPS = (
     ("model/gen_ai.yaml", "Model calls", "From the GenAI conventions, and their equivalents in the dialects that other instrumentations write."),
@@ -107,6 +126,17 @@ def _words() -> list[str]:
         "**Sensitivity.** What a value could give away if its rule did not stand in between:",
         "",
         *_table(("level", "meaning"), SENSITIVITIES.items()),
+    ]
+
+
+def _ledger() -> list[str]:
+    return [
+        "## Names in the ledger",
+        "",
+        "`sottovoce.gate.dropped` counts each drop, and each value that was replaced, under the name",
+        "of its rule, or under one of these:",
+        "",
+        *_table(("name", "what was removed"), ((f"`{n}`", text) for n, text in LEDGER.items())),
     ]
 
 
@@ -310,6 +340,7 @@ def render(registry: Registry) -> str:
         *_attributes(registry),
         *_left_out(registry),
         _BESIDES,
+        *_ledger(),
         *_vocabularies(registry),
         *_upstream(registry),
     ]

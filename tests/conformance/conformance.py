@@ -27,6 +27,8 @@ from sottovoce.registry import ATTRIBUTES, EVENTS, METRICS, SCHEMA_URLS, SCOPES,
 
 OUR_SCOPE = "sottovoce"
 OPERATION = "gen_ai.operation.name"
+INFERENCE = {"chat", "text_completion", "generate_content"}
+NOT_OF_INFERENCE = ("gen_ai.client.operation.duration", "latest")
 LONGEST = 128
 PLACEHOLDERS = {"enum": "_OTHER", "error": "_OTHER", "scope": "_OTHER"}
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[1-5]\d\d")
@@ -233,6 +235,8 @@ def _metric(scope: Scope, metric: Metric, vocabulary: str) -> Iterator[str]:
         yield f"{where}: is not of the vocabulary {vocabulary}"
     for point in metric.points:
         attributes = point.attributes
+        if (metric.name, vocabulary) == NOT_OF_INFERENCE and attributes.get(OPERATION) in INFERENCE:
+            yield f"{where}: is not for {attributes[OPERATION]} in the vocabulary {vocabulary}"
         if declared.boundaries is not None and point.boundaries != declared.boundaries:
             yield f"{where}: boundaries are {point.boundaries}, not {declared.boundaries}"
         if point.leaked:

@@ -271,6 +271,15 @@ def test_a_metric_of_the_other_vocabulary():
     assert "is not of the vocabulary latest" in violations(data, vocabulary="latest")[0]
 
 
+def test_the_old_duration_of_a_generation_under_the_new_names():
+    assert (
+        "is not for chat in the vocabulary latest"
+        in violations(emit_metric(), vocabulary="latest")[0]
+    )
+    embeddings = emit_metric({"gen_ai.operation.name": "embeddings"})
+    assert violations(embeddings, vocabulary="latest") == []
+
+
 def test_an_exemplar_that_carries_what_a_view_removed():
     keep = View(instrument_name=DURATION, attribute_keys=set(POINT))
     data = emit_metric({"user.id": "bob"}, views=[keep], exemplar_filter=AlwaysOnExemplarFilter())

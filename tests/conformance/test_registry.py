@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -328,6 +329,17 @@ class TestOurCode:
             "gen_ai.client.inference.time_per_output_chunk",
         ):
             assert registry.METRICS[name].boundaries == call.CHUNK_BOUNDS_S
+
+    def test_the_page_explains_every_name_that_a_drop_is_counted_under(self):
+        page = (ROOT / "docs/TELEMETRY.md").read_text()
+        counted = set()
+        for path in (ROOT / "src/sottovoce/privacy").glob("*.py"):
+            source = path.read_text()
+            counted |= set(re.findall(r'count\((?:[\w.]+|"\w+"), "(\w+)"', source))
+            counted |= set(re.findall(r'Drop\("(\w+)"\)', source))
+            counted |= set(re.findall(r'Changed\(.+, "(\w+)"\)', source))
+        assert {"drop", "enum", "cat12", "unknown", "body", "trace_state"} <= counted
+        assert [name for name in counted if f"| `{name}` |" not in page] == []
 
     def test_every_outcome_is_in_the_vocabulary(self):
         values = registry.ATTRIBUTES["sottovoce.call.outcome"].values
