@@ -22,6 +22,7 @@ import urllib.parse
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from sottovoce.cli import launch, view
 from sottovoce.cli.local import DEFAULT_PORT, Receiver
@@ -39,6 +40,8 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 SERVER_START_S = 30.0
+DURATIONS = ("gen_ai.client.operation.duration", "gen_ai.client.inference.duration")
+INTERNAL, CLIENT = 1, 3
 
 
 def main() -> int:
@@ -69,30 +72,41 @@ def main() -> int:
         out = view.console()
         out.print()
         view.render(store, out, after=after)
-        if given.svg:
-            given.svg.parent.mkdir(parents=True, exist_ok=True)
-            view.save_svg(store, given.svg, after=after)
-            say(f"drawn to {given.svg}")
         if passed_on:
             passed_on.report()
-        ok = [code == 0, *arrived(store, after, parts), silent(store, after, heard)]
-        if code:
-            bad(f"the app ended with exit code {code}")
+        findings = [
+            Finding(code == 0, f"the app ended with exit code {code}"),
+            *arrived(store, after, parts),
+            *silent(store, after, heard),
+        ]
+        for finding in findings:
+            finding.say()
+        if given.svg:
+            given.svg.parent.mkdir(parents=True, exist_ok=True)
+            view.save_svg(
+                store, given.svg, after=after, title="make demo", closing=map(str, findings)
+            )
+            say(f"drawn to {given.svg}")
     print(f"{time.monotonic() - began:.0f} s in all.", end=" ")
     print("Try it on your own app: sottovoce local -- python app.py")
-    return 0 if all(ok) else 1
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
 def say(text: str) -> None:
     print(f"· {text}", flush=True)
 
 
-def good(text: str) -> None:
-    print(f"✓ {text}", flush=True)
+class Finding(NamedTuple):
+    """Something that was checked."""
 
+    ok: bool
+    text: str
 
-def bad(text: str) -> None:
-    print(f"✗ {text}", flush=True)
+    def __str__(self) -> str:
+        return f"{'✓' if self.ok else '✗'} {self.text}"
+
+    def say(self) -> None:
+        print(self, flush=True)
 
 
 def models(folder: Path) -> dict[str, str]:
@@ -172,69 +186,66 @@ def run_app(parts: dict[str, str], heard: Path, endpoint: str) -> int:
     return launch.run(instrumented, environment)
 
 
-def arrived(store: Store, after: int, parts: dict[str, str]) -> list[bool]:
+def arrived(store: Store, after: int, parts: dict[str, str]) -> list[Finding]:
     """Whether what the app did is there, call by call."""
     spans = store.spans(after)
     calls = [span for span in spans if "sottovoce.call.outcome" in span.attributes]
     streams = [s for s in calls if "gen_ai.response.time_to_first_chunk" in s.attributes]
     failed = [s for s in calls if s.attributes["sottovoce.call.outcome"] == "failed"]
+    counted = ["gen_ai.usage.output_tokens" in span.attributes for span in calls]
+    timed = [point.count for point in store.points(after) if point.name in DURATIONS]
     engines = ("mlx" in parts) + ("gguf" in parts)
     remote = "server" in parts
-    expected = [
+    expected = (
         ("one tree", 1, len({span.trace for span in spans})),
         ("the app's own span", 1, sum(span.name == "demo" for span in spans)),
-        ("calls in process", 2 * engines, sum(span.kind == 1 for span in calls)),
-        ("calls over HTTP", 4 * remote, sum(span.kind == 3 for span in calls)),
+        ("calls in process", 2 * engines, sum(span.kind == INTERNAL for span in calls)),
+        ("calls over HTTP", 4 * remote, sum(span.kind == CLIENT for span in calls)),
         ("streams", engines + remote, len(streams)),
         ("failed calls", int(remote), len(failed)),
-        (
-            "calls with token counts",
-            2 * engines + 3 * remote,
-            sum("gen_ai.usage.output_tokens" in span.attributes for span in calls),
-        ),
-        (
-            "calls in the duration histogram",
-            2 * engines + 4 * remote,
-            sum(p.count for p in store.points(after) if p.name in DURATIONS),
-        ),
+        ("calls with token counts", 2 * engines + 3 * remote, sum(counted)),
+        ("calls in the duration histogram", 2 * engines + 4 * remote, sum(timed)),
+    )
+    missing = [
+        Finding(False, f"{what}: expected {wanted}, {got} arrived")
+        for what, wanted, got in expected
+        if wanted != got
     ]
-    results = []
-    for what, wanted, got in expected:
-        results.append(wanted == got)
-        if wanted != got:
-            bad(f"{what}: expected {wanted}, {got} arrived")
-    if all(results):
-        good(
-            f"all {len(calls)} calls arrived, {len(failed)} of them a failure as meant, in one tree"
+    return missing or [
+        Finding(
+            True,
+            f"all {len(calls)} calls arrived in one tree, {len(failed)} of them a failure as meant",
         )
-    return results
+    ]
 
 
-DURATIONS = ("gen_ai.client.operation.duration", "gen_ai.client.inference.duration")
-
-
-def silent(store: Store, after: int, heard: Path) -> bool:
+def silent(store: Store, after: int, heard: Path) -> list[Finding]:
     """Whether nothing of the sentence left; and whether the search would have found it."""
     reports = [search(store.requests(after), text) for text in LOOKED_FOR]
-    hits = [hit for report in reports for hit in report.hits]
-    if hits:
-        for hit in hits:
-            bad(f"found in request {hit.request} ({hit.signal}, {hit.place}) as {hit.form}")
-        return False
-    if not reports[0].requests:
-        bad("nothing was received, so nothing can be said about it")
-        return False
-    good(
-        f"“{SAID}” and parts of it occur in none of the {reports[0].plain:,} bytes that left, "
-        f"in {reports[0].requests} requests"
-    )
+    found = [
+        Finding(
+            False,
+            f"what was said left in request {hit.request} ({hit.signal}, {hit.place}), as {hit.form}",
+        )
+        for report in reports
+        for hit in report.hits
+    ]
     said = heard.read_bytes() if heard.exists() else b""
-    found = [Needle(text).find(said) for text in LOOKED_FOR]
-    if not all(found):
-        bad("the search does not find the sentence in the app's own prompts either")
-        return False
-    good(f"the same search finds them all in the {len(said):,} bytes of the app's own prompts")
-    return True
+    if found:
+        return found
+    if not reports[0].requests:
+        return [Finding(False, "nothing was received, so nothing can be said about it")]
+    if not all(Needle(text).find(said) for text in LOOKED_FOR):
+        return [Finding(False, "the search does not even find the sentence in the app's prompts")]
+    return [
+        Finding(
+            True,
+            f"“{SAID}”, and parts of it, occur in none of the {reports[0].plain:,} bytes that left",
+        ),
+        Finding(
+            True, f"the same search finds them in the {len(said):,} bytes of the app's own prompts"
+        ),
+    ]
 
 
 class Collector:
@@ -259,9 +270,9 @@ class Collector:
             self.failures.append(f"{request.signal}: {error}")
 
     def report(self) -> None:
-        good(f"the Collector at {self.endpoint} accepted {self.accepted} requests")
+        say(f"the Collector at {self.endpoint} accepted {self.accepted} requests")
         for failure in self.failures:
-            bad(f"it did not take {failure}")
+            say(f"it did not take {failure}")
 
 
 def collector() -> Collector | None:

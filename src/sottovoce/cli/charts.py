@@ -33,6 +33,8 @@ _PLAIN: Final = (
     "gen_ai.request.model",
     "gen_ai.token.type",
     "gen_ai.token.modality",
+)
+_FACTS: Final = (
     "sottovoce.model.architecture",
     "sottovoce.model.parameters",
     "sottovoce.model.quantization",
@@ -67,6 +69,13 @@ def attribute_set(attributes: dict[str, Any], *, server: bool = True) -> str:
         server: whether to name the host and port as well.
     """
     words = [shown.clean(attributes[key], 60) for key in _PLAIN if key in attributes]
+    # A local model's name may be made of these facts already.
+    named = str(attributes.get("gen_ai.request.model", ""))
+    words += [
+        shown.clean(attributes[key], 60)
+        for key in _FACTS
+        if key in attributes and str(attributes[key]) not in named
+    ]
     answered = attributes.get("gen_ai.response.model")
     if answered is not None and answered != attributes.get("gen_ai.request.model"):
         words.append(f"→ {shown.clean(answered, 60)}")
@@ -77,7 +86,7 @@ def attribute_set(attributes: dict[str, Any], *, server: bool = True) -> str:
     words += [
         f"{shown.clean(key, 60)}={shown.clean(value, 60)}"
         for key, value in attributes.items()
-        if key not in _PLAIN and key not in _QUIET
+        if key not in {*_PLAIN, *_FACTS, *_QUIET}
     ]
     return " ".join(words) or "(no attributes)"
 
@@ -138,11 +147,13 @@ def _bars(point: Point, *, ascii_only: bool) -> Iterator[Text]:
     most = max(point.buckets)
     edges = [None, *point.bounds, None]
     width = _CHART_WIDTH - _RANGE_WIDTH - len(f"{most:,}") - 6
-    empty = 0
     for index in range(filled[0], filled[-1] + 1):
         count = point.buckets[index]
-        empty = 0 if count else empty + 1
-        if empty > _GAP:
+        before = max(at for at in filled if at <= index)
+        after = min(at for at in filled if at >= index)
+        if not count and after - before > _GAP + 1:
+            if index == before + 1:
+                yield Text(f"{'⋮':>{_RANGE_WIDTH}}", style="dim")
             continue
         label = shown.bucket(edges[index], edges[index + 1], point.unit)
         line = Text(f"{label:>{_RANGE_WIDTH}} ", no_wrap=True, overflow="ellipsis")

@@ -106,6 +106,8 @@ class Receiver:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((address, port))
+            # From here on who connects waits, instead of being refused until we serve.
+            self._socket.listen(128)
         except (OSError, OverflowError) as error:
             self._socket.close()
             raise CannotListen(

@@ -19,7 +19,7 @@ from rich.text import Text
 from sottovoce.cli import charts, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from typing import IO
 
@@ -68,8 +68,24 @@ def render(store: Store, out: Console, *, after: int = 0, traces: int = 20) -> N
         out.print(part)
 
 
-def save_svg(store: Store, path: Path, *, after: int = 0, traces: int = 20) -> None:
+def save_svg(
+    store: Store,
+    path: Path,
+    *,
+    after: int = 0,
+    traces: int = 20,
+    title: str = "sottovoce view",
+    closing: Iterable[str] = (),
+) -> None:
     """Draw the view as a picture that needs nothing from a network.
+
+    Args:
+        store: what to draw.
+        path: the file to write.
+        after: only what came with requests after this id.
+        traces: the newest traces to draw.
+        title: of the window that is drawn around it.
+        closing: lines to end with.
 
     Raises:
         OSError: the file cannot be written.
@@ -81,7 +97,9 @@ def save_svg(store: Store, path: Path, *, after: int = 0, traces: int = 20) -> N
             highlight=False, markup=False, emoji=False,
         )  # fmt: skip
         render(store, recorder, after=after, traces=traces)
-        file.write(_FONT_FACE.sub("", recorder.export_svg(title="sottovoce view")))
+        for line in closing:
+            recorder.print(Text(line, style="bold green"))
+        file.write(_FONT_FACE.sub("", recorder.export_svg(title=title)))
 
 
 def open_null() -> IO[str]:

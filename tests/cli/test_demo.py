@@ -1,0 +1,87 @@
+"""`make demo` does what it says, and would say so if it did not."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sottovoce.cli.local import Receiver
+from sottovoce.cli.otlp import Rows
+from sottovoce.cli.store import Store
+
+from .test_store import request
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo" / "demo.py"
+
+
+@pytest.fixture
+def demo():
+    spec = importlib.util.spec_from_file_location("demo_of_sottovoce", DEMO)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*arguments, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return subprocess.run(
+        [sys.executable, str(DEMO), *arguments],
+        capture_output=True, text=True, timeout=300, env={**kept, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.e2e
+@pytest.mark.mlx
+def test_the_demo_shows_every_call_and_nothing_that_was_said(tmp_path, demo):
+    passed_on = Store(tmp_path / "collector.db", create=True)
+    db, svg = tmp_path / "demo.db", tmp_path / "demo.svg"
+    with Receiver(passed_on, port=0) as collector:
+        done = run(
+            "--db", str(db), "--svg", str(svg),
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+            OTEL_EXPORTER_OTLP_HEADERS="x-team=violet%20team",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "✗" not in done.stdout
+    assert "calls arrived in one tree" in done.stdout
+    assert f"“{demo.SAID}”, and parts of it, occur in none of the" in done.stdout
+    assert "the same search finds them in the" in done.stdout
+    # The app did put it on a span: the gate is what removed it.
+    assert "removed by the gate" in done.stdout and "nothing, or nobody counted" not in done.stdout
+    assert "make&#160;demo" in svg.read_text(encoding="utf-8")
+
+    own = Store(db)
+    assert [r.body for r in passed_on.requests()] == [r.body for r in own.requests()]
+    assert all("x-team: violet team" in r.head for r in passed_on.requests())
+    own.close()
+    passed_on.close()
+
+
+@pytest.mark.e2e
+@pytest.mark.mlx
+def test_the_demo_fails_when_nothing_arrives():
+    done = run(SOTTOVOCE_PROFILE="off")
+    assert done.returncode == 1
+    assert "✗ one tree: expected 1, 0 arrived" in done.stdout
+    assert "nothing was received" in done.stdout
+
+
+def test_the_demo_fails_when_a_part_of_the_sentence_left(demo, store, tmp_path):
+    heard = tmp_path / "heard"
+    heard.write_text(demo.SAID)
+    store.add(request(b"... KETTLEWICK ..."), Rows())
+    (finding,) = demo.silent(store, 0, heard)
+    assert not finding.ok and "left in request 1 (traces, body)" in finding.text
+    assert all(finding.ok for finding in demo.silent(store, 1, heard)) is False
+
+
+def test_the_demo_fails_when_its_own_search_is_blind(demo, store, tmp_path):
+    heard = tmp_path / "heard"
+    store.add(request(b"nothing"), Rows())
+    heard.write_text("something else")
+    assert [finding.ok for finding in demo.silent(store, 0, heard)] == [False]
+    heard.write_text(demo.SAID)
+    assert [finding.ok for finding in demo.silent(store, 0, heard)] == [True, True]
