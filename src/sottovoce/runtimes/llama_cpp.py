@@ -19,19 +19,19 @@ from __future__ import annotations
 import functools
 import inspect
 from contextvars import ContextVar
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
 from sottovoce.guard import never_raise
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
-from sottovoce.protocols.protocol import Seen, checked
-from sottovoce.runtimes import identity
-from sottovoce.runtimes.engine import Arguments, EngineCall, Runtime, pass_on
+from sottovoce.protocols.protocol import Seen
+from sottovoce.runtimes import identity, llama_call
+from sottovoce.runtimes.engine import Arguments, Runtime
+from sottovoce.runtimes.llama_call import LlamaCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from types import ModuleType
 
     from sottovoce.call import Facts, Recorder
@@ -48,9 +48,6 @@ _FILE_TYPES: Final = {
     38: "mxfp4_moe", 39: "nvfp4", 40: "q1_0", 41: "q2_0",
 }  # fmt: skip
 """`general.file_type` of GGUF, by llama.cpp's `llama_ftype`."""
-
-_OVERFLOW: Final = ("Requested tokens", "exceed context window")
-"""How the message of the error for a prompt that is too long begins and goes on."""
 
 models: Final = identity.Identities()
 """Identities of the models that are loaded in this process."""
@@ -91,89 +88,6 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
     hooks.when_imported("llama_cpp.llama", patch)
 
 
-class _LlamaCall(EngineCall):
-    """A call of one `Llama`: what its passes of the engine added up to."""
-
-    __slots__ = (
-        "ends",
-        "evaluated",
-        "last",
-        "llama",
-        "passes",
-        "prefilling",
-        "prompt",
-        "seen",
-    )
-
-    llama: Any
-    # Tokens of the prompts, and how many of them had to be evaluated.
-    prompt: int
-    evaluated: int
-    passes: int
-    # Whether what is evaluated now is prompt.
-    prefilling: bool
-    # The newest token, until it is known not to be an end-of-generation token.
-    last: Any
-    # Gives whether a token ends the generation; what chunks said so far.
-    ends: Callable[[Any, Any], bool | None]
-    seen: Seen
-
-    @property
-    def answered(self) -> bool:
-        return bool(self.seen.reasons)
-
-    def read(self, piece: Any) -> None:
-        if type(piece) is not dict:  # a token of `generate`
-            return
-        for choice in piece["choices"]:
-            if choice["finish_reason"] is not None or "tool_calls" in choice.get("delta", ()):
-                OPENAI_CHAT.event(piece, self.seen)
-
-    def begin_pass(self, tokens: int | None) -> None:
-        """A pass of the engine begins, with that many tokens of prompt."""
-        self.drop_end()
-        self.passes += 1
-        self.prompt += tokens or 0
-        self.prefilling = True
-
-    def token(self, token: Any) -> None:
-        """The engine made a token."""
-        if self.prefilling:
-            self.prefilling = False
-            if not self.first_ns:
-                self.first_ns = self.busy_ns + perf_counter_ns() - self.started_ns
-        self.made += 1
-        self.last = token
-
-    def drop_end(self) -> None:
-        """Take the newest token off the count if it only ended the generation."""
-        last, self.last = self.last, None
-        if last is not None and self.ends(self.llama, last):
-            self.made -= 1
-
-    def settle(self) -> None:
-        facts = self.facts
-        facts.update(checked(self.seen.candidates()))
-        if self.passes:
-            self.drop_end()
-            facts["input_tokens"] = self.prompt
-            facts["output_tokens"] = self.made
-            cached = self.prompt - self.evaluated
-            if self.first_ns and cached > 0:
-                facts["cache_read_tokens"] = cached
-            if self.passes > 1:
-                facts["passes"] = self.passes
-        self.llama = None
-
-    def blame(self, error: BaseException) -> BaseException | str:
-        if type(error) is ValueError:
-            start, rest = _OVERFLOW
-            message = str(error)
-            if message.startswith(start) and rest in message:
-                return "context_length_exceeded"
-        return error
-
-
 class _LlamaCpp(Runtime):
     """Makes the wrappers, which are methods of `Llama`."""
 
@@ -202,7 +116,7 @@ class _LlamaCpp(Runtime):
                 return original(*args, **kwargs)
             result = self.run(call, original, args, kwargs)
             if call.stream and inspect.isgenerator(result):
-                stream = _stream(result, call)
+                stream = llama_call.stream(result, call)
                 # To its first yield, so that a stream that is never read ends its call too.
                 next(stream)
                 return stream
@@ -263,15 +177,15 @@ class _LlamaCpp(Runtime):
             if not self.active or not inspect.isgenerator(inner):
                 return inner
             named = arguments.named(args, kwargs)
-            length, llama = _length(named.get("tokens")), named.get("self")
+            prompt, llama = llama_call.length(named.get("tokens")), named.get("self")
             call = current_call.get()
-            if type(call) is _LlamaCall and call.llama is llama:
-                return _count(inner, call, length)
+            if type(call) is LlamaCall and call.llama is llama:
+                return llama_call.count(inner, call, prompt)
 
-            def open_call() -> _LlamaCall | None:
+            def open_call() -> LlamaCall | None:
                 return self._open("text_completion", {"self": llama, "stream": True})
 
-            return _tokens(inner, open_call, length)
+            return llama_call.tokens(inner, open_call, prompt)
 
         return generate
 
@@ -281,9 +195,9 @@ class _LlamaCpp(Runtime):
         @functools.wraps(original)
         def eval_(*args: Any, **kwargs: Any) -> Any:
             call = current_call.get()
-            if args and type(call) is _LlamaCall and call.prefilling and call.llama is args[0]:
+            if args and type(call) is LlamaCall and call.prefilling and call.llama is args[0]:
                 tokens = args[1] if len(args) > 1 else kwargs.get("tokens")
-                call.evaluated += _length(tokens) or 0
+                call.evaluated += llama_call.length(tokens) or 0
             return original(*args, **kwargs)
 
         return eval_
@@ -320,11 +234,11 @@ class _LlamaCpp(Runtime):
         operation: str,
         named: dict[str, Any],
         read_request: Callable[[dict[str, Any]], Facts] | None = None,
-    ) -> _LlamaCall | None:
+    ) -> LlamaCall | None:
         """Open a call, unless the one that runs is of the same `Llama`."""
         llama = named.get("self")
         outer = current_call.get()
-        if not self.recording or (type(outer) is _LlamaCall and outer.llama is llama):
+        if not self.recording or (type(outer) is LlamaCall and outer.llama is llama):
             return None
         facts: Facts = read_request(named) if read_request is not None else {}
         # Names nobody: the app's own word for the model, which answers repeat.
@@ -335,7 +249,7 @@ class _LlamaCpp(Runtime):
         if type(size) is int:
             facts["context_size"] = size
         # Opened last: what fails above must not leave a call behind that nobody ends.
-        call = _LlamaCall(
+        call = LlamaCall(
             self.recorder,
             operation=operation,
             provider=self.provider,
@@ -357,63 +271,8 @@ class _LlamaCpp(Runtime):
         return bool(self.is_end(model.vocab, token))
 
 
-def _stream(inner: Generator[Any, Any, Any], call: _LlamaCall) -> Generator[Any, Any, Any]:
-    """Pass a stream on whose call is open already; the first `next` only starts it."""
-    begun_ns = perf_counter_ns()
-    try:
-        yield
-    except GeneratorExit:
-        # Never read: it was over for the app when it got the stream.
-        call.last_chunk_ns = begun_ns
-        call.leave()
-        inner.close()
-        raise
-    except BaseException as error:
-        call.finish(error)
-        inner.throw(error)
-        raise
-    return (yield from pass_on(inner, call))
-
-
-def _tokens(
-    inner: Generator[Any, Any, Any],
-    open_call: Callable[[], _LlamaCall | None],
-    length: int | None,
-) -> Generator[Any, Any, Any]:
-    """Pass on the tokens of a `generate` that the app called; what it sends goes on too."""
-    call = open_call()
-    if call is None:
-        return (yield from inner)
-    return (yield from pass_on(_count(inner, call, length), call))
-
-
-def _count(
-    inner: Generator[Any, Any, Any], call: _LlamaCall, length: int | None
-) -> Generator[Any, Any, Any]:
-    """Pass on one pass of the engine and count its tokens for `call`."""
-    call.begin_pass(length)
-    sent = None
-    try:
-        while True:
-            try:
-                token = inner.send(sent)
-            except StopIteration as stop:
-                return stop.value
-            call.token(token)
-            sent = yield token
-    finally:
-        inner.close()
-
-
-def _length(tokens: Any) -> int | None:
-    try:
-        return len(tokens)
-    except Exception:  # noqa: BLE001 - an iterator, or an object of the app
-        return None
-
-
 @never_raise("llama_cpp.answer")
-def _read_answer(call: _LlamaCall, result: Any) -> None:
+def _read_answer(call: LlamaCall, result: Any) -> None:
     """Read why the answer ended and its tool calls; its counts cover the last pass only."""
     facts = OPENAI_CHAT.response(result)
     if "finish_reasons" in facts:
@@ -423,14 +282,14 @@ def _read_answer(call: _LlamaCall, result: Any) -> None:
 
 
 @never_raise("llama_cpp.embedding")
-def _read_embedding(call: _LlamaCall, result: Any) -> None:
+def _read_embedding(call: LlamaCall, result: Any) -> None:
     tokens = OPENAI_CHAT.response(result).get("input_tokens")
     if tokens is not None:
         call.facts["input_tokens"] = tokens
 
 
 @never_raise("llama_cpp.count")
-def _read_count(call: _LlamaCall, result: Any) -> None:
+def _read_count(call: LlamaCall, result: Any) -> None:
     tokens = result[1]
     if type(tokens) is int:
         call.facts["input_tokens"] = tokens
