@@ -56,12 +56,12 @@ class Reading:
         return self.facts, call.chunks, call.outcome, call.error, call.is_open, self.malformed
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def reading():
     return Reading
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sse():
     """Write bodies as the events of a stream, in the spelling of OpenAI."""
 

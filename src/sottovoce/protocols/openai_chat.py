@@ -164,7 +164,8 @@ ANSWERED: Final[Table] = (
 )
 
 MAY_HOLD_FACT: Final = re.compile(
-    rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|name"\s*:\s*"|error"\s*:\s*[{"])'
+    rb'"(?:finish_reason"\s*:\s*"|usage"\s*:\s*\{|name"\s*:\s*"|error"\s*:\s*[{"]'
+    rb'|object"\s*:\s*"error")'
 )
 """A reason, token counts, the beginning of a tool call, an error. The model and the service
 tier are in every chunk: the reader parses the first ones for them."""

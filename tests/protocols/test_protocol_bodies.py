@@ -1,0 +1,391 @@
+"""What is learnt of whole JSON answers: documented ones, large ones, errors, broken ones."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sottovoce.protocols.openai_chat import OPENAI_CHAT
+from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
+from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
+from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
+
+ALL = [OPENAI_CHAT, OPENAI_COMPLETIONS, OPENAI_RESPONSES, OPENAI_EMBEDDINGS]
+CANARY = "the canary sings"
+
+
+def answer(content=CANARY, **message):
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1741569952,
+        "model": "gpt-4.1-2025-04-14",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, "refusal": None, **message},
+                "logprobs": None,
+                "finish_reason": "tool_calls" if message else "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 19,
+            "completion_tokens": 10,
+            "total_tokens": 29,
+            "prompt_tokens_details": {"cached_tokens": 3, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 2},
+        },
+        "service_tier": "default",
+    }
+
+
+CHAT_FACTS = {
+    "response_model": "gpt-4.1-2025-04-14",
+    "response_service_tier": "default",
+    "finish_reasons": ["stop"],
+    "input_tokens": 19,
+    "output_tokens": 10,
+    "cache_read_tokens": 3,
+    "reasoning_tokens": 2,
+}
+CALL = {"id": "c", "type": "function", "function": {"name": CANARY, "arguments": "{}"}}
+
+BODIES = {
+    "chat": (OPENAI_CHAT, answer(), CHAT_FACTS),
+    "chat with tool calls": (
+        OPENAI_CHAT,
+        answer(None, tool_calls=[CALL, CALL]),
+        {**CHAT_FACTS, "finish_reasons": ["tool_calls"], "tool_call_count": 2},
+    ),
+    "chat with choices in another order": (
+        OPENAI_CHAT,
+        {
+            "model": "m",
+            "choices": [
+                {"index": 1, "finish_reason": "length", "message": {"content": CANARY}},
+                {"index": 0, "finish_reason": "stop", "message": {"content": CANARY}},
+            ],
+        },
+        {"response_model": "m", "finish_reasons": ["stop", "length"]},
+    ),
+    "azure": (
+        OPENAI_CHAT,
+        {
+            **answer(),
+            "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}],
+            "usage": None,
+        },
+        {k: v for k, v in CHAT_FACTS.items() if not k.endswith("_tokens")},
+    ),
+    "mlx_lm.server": (
+        OPENAI_CHAT,
+        {
+            "id": "chatcmpl-2",
+            "system_fingerprint": "x",
+            "object": "chat.completion",
+            "model": "default_model",
+            "created": 1,
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "length",
+                    "logprobs": {"content": [{"id": 3, "logprob": -1.5}]},
+                    "message": {"role": "assistant", "content": CANARY, "reasoning": CANARY},
+                }
+            ],
+            "usage": {
+                "prompt_tokens": 7,
+                "completion_tokens": 5,
+                "total_tokens": 12,
+                "prompt_tokens_details": {"cached_tokens": 6},
+            },
+        },
+        {
+            "response_model": "default_model",
+            "finish_reasons": ["length"],
+            "input_tokens": 7,
+            "output_tokens": 5,
+            "cache_read_tokens": 6,
+        },
+    ),
+    "llama_cpp.server": (
+        OPENAI_CHAT,
+        {
+            "id": "chatcmpl-3",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "/models/Some Folder/tiny.gguf",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": CANARY},
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 21, "completion_tokens": 8, "total_tokens": 29},
+        },
+        {
+            "response_model": "/models/Some Folder/tiny.gguf",
+            "finish_reasons": ["stop"],
+            "input_tokens": 21,
+            "output_tokens": 8,
+        },
+    ),
+    "completions": (
+        OPENAI_COMPLETIONS,
+        {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "created": 1,
+            "model": "gpt-3.5-turbo-instruct",
+            "choices": [{"text": CANARY, "index": 0, "logprobs": None, "finish_reason": "length"}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
+        },
+        {
+            "response_model": "gpt-3.5-turbo-instruct",
+            "finish_reasons": ["length"],
+            "input_tokens": 5,
+            "output_tokens": 7,
+        },
+    ),
+    "responses": (
+        OPENAI_RESPONSES,
+        {
+            "id": "resp_1",
+            "object": "response",
+            "status": "completed",
+            "error": None,
+            "incomplete_details": None,
+            "instructions": CANARY,
+            "model": "gpt-5",
+            "output": [
+                {"type": "reasoning", "summary": []},
+                {"type": "web_search_call", "status": "completed"},
+                {"type": "message", "content": [{"type": "output_text", "text": CANARY}]},
+            ],
+            "tools": [{"type": "function", "name": "f", "parameters": {"usage": {"type": "x"}}}],
+            "usage": {
+                "input_tokens": 36,
+                "input_tokens_details": {"cached_tokens": 0},
+                "output_tokens": 87,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": 123,
+            },
+            "metadata": {"model": CANARY},
+        },
+        {
+            "response_model": "gpt-5",
+            "finish_reasons": ["stop"],
+            "input_tokens": 36,
+            "output_tokens": 87,
+            "cache_read_tokens": 0,
+            "reasoning_tokens": 0,
+            "tool_call_count": 1,
+        },
+    ),
+    "responses in the background": (
+        OPENAI_RESPONSES,
+        {"object": "response", "status": "queued", "model": "gpt-5", "output": [], "usage": None},
+        {"response_model": "gpt-5"},
+    ),
+    "embeddings": (
+        OPENAI_EMBEDDINGS,
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "embedding": [0.1, -0.2], "index": 0}],
+            "model": "text-embedding-3-small",
+            "usage": {"prompt_tokens": 8, "total_tokens": 8},
+        },
+        {"response_model": "text-embedding-3-small", "input_tokens": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_body_tells_its_facts_and_leaves_the_call_open(reading, name, indent, size):
+    protocol, body, facts = BODIES[name]
+    wire = json.dumps(body, indent=indent).encode()
+    read = reading(protocol, "application/json; charset=utf-8")
+    read.feed(*(wire[i : i + size] for i in range(0, len(wire), size)))
+    assert read.facts == {}
+    assert read.finish().facts == facts
+    assert (read.call.is_open, read.call.chunks, read.call.stream) == (True, 0, False)
+    assert (read.malformed, read.reader.error) == ([], None)
+    at_once = reading(protocol, None)
+    at_once.reader.whole(b"\xef\xbb\xbf" + wire)
+    assert at_once.facts == facts
+
+
+@pytest.mark.parametrize("vectors", [1, 8, 200])
+def test_a_large_embeddings_answer_is_read_at_its_edges(reading, vectors):
+    body = {
+        **BODIES["embeddings"][1],
+        "data": [{"object": "embedding", "index": i, "embedding": [0.25] * 1536} for i in range(8)],
+    }
+    read = reading(OPENAI_EMBEDDINGS, "application/json").feed(json.dumps(body).encode()).finish()
+    assert read.facts == {"response_model": "text-embedding-3-small", "input_tokens": 8}
+    assert read.malformed == []
+
+
+def test_an_embeddings_answer_that_begins_with_the_model_is_read_as_well(reading):
+    body = {
+        "id": "embd-1",
+        "object": "list",
+        "model": "first",
+        "data": [{"index": 0, "embedding": [0.25] * 40_000, "object": "embedding"}],
+        "usage": {"prompt_tokens": 8, "total_tokens": 8, "completion_tokens": 0},
+    }
+    read = reading(OPENAI_EMBEDDINGS, "application/json").feed(json.dumps(body).encode()).finish()
+    assert read.facts == {"response_model": "first", "input_tokens": 8}
+
+
+@pytest.mark.parametrize("size", [5 << 20, 50_000])
+def test_a_large_chat_answer_is_read_at_its_edges_and_text_does_not_fool_it(reading, size):
+    fake = '"model":"fake","usage":{"prompt_tokens":1},"finish_reason":"fake"}'
+    wire = json.dumps(answer(CANARY * 30_000 + fake * 3)).encode()
+    read = reading(content_type="application/json")
+    read.feed(*(wire[i : i + size] for i in range(0, len(wire), size))).finish()
+    # The tier comes after the text, where only the counts and the reason are looked for.
+    assert read.facts == {k: v for k, v in CHAT_FACTS.items() if k != "response_service_tier"}
+    assert read.malformed == []
+
+
+def test_a_large_answer_of_several_choices_says_nothing_of_their_ends(reading):
+    body = answer(CANARY * 30_000)
+    body["choices"] *= 2
+    read = reading(content_type="application/json")
+    read.call.facts["request_choice_count"] = 2
+    read.feed(json.dumps(body).encode()).finish()
+    assert "finish_reasons" not in read.facts
+    assert read.facts["input_tokens"] == 19
+
+
+def test_a_large_responses_answer_does_not_take_a_tools_schema_for_usage(reading):
+    body = dict(BODIES["responses"][1])
+    body["output"] = [{"type": "message", "content": [{"text": CANARY * 30_000}]}]
+    body["tools"] = [{"name": "f", "model": "nested", "parameters": {"usage": {"type": "x"}}}]
+    read = reading(OPENAI_RESPONSES, "application/json").feed(json.dumps(body).encode()).finish()
+    assert read.facts == {
+        "response_model": "gpt-5",
+        "input_tokens": 36,
+        "output_tokens": 87,
+        "cache_read_tokens": 0,
+        "reasoning_tokens": 0,
+    }
+
+
+def test_a_large_body_without_usage_is_counted(reading):
+    body = {"object": "list", "data": [0.5] * 10_000}
+    read = reading(OPENAI_EMBEDDINGS, "application/json").feed(json.dumps(body).encode()).finish()
+    assert (read.facts, read.malformed) == ({}, ["size"])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "body", "code"),
+    [
+        (
+            OPENAI_CHAT,
+            {
+                "error": {
+                    "message": CANARY,
+                    "type": "invalid_request_error",
+                    "param": None,
+                    "code": "model_not_found",
+                }
+            },
+            "model_not_found",
+        ),
+        (
+            OPENAI_CHAT,
+            {"error": {"message": CANARY, "type": "invalid_request_error", "code": None}},
+            "invalid_request_error",
+        ),
+        (
+            OPENAI_CHAT,
+            {"error": {"code": "429", "message": CANARY, "innererror": {"code": CANARY}}},
+            "429",
+        ),
+        (OPENAI_CHAT, {"error": CANARY}, "_OTHER"),
+        (OPENAI_EMBEDDINGS, {"object": "error", "message": CANARY, "code": 400}, "400"),
+        (
+            OPENAI_RESPONSES,
+            {"status": "failed", "error": {"code": "server_error", "message": CANARY}},
+            "server_error",
+        ),
+        (OPENAI_RESPONSES, {"error": {"type": "x_error"}}, "x_error"),
+        (OPENAI_CHAT, {"detail": CANARY}, None),
+        (OPENAI_CHAT, {"error": None}, None),
+    ],
+)
+def test_an_error_is_known_by_its_code_and_the_call_is_left_to_its_opener(
+    reading, protocol, body, code
+):
+    read = reading(protocol, "application/problem+json").feed(json.dumps(body).encode()).finish()
+    assert read.reader.error == code
+    assert read.call.is_open
+    assert CANARY not in repr(read.facts)
+
+
+@pytest.mark.parametrize(
+    ("wire", "reasons"),
+    [
+        (b"", []),
+        (b"{", ["json"]),
+        (b"[]", ["type"]),
+        (b"null", ["type"]),
+        (b"upstream timed out", ["json"]),
+        (b'{"model":"m","x":"\xff"}', ["utf8"]),
+        (b'{"usage":7}', ["type"]),
+        (b'{"usage":{"prompt_tokens":"7"},"model":[]}', ["type"]),
+        (b'{"model":"m","choices":7,"service_tier":""}', []),
+        (b'{"a":' + b"[" * 100_000, ["json"]),
+        (b'{"usage":{"prompt_tokens":' + b"9" * 5000 + b"}}", ["json"]),
+    ],
+)
+def test_a_broken_body_is_counted_and_does_no_harm(reading, wire, reasons):
+    read = reading(content_type="application/json").feed(wire).finish()
+    assert read.malformed == reasons
+    assert set(read.facts) <= {"response_model"}
+    assert read.call.is_open
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "audio/mpeg", "text/html", None])
+def test_other_content_is_not_looked_at(reading, kind):
+    read = reading(content_type=kind).feed(json.dumps(answer()).encode(), b"data: {}\n\n").finish()
+    assert (read.facts, read.call.chunks, read.malformed) == ({}, 0, [])
+    assert read.call.is_open
+
+
+def test_a_reader_that_is_closed_early_leaves_the_call_as_it_is(reading):
+    read = reading(content_type="application/json").feed(b'{"model":"m"')
+    read.reader.close()
+    assert read.finish().facts == {}
+    assert read.call.is_open
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.just(CANARY),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["index", "finish_reason", "code", "type"]), inner)
+    ),
+    max_leaves=8,
+)
+KEYS = ["choices", "usage", "error", "output", "status", "response", "item", "type", "object"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(BODIES)), st.dictionaries(st.sampled_from(KEYS), VALUES))
+def test_no_value_in_any_place_raises_or_brings_content(reading, name, change):
+    wire = json.dumps({**BODIES[name][1], **change}).encode()
+    for protocol in ALL:
+        whole = reading(protocol, "application/json").feed(wire).finish()
+        event = reading(protocol).feed(b"data: " + wire + b"\n\n").finish()
+        for read in (whole, event):
+            assert "reader" not in read.malformed
+            assert CANARY not in repr(read.result)
+            assert CANARY not in repr(read.reader.error)
