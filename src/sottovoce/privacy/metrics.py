@@ -10,6 +10,7 @@ Points whose attributes become equal are one series afterwards and are merged as
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -202,29 +203,35 @@ def _histogram(one: HistogramDataPoint, other: HistogramDataPoint) -> HistogramD
 
 def _exponential(
     one: ExponentialHistogramDataPoint, other: ExponentialHistogramDataPoint
-) -> ExponentialHistogramDataPoint | None:
-    if one.scale != other.scale:
-        return None
+) -> ExponentialHistogramDataPoint:
+    scale = min(one.scale, other.scale)
+    both = ((one, one.scale - scale), (other, other.scale - scale))
     return replace(
         one,
+        scale=scale,
         zero_count=one.zero_count + other.zero_count,
-        positive=_buckets(one.positive, other.positive),
-        negative=_buckets(one.negative, other.negative),
+        positive=_buckets([(point.positive, coarser) for point, coarser in both]),
+        negative=_buckets([(point.negative, coarser) for point, coarser in both]),
         flags=one.flags | other.flags,
         **_distribution(one, other),
     )
 
 
-def _buckets(one: Buckets, other: Buckets) -> Buckets:
-    filled = [buckets for buckets in (one, other) if buckets.bucket_counts]
-    if not filled:
-        return one
-    offset = min(buckets.offset for buckets in filled)
-    counts = [0] * (max(b.offset + len(b.bucket_counts) for b in filled) - offset)
-    for buckets in filled:
-        for index, count in enumerate(buckets.bucket_counts, buckets.offset - offset):
-            counts[index] += count
-    return Buckets(offset, counts)
+def _buckets(given: list[tuple[Buckets, int]]) -> Buckets:
+    """The sum of `given`, each at a scale made coarser by so many steps.
+
+    One step of scale joins every two neighbours, so an index is halved (OpenTelemetry's data
+    model, "Exponential Scale").
+    """
+    counts: Counter[int] = Counter()
+    for buckets, coarser in given:
+        for index, count in enumerate(buckets.bucket_counts, buckets.offset):
+            if count:
+                counts[index >> coarser] += count
+    if not counts:
+        return Buckets(0, [])
+    first, last = min(counts), max(counts)
+    return Buckets(first, [counts[index] for index in range(first, last + 1)])
 
 
 def _distribution(one: Any, other: Any) -> dict[str, Any]:

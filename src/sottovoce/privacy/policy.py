@@ -42,12 +42,15 @@ _FOLD_AT: Final = 4096
 class _Entry:
     """How one attribute is judged: its declared type, and the rule for its strings."""
 
-    __slots__ = ("drops", "judge", "kind", "rule", "special")
+    __slots__ = ("counted_as", "drops", "judge", "kind", "rule", "special")
 
-    def __init__(self, kind: type, rule: str, judge: Callable[[str], rules.Verdict]) -> None:
+    def __init__(
+        self, name: str, kind: type, rule: str, judge: Callable[[str], rules.Verdict]
+    ) -> None:
         self.kind = kind
         self.rule = rule
         self.judge = judge
+        self.counted_as = rules.COUNTED_AS.get(name, "")
         # What the loop of `Policy.attributes` leaves to `_slow`.
         self.drops = rule not in rules.NAMES
         self.special = (
@@ -87,7 +90,9 @@ class Policy:
             kind = _TYPES.get(attribute.type)
             if kind is None:
                 rule, kind = "drop", str
-            entry = _Entry(kind, rule, rules.make(name, rule, attribute.values, self._pseudonyms))
+            entry = _Entry(
+                name, kind, rule, rules.make(name, rule, attribute.values, self._pseudonyms)
+            )
             for signal in attribute.signals:
                 if signal in tables:
                     tables[signal][name] = entry
@@ -196,7 +201,7 @@ class Policy:
             try:
                 kind = type(value)
                 if kind is not entry.kind or entry.special:
-                    verdict = self._slow(key, value, entry, mapping, kept)
+                    verdict = self._slow(signal, value, entry, mapping, kept)
                 elif kind is str:
                     verdict = entry.judge(value)
                     # Most strings leave as they are: one comparison settles those.
@@ -239,13 +244,18 @@ class Policy:
         self.count(signal, "unknown")
 
     def _slow(
-        self, key: str, value: Any, entry: _Entry, mapping: Mapping[str, Any], kept: dict[str, Any]
+        self,
+        signal: str,
+        value: Any,
+        entry: _Entry,
+        mapping: Mapping[str, Any],
+        kept: dict[str, Any],
     ) -> Any:
         """What the loop does not decide itself: model ids, lists, and values of a related type."""
         if entry.drops:
             return rules.DROPPED
         if entry.kind is tuple:
-            return self._elements(key, value, entry, kept)
+            return self._elements(signal, value, entry, kept)
         if entry.rule == "cat12":
             if not isinstance(value, str):
                 return rules.WRONG_TYPE
@@ -265,13 +275,12 @@ class Policy:
             return real if real - real == 0.0 else rules.WRONG_TYPE
         return rules.WRONG_TYPE
 
-    def _elements(self, key: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
+    def _elements(self, signal: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
         if not isinstance(value, (tuple, list)):
             return rules.WRONG_TYPE
         if entry.rule == "count":
-            counted_as = rules.COUNTED_AS.get(key)
-            if counted_as is not None:
-                kept[counted_as] = len(value)
+            if entry.counted_as in self._tables[signal]:
+                kept[entry.counted_as] = len(value)
             return Drop("count")
         if len(value) > _MOST_ELEMENTS:
             return rules.TOO_LONG
