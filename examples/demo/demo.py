@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+
+from rich.text import Text
 
 from sottovoce.cli import launch, view
 from sottovoce.cli.local import DEFAULT_PORT, Receiver
@@ -51,6 +54,8 @@ def main() -> int:
     given = arguments.parse_args()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
+    # A request to end shall end the model server as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sottovoce-demo-")))
@@ -83,9 +88,8 @@ def main() -> int:
             finding.say()
         if given.svg:
             given.svg.parent.mkdir(parents=True, exist_ok=True)
-            view.save_svg(
-                store, given.svg, after=after, title="make demo", closing=map(str, findings)
-            )
+            verdict = [Text(str(f), style="bold green" if f.ok else "bold red") for f in findings]
+            view.save_svg(store, given.svg, after=after, title="make demo", closing=verdict)
             say(f"drawn to {given.svg}")
     print(f"{time.monotonic() - began:.0f} s in all.", end=" ")
     print("Try it on your own app: sottovoce local -- python app.py")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,11 @@ def demo():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def processes():
+    listed = subprocess.check_output(["ps", "-axo", "pid=,ppid="], text=True)
+    return [tuple(map(int, line.split())) for line in listed.splitlines()]
 
 
 def run(*arguments, **environment):
@@ -85,3 +91,26 @@ def test_the_demo_fails_when_its_own_search_is_blind(demo, store, tmp_path):
     assert [finding.ok for finding in demo.silent(store, 0, heard)] == [False]
     heard.write_text(demo.SAID)
     assert [finding.ok for finding in demo.silent(store, 0, heard)] == [True, True]
+
+
+def test_what_is_not_installed_is_named_with_what_that_costs(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert demo.models(tmp_path) == {}
+    said = capsys.readouterr().out
+    assert "mlx-lm is not installed: no MLX, no model server" in said
+    assert "llama-cpp-python is not installed: the demo goes without llama.cpp" in said
+
+
+@pytest.mark.e2e
+@pytest.mark.mlx
+def test_a_demo_that_is_ended_leaves_no_model_server_behind(tmp_path):
+    process = subprocess.Popen([sys.executable, str(DEMO)], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "no Collector" in line or "passed on" in line:
+            break
+    (server,) = [pid for pid, parent in processes() if parent == process.pid]
+    process.send_signal(signal.SIGTERM)
+    process.stdout.read()
+    process.wait(30)
+    process.stdout.close()
+    assert server not in dict(processes())

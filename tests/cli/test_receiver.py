@@ -267,6 +267,16 @@ def test_a_body_without_a_length_is_cut_off_when_it_is_too_large(receiver):
     assert send(receiver, "/v1/traces")[0] == 200
 
 
+def test_a_client_that_goes_away_in_the_middle_is_no_trouble(receiver, store):
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=20) as connection:
+        connection.sendall(
+            b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
+            b"Content-Length: 100\r\n\r\nonly this"
+        )
+    assert send(receiver, "/v1/traces")[0] == 200
+    assert [request.status for request in store.requests()] == [200]
+
+
 def test_a_compressed_body_is_bounded_by_what_it_unfolds_to(receiver, store):
     bomb = gzip.compress(bytes(otlp.MAX_PLAIN + 1), 9)
     assert len(bomb) < 100_000

@@ -3,7 +3,6 @@
 import os
 import sqlite3
 import stat
-import sys
 
 import pytest
 
@@ -111,7 +110,6 @@ def test_a_store_survives_a_new_start(tmp_path):
     store.close()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX")
 def test_only_its_owner_may_read_it(tmp_path, store):
     store.add(request(b"x"), Rows())
     for path in tmp_path.iterdir():

@@ -75,7 +75,7 @@ def save_svg(
     after: int = 0,
     traces: int = 20,
     title: str = "sottovoce view",
-    closing: Iterable[str] = (),
+    closing: Iterable[Text] = (),
 ) -> None:
     """Draw the view as a picture that needs nothing from a network.
 
@@ -98,7 +98,7 @@ def save_svg(
         )  # fmt: skip
         render(store, recorder, after=after, traces=traces)
         for line in closing:
-            recorder.print(Text(line, style="bold green"))
+            recorder.print(line)
         file.write(_FONT_FACE.sub("", recorder.export_svg(title=title)))
 
 
@@ -316,7 +316,7 @@ def _ledger(points: list[Point], *, ascii_only: bool) -> Iterator[Text]:
             errors[f"{OWN_ERRORS[point.name]} {shown.clean(where, 60)}"] += int(point.total)
     most = max(dropped.values(), default=0)
     for (signal, rule), count in dropped.most_common():
-        line = Text(f"{signal:<12} {rule:<14} {count:>7,} ", no_wrap=True, overflow="ellipsis")
+        line = Text(f"{signal:<12} {rule:<20} {count:>7,} ", no_wrap=True, overflow="ellipsis")
         line.append(charts.bar(count, most, 30, ascii_only=ascii_only), style="magenta")
         yield line
     if not dropped:
