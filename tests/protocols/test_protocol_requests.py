@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sottovoce.call import Facts
 from sottovoce.protocols import request_facts
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
@@ -236,6 +237,11 @@ def test_a_value_of_another_type_sets_nothing(body, facts):
     found = OPENAI_CHAT.request(body)
     assert found == facts
     assert all(type(value) in {str, int, float, bool, list} for value in found.values())
+
+
+def test_every_row_names_a_fact_that_calls_have():
+    rows = [row for protocol in ALL for row in (*protocol.asked, *protocol.answered)]
+    assert {fact for fact, _ in rows} <= set(Facts.__annotations__)
 
 
 @pytest.mark.parametrize(

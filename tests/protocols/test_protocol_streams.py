@@ -452,6 +452,20 @@ def test_a_truncated_stream_is_recorded_with_what_is_known_and_counted(reading, 
     assert read.malformed == ["sse"]
 
 
+def test_a_truncated_event_of_several_lines_is_no_chunk(reading):
+    read = reading().feed(b'data: {"model":"m"}\n\ndata: {\ndata: "usage":{\n').finish()
+    assert (read.call.chunks, read.malformed) == (1, ["sse"])
+
+
+def test_a_fault_at_the_end_of_a_stream_still_ends_the_call(reading, sse):
+    read = reading().feed(sse(HELLO, end=b"")[:-1])
+    read.reader._seen = None
+    read.finish()
+    assert read.malformed == ["reader"]
+    assert read.call.outcome == "completed"
+    assert read.call.recorder.ends == 1
+
+
 def test_a_stream_without_a_finish_reason_is_counted_as_broken_off(reading, sse):
     assert reading().feed(sse(ROLE, HELLO, end=b"")).finish().malformed == ["sse"]
 

@@ -16,6 +16,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from sottovoce.protocols.clip import HEAD, TAIL, Clip
 from sottovoce.protocols.protocol import Seen, checked
 from sottovoce.protocols.skeleton import skeleton
 
@@ -34,8 +35,6 @@ MAX_EVENT: Final = 1 << 20
 MAX_PARSED_REQUEST: Final = 64 * 1024
 """Bytes of a request's body up to which it is parsed."""
 
-_HEAD = 8 * 1024
-_TAIL = 64 * 1024
 _FIRST_EVENTS = 4
 _SHORT = 32
 _BOM = b"\xef\xbb\xbf"
@@ -67,49 +66,6 @@ def request_facts(
         if on_malformed is not None:
             on_malformed("json")
         return {}
-
-
-class Clip:
-    """Bytes that arrive in pieces: all of them up to a limit, else their beginning and end."""
-
-    __slots__ = ("_head", "_rest", "clipped", "limit", "size")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._head = b""
-        self._rest = bytearray()
-        self.size = 0
-        self.clipped = False
-
-    def add(self, piece: bytes) -> None:
-        """Take the next piece."""
-        self.size += len(piece)
-        if not self.clipped:
-            if self.size <= self.limit:
-                self._rest += piece
-                return
-            self.clipped = True
-            self._head = bytes(self._rest[:_HEAD])
-            self._head += piece[: _HEAD - len(self._head)]
-        if len(piece) >= _TAIL:
-            self._rest[:] = piece[-_TAIL:]
-            return
-        self._rest += piece
-        if len(self._rest) > 2 * _TAIL:
-            del self._rest[:-_TAIL]
-
-    def absorb(self, other: Clip, skip: int) -> None:
-        """Take what `other`, which is clipped, holds, but for its first `skip` bytes."""
-        if not self.clipped:
-            self._head = bytes(self._rest[:_HEAD])
-        self._head += other._head[skip : skip + _HEAD - len(self._head)]
-        self._rest = other._rest
-        self.size += other.size - skip
-        self.clipped = True
-
-    def edges(self) -> tuple[bytes, bytes]:
-        """Give the beginning and the end; all in the end where nothing was left out."""
-        return self._head, bytes(self._rest[-_TAIL:] if self.clipped else self._rest)
 
 
 class Reader:
@@ -212,15 +168,15 @@ class Reader:
     def finish(self) -> None:
         """The body is complete: read what is still held, and end the call if it is streamed."""
         try:
-            if self.streaming:
-                if not self.done:
-                    self._flush()
-                    self._call.end()
+            if self.streaming and not self.done:
+                self._flush()
             elif self._json and self._held.size:
                 self._whole(self._held)
         except Exception:  # noqa: BLE001 - the promise of this class
             self._broken()
         self.close()
+        if self.streaming:
+            self._call.end()  # does nothing where the last event has ended it
 
     def close(self) -> None:
         """Nobody reads on: let go of what is held. The call is left as it is."""
@@ -320,7 +276,7 @@ class Reader:
             self.done = True
             self._call.end()
         elif size > MAX_EVENT:
-            self._large(data[start : start + _HEAD], data[-_TAIL:])
+            self._large(data[start : start + HEAD], data[-TAIL:])
         elif self._first or self._gate(data) is not None:
             body = self._parsed(data[start:])
             if body is None:
@@ -357,9 +313,9 @@ class Reader:
         """The stream ended: take what lacks its line ends, unless it breaks off."""
         if self._held.size:
             self._end_held()
-        data = self._data
-        if isinstance(data, bytes):
-            text = data.strip()
+        if self._data is not None:
+            text = self._data.edges()[1] if isinstance(self._data, Clip) else self._data
+            text = text.strip()
             if not text.endswith(b"}") and not text.startswith(self._protocol.last_data):
                 self._data = None
                 self._tell("sse")
@@ -408,9 +364,9 @@ class Reader:
             inner = body.get("response")
             (inner if isinstance(inner, dict) else body)["usage"] = usage
         if self._protocol.flat and "model" not in body:
-            models = _MODEL.findall(tail)
-            if models:
-                body["model"] = json.loads(models[-1])
+            model = _MODEL.match(tail, max(0, tail.rfind(b'"model"')))
+            if model is not None:
+                body["model"] = json.loads(model[1])
         reasons = _REASON.findall(tail) or _REASON.findall(head)
         # Which choice a reason belongs to is known only when there is one.
         if reasons and "choices" not in body and "request_choice_count" not in self._call.facts:
@@ -431,7 +387,14 @@ class Reader:
 
 
 def _last_usage(tail: bytes) -> dict[str, Any] | None:
-    for match in reversed(list(_USAGE.finditer(tail))[-_MOST_USAGES:]):
+    end = len(tail)
+    for _ in range(_MOST_USAGES):
+        end = tail.rfind(b'"usage"', 0, end)
+        if end < 0:
+            return None
+        match = _USAGE.match(tail, end)
+        if match is None:
+            continue
         text = tail[match.end() : match.end() + _MOST_USAGE_BYTES].decode("utf-8", "replace")
         try:
             usage, _ = _parse_first(text)
