@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sottovoce.guard import never_raise
 from sottovoce.registry import ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def size_bucket(parameters: float) -> str:
     return next(bucket.name for bucket in SIZE_BUCKETS if parameters < bucket.below)
 
 
+@never_raise("identity.hub_id")
 def hub_id(asked: object) -> str | None:
     """Return the public id under which a model is asked for, ``org/name``, or None.
 

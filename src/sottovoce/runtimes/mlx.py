@@ -213,7 +213,6 @@ def _feed(inner: Generator[Any, Any, Any], call: _Generation) -> Generator[Any, 
         inner.close()
 
 
-@never_raise("mlx.asked")
 def _asked_for(named: dict[str, Any]) -> str | None:
     for name in ("path_or_hf_repo", "repo", "model_path"):
         if name in named:
