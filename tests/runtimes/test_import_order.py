@@ -31,7 +31,7 @@ def run(code, *args):
         "MLX_DISABLE_COMPILE": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": str(EXAMPLES),
+        "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path]),
     }
     done = subprocess.run(
         [sys.executable, "-c", RECORDER + textwrap.dedent(code), *map(str, args)],
