@@ -258,7 +258,7 @@ def _watched_stream(base: type[Any]) -> type[Any]:
 
         def __iter__(self) -> Iterator[bytes]:
             watch = self._watch
-            feed = watch.feed
+            feed = watch.feeder()
             try:
                 for chunk in self._stream:
                     feed(chunk)
@@ -304,10 +304,11 @@ def _watched_async_stream(base: type[Any]) -> type[Any]:
 class _WatchedIterator:
     """Not an async generator: one more of those would have to be finalized by the event loop."""
 
-    __slots__ = ("_chunks", "_watch")
+    __slots__ = ("_chunks", "_feed", "_watch")
 
     def __init__(self, chunks: Any, watch: wire.Watch) -> None:
         self._chunks = chunks
+        self._feed = watch.feeder()
         self._watch = watch
 
     def __aiter__(self) -> Any:
@@ -322,7 +323,7 @@ class _WatchedIterator:
         except BaseException as error:
             self._watch.broken(error)
             raise
-        self._watch.feed(chunk)
+        self._feed(chunk)
         return chunk
 
 

@@ -58,23 +58,23 @@ class Watch:
         _unfinished.add(call)
         _keep_settling()
 
-    def feed(self, chunk: bytes) -> None:
-        """The app is about to get `chunk`, as it came off the wire. Never raises."""
-        reader = self._reader
-        if reader is None:
+    def feeder(self) -> Callable[[bytes], None]:
+        """Give what is to be called with each chunk, as it came off the wire. It never raises."""
+        if self._decompress is None and self._reader is not None:
+            return self._reader.feed
+        return self._feed_compressed
+
+    def _feed_compressed(self, chunk: bytes) -> None:
+        reader, decompress = self._reader, self._decompress
+        if reader is None or decompress is None:
             return
         try:
-            if self._decompress is None:
-                reader.feed(chunk)
-            else:
-                for piece in self._decompress(chunk):
-                    reader.feed(piece)
+            for piece in decompress(chunk):
+                reader.feed(piece)
         except Exception:  # noqa: BLE001 - runs between the network and the app
             # Only the decompression can fail, and what follows makes no sense without it.
             self._reader = None
             guard.undecodable["encoding"] += 1
-        if reader.done:
-            self._reader = None
 
     @guard.never_raise("wire.exhausted")
     def exhausted(self) -> None:
