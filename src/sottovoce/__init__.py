@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from sottovoce._version import __version__
 
+# Type checkers know this name; `typing` itself would be most of what this import costs.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from sottovoce.handle import Handle, start
     from sottovoce.instrumentors import (
         HTTPXInstrumentor,

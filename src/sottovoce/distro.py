@@ -9,7 +9,6 @@ Nothing here imports the SDK until there is a destination.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -29,19 +28,37 @@ log = logging.getLogger("sottovoce")
 _OURS: Final = "sottovoce."
 
 
-@functools.cache
+_defaults: dict[str, str] = {}
+_reported: set[str] = set()
+
+
 def from_environment() -> Settings:
-    """Read the environment once; a value that cannot be used is reported once."""
-    chosen, warnings = settings.read()
+    """Read what the operator set; a value that cannot be used is reported once.
+
+    Our own defaults are left out: what was chosen for one pipeline does not bind the next.
+    """
+    theirs = {name: value for name, value in os.environ.items() if _defaults.get(name) != value}
+    chosen, warnings = settings.read(theirs)
     if not chosen.disabled:
-        for warning in warnings:
-            log.warning("sottovoce: %s", warning)
+        report(warnings)
     return chosen
+
+
+def report(warnings: list[str]) -> None:
+    """Show each warning once a process; without `logging` set up it goes to stderr."""
+    for warning in warnings:
+        if warning not in _reported:
+            _reported.add(warning)
+            log.warning("sottovoce: %s", warning)
 
 
 def apply_defaults(chosen: Settings) -> None:
     """Set, for this process and its children, the variables that nobody set."""
-    default = os.environ.setdefault
+
+    def default(variable: str, value: str) -> None:
+        if os.environ.get(variable) in {None, _defaults.get(variable)}:
+            os.environ[variable] = _defaults[variable] = value
+
     # The launcher picks a configurator by itself: another installed distribution's could
     # come first and build a pipeline without a gate. A name set by the operator stays,
     # and what it builds is gated by `guard_providers`.

@@ -145,8 +145,7 @@ def start(**changes: Any) -> Handle:
             if changes and chosen != _current.settings:
                 log.warning("sottovoce: already started; the new settings are not used.")
             return _current
-        for warning in warnings:
-            log.warning("sottovoce: %s", warning)
+        distro.report(warnings)
         try:
             _current = _started(chosen)
         except Exception as error:  # noqa: BLE001 - the app runs on, without telemetry
@@ -174,6 +173,8 @@ def _started(chosen: Settings) -> Handle:
     try:
         adopt.guard(chosen)
     except adopt.Refused as refused:
+        if running is not None:
+            running.ending.close()
         return Handle(chosen, reason=str(refused))
     if reason := adopt.refusal():
         return Handle(chosen, reason=reason)

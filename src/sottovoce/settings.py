@@ -405,7 +405,7 @@ def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
             value = meta["default"] if given is None else meta["parse"](text)
         except _Unusable as error:
             shown = "the value given" if meta["secret"] else _shown(text)
-            warnings.append(f"{name}: {shown} cannot be used; {error}. Keeping {old!r}.")
+            warnings.append(f"{name}: {shown} cannot be used; {error}. Keeping what was set.")
             continue
         if _LOOSENS.get(name, _contradicts)(old, value):
             warnings.append(

@@ -289,3 +289,48 @@ print(handle.active, instrumented())
             OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
         )
     assert ran.out.startswith("True [False, True, True")
+
+
+def test_what_the_environment_says_later_counts():
+    """As in a notebook: the first try told what was missing."""
+    with Sink() as one, Sink() as two:
+        ran = go(f"""
+import os
+import sottovoce
+print(sottovoce.start().active)
+os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = {one.endpoint!r}
+handle = sottovoce.start()
+print(handle.active, handle.shutdown())
+del os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
+handle = sottovoce.start(endpoint="http://127.0.0.1:9")
+print(handle.active, handle.shutdown())
+handle = sottovoce.start(endpoint={two.endpoint!r})
+print(handle.active, handle.shutdown())
+""")
+    assert ran.out.startswith("False\nTrue True\nTrue ")
+    assert ran.out.endswith("True True\n")
+    assert "code may only tighten" not in ran.err
+    assert {path for path, _ in one.requests} == {path for path, _ in two.requests}
+
+
+def test_a_tracer_provider_of_the_app_is_joined_by_our_metrics():
+    with Sink() as sink:
+        ran = go(
+            """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+trace.set_tracer_provider(provider)
+import sottovoce
+sottovoce.start()
+"""
+            + SPAN,
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+        )
+    assert ran.err == ""
+    assert ran.out.count('"name": "chat"') == 1
+    assert "planted" not in ran.out
+    assert sink.spans == []
+    assert "sottovoce.gate.dropped" in sink.metric_names

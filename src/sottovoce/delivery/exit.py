@@ -26,6 +26,9 @@ log = logging.getLogger("sottovoce")
 
 _SILENT: Final = logging.CRITICAL + 1
 
+_STARTS_THREADS_AT_EXIT: Final = not (3, 12, 0) <= sys.version_info[:3] <= (3, 12, 1)
+"""Two releases of Python start no thread once the main one has ended."""
+
 
 class Ending:
     """Closes providers exactly once, and lets the process wait no longer than allowed.
@@ -44,6 +47,7 @@ class Ending:
         self._timeout = timeout
         # Popping is atomic: no lock that a fork could copy in a locked state.
         self._open = [True]
+        self._parked: _Crew | None = None
 
     @property
     def is_open(self) -> bool:
@@ -52,8 +56,17 @@ class Ending:
 
     def arm(self) -> None:
         """Close them when the process ends, in forked children as well."""
+        # The SDK would otherwise do it again by itself; unregistering what is not there is fine.
+        for provider in self._providers:
+            atexit.unregister(provider.shutdown)
         atexit.register(self._at_exit)
         _armed.add(self)
+        self.park()
+
+    def park(self) -> None:
+        """Have threads waiting, on a Python that starts none at its end."""
+        if not _STARTS_THREADS_AT_EXIT:
+            self._parked = self._crew().park()
 
     def close(self, timeout: float | None = None) -> bool:
         """Export what is queued and shut everything down.
@@ -72,11 +85,14 @@ class Ending:
         deadline = monotonic() + (self._timeout if timeout is None else timeout)
         for exporter in self._exporters:
             _attempt_once(exporter)
-        done = _concurrently([_shutdown_of(p) for p in self._providers], deadline)
+        done = (self._parked or self._crew()).work(deadline)
         if not done:
             for exporter in self._exporters:
                 _stop(exporter)
         return done
+
+    def _crew(self) -> _Crew:
+        return _Crew(provider.shutdown for provider in self._providers)
 
     def _at_exit(self) -> None:
         # A dead Collector is no news for whoever runs a command line tool, and a daemon
@@ -100,10 +116,10 @@ def _in_child() -> None:
     registered to run after the fork is called after that.
     """
     util = sys.modules.get("multiprocessing.util")
-    if util is None:
-        return
     for ending in _armed:
-        util.register_after_fork(ending, _finalize)
+        ending.park()
+        if util is not None:
+            util.register_after_fork(ending, _finalize)
 
 
 def _finalize(ending: Ending) -> None:
@@ -125,39 +141,51 @@ def flush(providers: Iterable[Any], timeout: float) -> bool:
         Whether everything was handed over in time.
     """
     jobs = [provider.force_flush for provider in providers if provider is not None]
-    return _concurrently(jobs, monotonic() + timeout)
+    return _Crew(jobs).work(monotonic() + timeout)
 
 
-def _shutdown_of(provider: Any) -> Callable[[], Any]:
-    # The SDK would otherwise do it again by itself; unregistering what is not there is fine.
-    atexit.unregister(provider.shutdown)
-    return provider.shutdown  # type: ignore[no-any-return]
+class _Crew:
+    """A daemon thread for each job, to do them side by side.
 
+    Args:
+        jobs: what to do; a job that returns False or raises has failed.
+    """
 
-def _concurrently(jobs: list[Callable[[], Any]], deadline: float) -> bool:
-    """Run jobs side by side until all are done or the deadline has passed."""
-    outcomes: list[bool] = []
+    def __init__(self, jobs: Iterable[Callable[[], Any]]) -> None:
+        self._go = threading.Event()
+        self._outcomes: list[bool] = []
+        self._threads = [
+            threading.Thread(target=self._work, args=(job,), name="sottovoce-exit", daemon=True)
+            for job in jobs
+        ]
 
-    def run(job: Callable[[], Any]) -> None:
+    def park(self) -> _Crew:
+        """Start the threads now, to wait for `work`."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def work(self, deadline: float) -> bool:
+        """Do the jobs until all are done or the deadline has passed; returns whether all are."""
+        self._go.set()
         try:
-            outcomes.append(job() is not False)
+            for thread in self._threads:
+                if thread.ident is None:
+                    thread.start()
+        except RuntimeError:
+            # No thread can be had any more: what was not started is not waited for.
+            return False
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - monotonic()))
+        return len(self._outcomes) == len(self._threads) and all(self._outcomes)
+
+    def _work(self, job: Callable[[], Any]) -> None:
+        self._go.wait()
+        try:
+            self._outcomes.append(job() is not False)
         except Exception:  # noqa: BLE001 - an exporter's failure is not the app's
             failed("export")
-            outcomes.append(False)
-
-    threads = [
-        threading.Thread(target=run, args=(job,), name="sottovoce-exit", daemon=True)
-        for job in jobs
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-    except RuntimeError:
-        # Python 3.12.0 and 3.12.1 start no thread once the main one has ended.
-        return False
-    for thread in threads:
-        thread.join(max(0.0, deadline - monotonic()))
-    return len(outcomes) == len(jobs) and all(outcomes)
+            self._outcomes.append(False)
 
 
 def _attempt_once(exporter: Any) -> None:

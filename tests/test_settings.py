@@ -1,0 +1,244 @@
+"""Every setting: what it does by default, what becomes of a value that cannot be used."""
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
+
+from sottovoce import settings
+from sottovoce.settings import Settings, read, tightened
+
+VARIABLES = [entry.metadata["variable"] for entry in fields(Settings)]
+
+
+def chosen(**environ):
+    made, warnings = read(environ)
+    assert warnings == []
+    return made
+
+
+def test_an_empty_environment_is_the_defaults_and_no_destination():
+    made = chosen()
+    assert made == Settings()
+    assert made.profile == "standard"
+    assert made.remote_model_ids == "hash"
+    assert made.propagation == "own"
+    assert made.exit_timeout == 1.0
+    assert made.permitted
+    assert not made.has_destination
+    assert [made.exporters(signal) for signal in settings.SIGNALS] == [(), (), ()]
+
+
+HTTP, GRPC = ("otlp_proto_http",), ("otlp_proto_grpc",)
+ANYWHERE = "http://127.0.0.1:4318"
+DESTINATIONS = [
+    ({"OTEL_EXPORTER_OTLP_ENDPOINT": ANYWHERE}, HTTP, HTTP, ()),
+    ({"SOTTOVOCE_LOCAL": "1"}, HTTP, HTTP, ()),
+    ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ANYWHERE}, HTTP, (), ()),
+    ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": ANYWHERE}, (), HTTP, ()),
+    ({"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": ANYWHERE}, (), (), HTTP),
+    ({"OTEL_EXPORTER_OTLP_ENDPOINT": ANYWHERE, "OTEL_LOGS_EXPORTER": "otlp"}, HTTP, HTTP, HTTP),
+    ({"OTEL_EXPORTER_OTLP_ENDPOINT": ANYWHERE, "OTEL_METRICS_EXPORTER": "none"}, HTTP, (), ()),
+    ({"OTEL_EXPORTER_OTLP_ENDPOINT": ANYWHERE, "OTEL_METRICS_EXPORTER": ""}, HTTP, HTTP, ()),
+    ({"OTEL_TRACES_EXPORTER": "console, otlp"}, ("console", "otlp_proto_http"), (), ()),
+    (
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+        GRPC,
+        GRPC,
+        (),
+    ),
+    (
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": ANYWHERE,
+            "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "grpc",
+        },
+        HTTP,
+        GRPC,
+        (),
+    ),
+]
+
+
+@pytest.mark.parametrize(("environ", "traces", "metrics", "logs"), DESTINATIONS)
+def test_a_signal_is_exported_where_it_has_a_destination(environ, traces, metrics, logs):
+    made = chosen(**environ)
+    assert made.has_destination
+    assert made.exporters("traces") == traces
+    assert made.exporters("metrics") == metrics
+    assert made.exporters("logs") == logs
+
+
+def test_a_configuration_file_is_a_destination():
+    assert chosen(OTEL_CONFIG_FILE="otel.yaml").has_destination
+
+
+NOWHERE = [
+    {"OTEL_SDK_DISABLED": "TRUE", "OTEL_EXPORTER_OTLP_ENDPOINT": ANYWHERE},
+    {"SOTTOVOCE_PROFILE": "off", "OTEL_CONFIG_FILE": "otel.yaml"},
+    {"OTEL_EXPORTER_OTLP_ENDPOINT": " "},
+    {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "None"},
+    {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": ANYWHERE,
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_METRICS_EXPORTER": "none",
+    },
+]
+
+
+@pytest.mark.parametrize("environ", NOWHERE)
+def test_what_sends_nothing_anywhere_is_no_destination(environ):
+    assert not chosen(**environ).has_destination
+
+
+UNUSABLE = [
+    ("SOTTOVOCE_PROFILE", "loud", "profile", "off", "off, standard"),
+    ("SOTTOVOCE_PROFILE", "content", "profile", "off", "this version has the profiles off"),
+    ("SOTTOVOCE_SEMCONV", "v1", "semconv", "v1.41", "v1.41, latest, both"),
+    ("SOTTOVOCE_REMOTE_MODEL_IDS", "raw", "remote_model_ids", "hash", "hash, catalogue"),
+    ("SOTTOVOCE_PROPAGATION", "everyone", "propagation", "own", "own, all"),
+    ("SOTTOVOCE_EXIT_TIMEOUT", "-1", "exit_timeout", 1.0, "0 to 60"),
+    ("SOTTOVOCE_EXIT_TIMEOUT", "nan", "exit_timeout", 1.0, "0 to 60"),
+    ("SOTTOVOCE_EXIT_TIMEOUT", "soon", "exit_timeout", 1.0, "0 to 60"),
+    ("SOTTOVOCE_LOCAL", "maybe", "local", False, "true or false"),
+    ("SOTTOVOCE_ALLOW", "everything", "allow", (), "span:NAME"),
+    ("OTEL_SDK_DISABLED", "1", "disabled", False, "true or false"),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier", "protocol", "http/protobuf", "http/protobuf, grpc"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://host", "endpoint", None, "http://127.0.0.1:4318"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "host", "endpoint", None, "http://127.0.0.1:4318"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "host:4318", "endpoint", None, "http:// or https://"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "name", "safe", "words"), UNUSABLE)
+def test_an_unusable_value_becomes_the_safe_choice_and_a_warning(
+    variable, value, name, safe, words
+):
+    made, [warning] = read({variable: value})
+    assert getattr(made, name) == safe
+    assert variable in warning
+    assert repr(value) in warning
+    assert words in warning
+
+
+def test_a_variable_of_ours_that_does_not_exist_is_named():
+    _, [warning] = read({"SOTTOVOCE_PROFILES": "off"})
+    assert warning == "SOTTOVOCE_PROFILES is not a setting of this version and does nothing."
+
+
+def test_a_warning_never_shows_a_password():
+    _, [warning] = read({"OTEL_EXPORTER_OTLP_ENDPOINT": "ftp://user:hush@host"})
+    assert "hush" not in warning
+    _, [warning] = tightened(Settings(endpoint="http://one"), endpoint="http://user:hush@two")
+    assert "hush" not in warning
+
+
+def test_the_key_shows_in_no_message_and_no_repr():
+    made, _ = read({"SOTTOVOCE_KEY": "hush"})
+    assert made.key == "hush"
+    assert "hush" not in repr(made)
+
+
+def test_an_override_that_is_no_setting_is_refused():
+    with pytest.raises(TypeError, match="no such setting: prfile"):
+        read({}, prfile="off")
+    with pytest.raises(TypeError, match="no such setting: prfile"):
+        tightened(Settings(), prfile="off")
+
+
+TIGHTER = [
+    ("profile", "off"),
+    ("remote_model_ids", "hash"),
+    ("propagation", "own"),
+    ("own_hosts", ["a.example"]),
+    ("own_hosts", None),
+    ("allow", []),
+    ("disabled", True),
+    ("exit_timeout", 0.2),
+    ("exit_timeout", "0.2"),
+    ("semconv", "latest"),
+    ("local", True),
+    ("endpoint", ANYWHERE),
+    ("key", "a secret of at least 16 bytes"),
+]
+OPEN = Settings(
+    remote_model_ids="catalogue",
+    propagation="all",
+    own_hosts=("a.example", "b.example"),
+    allow=("span:mine",),
+)
+
+
+@pytest.mark.parametrize(("name", "value"), TIGHTER)
+def test_code_may_tighten(name, value):
+    made, warnings = tightened(OPEN, **{name: value})
+    assert warnings == []
+    assert made != OPEN
+
+
+LOOSER = [
+    (Settings(profile="off"), "profile", "standard"),
+    (Settings(), "remote_model_ids", "catalogue"),
+    (Settings(), "propagation", "all"),
+    (Settings(own_hosts=("a.example",)), "own_hosts", ["a.example", "b.example"]),
+    (Settings(), "allow", ["span:mine"]),
+    (Settings(disabled=True), "disabled", False),
+    (Settings(), "logging_handler", True),
+    (Settings(endpoint=ANYWHERE), "endpoint", "http://elsewhere"),
+    (Settings(traces_exporter=()), "traces_exporter", ["console"]),
+]
+
+
+@pytest.mark.parametrize(("base", "name", "value"), LOOSER)
+def test_code_may_not_loosen(base, name, value):
+    made, [warning] = tightened(base, **{name: value})
+    assert made == base
+    assert settings.variable_of(name) in warning
+
+
+def test_an_unusable_change_keeps_what_was():
+    made, [warning] = tightened(Settings(exit_timeout=2.0), exit_timeout="later")
+    assert made.exit_timeout == 2.0
+    assert "'later'" in warning
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*VARIABLES, "SOTTOVOCE_UNKNOWN", "OTHER"]),
+        st.text(max_size=40) | st.sampled_from(["", "none", "off", "true", "http://h:1", "grpc"]),
+    )
+)
+@limits(max_examples=200, deadline=None)
+def test_no_environment_raises_and_what_is_unsafe_is_never_the_outcome_of_a_mistake(environ):
+    made, warnings = read(environ)
+    assert made.profile in {"off", "standard"}
+    assert made.remote_model_ids == "hash" or "catalogue" in environ["SOTTOVOCE_REMOTE_MODEL_IDS"]
+    assert 0 <= made.exit_timeout <= 60
+    for signal in settings.SIGNALS:
+        assert all(isinstance(name, str) and name for name in made.exporters(signal))
+    assert all(isinstance(warning, str) for warning in warnings)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "profile": st.sampled_from(["off", "standard", "loud"]),
+            "remote_model_ids": st.sampled_from(["hash", "catalogue"]),
+            "propagation": st.sampled_from(["own", "all"]),
+            "own_hosts": st.lists(st.sampled_from(["a.example", "b.example"])),
+            "allow": st.lists(st.sampled_from(["span:mine", "metric:theirs"])),
+            "exit_timeout": st.none() | st.floats() | st.text(max_size=5),
+        },
+    )
+)
+@limits(max_examples=200, deadline=None)
+def test_no_change_by_code_loosens(changes):
+    strict = Settings(own_hosts=("a.example",))
+    made, _ = tightened(strict, **changes)
+    assert made.remote_model_ids == "hash"
+    assert made.propagation == "own"
+    assert set(made.own_hosts) <= {"a.example"}
+    assert made.allow == ()
+    assert 0 <= made.exit_timeout <= 60
