@@ -260,6 +260,15 @@ def test_an_error_inside_a_rule_drops_the_item_alone(policy):
     }
 
 
+def test_a_mapping_that_cannot_be_read_is_dropped_whole(policy):
+    class Unreadable(dict):
+        def items(self):
+            raise RuntimeError("acme")
+
+    assert policy.attributes(Unreadable(a=1), "span") == {}
+    assert policy.dropped == {("span", "rule_error"): 1}
+
+
 def test_with_the_profile_off_nothing_is_let_through(make_policy):
     policy = make_policy(profile="off")
     given = dict.fromkeys(ATTRIBUTES, "x")

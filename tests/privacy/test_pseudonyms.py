@@ -104,6 +104,11 @@ def test_a_secret_is_made_once_and_kept_for_this_user_alone(home):
         assert stat.S_IMODE(key_path().stat().st_mode) == 0o600
 
 
+def test_with_telemetry_off_no_secret_is_kept(home):
+    Policy(Settings(profile="off"))
+    assert not pathlib.Path(state_dir()).exists()
+
+
 def test_where_there_are_no_links_the_secret_is_kept_all_the_same(home, monkeypatch):
     def no_links(*_):
         raise OSError("not supported")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import secrets
 import threading
 import weakref
 from collections import Counter, deque
@@ -16,7 +17,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import settings as settings_
-from sottovoce.privacy import catalogue, pseudonyms, rules
+from sottovoce.privacy import catalogue, rules
+from sottovoce.privacy.pseudonyms import Pseudonyms, from_settings
 from sottovoce.privacy.rules import Changed, Drop
 from sottovoce.registry import ATTRIBUTES, RULES, SCOPES
 
@@ -36,7 +38,7 @@ IN_PROCESS: Final = frozenset({"mlx", "llama_cpp"})
 _TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool, "string[]": tuple}
 _MOST_ELEMENTS: Final = 64
 _INT64: Final = 1 << 63
-_FOLD_AT: Final = 4096
+_FOLD_AT: Final = 1024
 
 
 class _Entry:
@@ -65,7 +67,11 @@ class Policy:
         self.off = settings.profile == "off" or settings.profile not in RULES
         self._own_hosts = settings.own_hosts
         self._remote_catalogue = settings.remote_model_ids == "catalogue"
-        self._pseudonyms = pseudonyms.from_settings(settings)
+        # Made now rather than at the first model: a forked worker must have the same secret. With
+        # telemetry off none is kept on disk.
+        self._pseudonyms = (
+            Pseudonyms(secrets.token_bytes(32)) if self.off else from_settings(settings)
+        )
         self._allowed = {
             kind: _Names(settings.allow, kind) for kind in ("span", "metric", "resource", "scope")
         }
@@ -76,7 +82,7 @@ class Policy:
         self._host = lru_cache(maxsize=rules.REMEMBERED)(self._address)
         self._error: Callable[[Any], str] = lru_cache(maxsize=rules.REMEMBERED)(rules.error)
         # Appending to a deque is atomic: the hot path counts without a lock.
-        self._news: deque[tuple[str, str]] = deque()
+        self._news: deque[tuple[str, str, int]] = deque()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
         _policies.add(self)
@@ -107,8 +113,7 @@ class Policy:
 
     def count(self, signal: str, rule: str, times: int = 1) -> None:
         """Count `times` drops of `signal` under `rule`."""
-        for _ in range(times):
-            self._news.append((signal, rule))
+        self._news.append((signal, rule, times))
         if len(self._news) > _FOLD_AT:
             self._tidy()
 
@@ -124,7 +129,8 @@ class Policy:
         news, counts = self._news, self._counts
         try:
             while True:
-                counts[news.popleft()] += 1
+                signal, rule, times = news.popleft()
+                counts[signal, rule] += times
         except IndexError:
             pass
 
@@ -178,15 +184,23 @@ class Policy:
         """The name of an instrumentation scope if it is known or allowed, else ``_OTHER``."""
         return name if name in SCOPES or self.allows("scope", name) else rules.OTHER
 
-    def attributes(  # noqa: C901, PLR0912 - one loop, flat, because it runs for every span
-        self, mapping: Mapping[str, Any] | None, signal: str
-    ) -> dict[str, Any]:
+    def attributes(self, mapping: Mapping[str, Any] | None, signal: str) -> dict[str, Any]:
         """The attributes of `mapping` that may leave on `signal`; the others are counted."""
-        kept: dict[str, Any] = {}
         if not mapping:
-            return kept
+            return {}
+        try:
+            return self._judged(mapping, signal)
+        except Exception:  # noqa: BLE001 - fail closed: a mapping that cannot be read is dropped
+            self.count(signal, "rule_error")
+            return {}
+
+    def _judged(  # noqa: C901, PLR0912 - one loop, flat, because it runs for every span
+        self, mapping: Mapping[str, Any], signal: str
+    ) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
         get = self._tables[signal].get
         drop = self._news.append
+        unknown = 0
         extensible = signal == "resource"
         verdict: Any
         # Every branch below is paid for each attribute of every span: no call that can be spared.
@@ -196,7 +210,7 @@ class Policy:
                 if extensible:
                     self._unknown(key, value, signal, kept)
                 else:
-                    drop((signal, "unknown"))
+                    unknown += 1
                 continue
             try:
                 kind = type(value)
@@ -221,14 +235,16 @@ class Policy:
                     continue
                 kind = type(verdict)
                 if kind is Drop:
-                    drop((signal, verdict.rule))
+                    drop((signal, verdict.rule, 1))
                 elif kind is Changed:
-                    drop((signal, verdict.rule))
+                    drop((signal, verdict.rule, 1))
                     kept[key] = verdict.value
                 else:
                     kept[key] = verdict
             except Exception:  # noqa: BLE001 - fail closed: the item is dropped
-                drop((signal, "rule_error"))
+                drop((signal, "rule_error", 1))
+        if unknown:
+            drop((signal, "unknown", unknown))
         if len(self._news) > _FOLD_AT:
             self._tidy()
         return kept
