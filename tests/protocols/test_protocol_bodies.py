@@ -278,6 +278,13 @@ def test_a_large_responses_answer_does_not_take_a_tools_schema_for_usage(reading
     }
 
 
+def test_a_tools_schema_alone_is_no_usage(reading):
+    body = {"status": "completed", "output": [{"text": CANARY * 30_000}], "usage": None}
+    body["tools"] = [{"parameters": {"usage": {"input_tokens": {"type": "integer"}}}}]
+    read = reading(OPENAI_RESPONSES, "application/json").feed(json.dumps(body).encode()).finish()
+    assert (read.facts, read.malformed) == ({}, ["size"])
+
+
 def test_a_large_body_without_usage_is_counted(reading):
     body = {"object": "list", "data": [0.5] * 10_000}
     read = reading(OPENAI_EMBEDDINGS, "application/json").feed(json.dumps(body).encode()).finish()
