@@ -534,7 +534,7 @@ def test_a_path_given_as_a_whole_url_leads_where_it_says(driver, server, calls):
 
 
 def test_a_client_of_the_other_httpx(driver, server, calls):
-    http = httpx.AsyncClient() if driver.name == "async" else httpx.Client()
+    http = httpx.AsyncClient(verify=False) if driver.name == "async" else httpx.Client(verify=False)
     client = driver.client(server, http_client=http)
     driver.do(chat, client)
     driver.items(driver.do(chat, client, **STREAM))
@@ -578,7 +578,7 @@ def test_a_client_inside_a_call_opens_none(driver, client, calls):
 
 
 def test_a_request_that_the_apps_transport_makes_is_no_attempt(server, calls):
-    inner = httpx2.Client()
+    inner = httpx2.Client(verify=False)
 
     def forward(request):
         answer = inner.post(

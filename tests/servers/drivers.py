@@ -12,9 +12,15 @@ class Sync:
 
     name = "sync"
 
+    sdk = openai.OpenAI
+    http = openai.DefaultHttpxClient
+
     def client(self, server, cls=None, **kwargs):
+        if "http_client" not in kwargs:
+            # Loading the trusted certificates takes longer than everything else here.
+            kwargs["http_client"] = self.http(verify=False)
         kwargs = {"base_url": server.url + "/v1", "api_key": "key", "max_retries": 0, **kwargs}
-        return (cls or openai.OpenAI)(**kwargs)
+        return (cls or self.sdk)(**kwargs)
 
     def do(self, function, *args, **kwargs):
         return function(*args, **kwargs)
@@ -48,12 +54,11 @@ class Async(Sync):
     """The same on an event loop of its own."""
 
     name = "async"
+    sdk = openai.AsyncOpenAI
+    http = openai.DefaultAsyncHttpxClient
 
     def __init__(self):
         self._loop = asyncio.new_event_loop()
-
-    def client(self, server, cls=None, **kwargs):
-        return super().client(server, cls or openai.AsyncOpenAI, **kwargs)
 
     def do(self, function, *args, **kwargs):
         async def main():

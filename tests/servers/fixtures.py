@@ -1,7 +1,5 @@
 """Fixtures of the rooms that talk to `ProviderServer` through hooked libraries."""
 
-import gc
-
 import pytest
 
 from servers.calls import Calls
@@ -32,7 +30,6 @@ def no_failures():
     guard.failures.clear()
     guard.undecodable.clear()
     yield
-    gc.collect()
     assert not guard.failures
 
 

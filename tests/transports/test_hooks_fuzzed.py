@@ -16,7 +16,7 @@ from sottovoce.transports import httpx as wire
 from sottovoce.transports import wire as wire_module
 
 fuzzed = settings(
-    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -73,7 +73,7 @@ def test_post(library, raw_calls, server, url):
 @pytest.mark.parametrize("coding", ["ok", "gzip"])
 def test_streamed(library, raw_calls, server, url, body, how, coding):
     server.play(coding)
-    with library.Client() as client, client.stream("POST", url, json=body) as response:
+    with library.Client(verify=False) as client, client.stream("POST", url, json=body) as response:
         assert current_call.get() is None
         read_sync(response, how)
     assert answered(raw_calls.only)
@@ -83,7 +83,7 @@ def test_streamed(library, raw_calls, server, url, body, how, coding):
 
 @pytest.mark.parametrize("how", READS)
 async def test_streamed_on_asyncio(library, raw_calls, url, how):
-    async with library.AsyncClient() as client:
+    async with library.AsyncClient(verify=False) as client:
         async with client.stream("POST", url, json=STREAM) as response:
             await read_async(response, how)
     assert answered(raw_calls.only)
@@ -93,7 +93,7 @@ async def test_streamed_on_asyncio(library, raw_calls, url, how):
 @pytest.mark.parametrize("how", READS)
 def test_streamed_on_trio(library, raw_calls, url, how):
     async def main():
-        async with library.AsyncClient() as client:
+        async with library.AsyncClient(verify=False) as client:
             await client.post(url, json=CHAT)
             async with client.stream("POST", url, json=STREAM) as response:
                 await read_async(response, how)
@@ -108,7 +108,7 @@ def test_cancelled_on_trio(library, raw_calls, server, url):
     server.play("slow")
 
     async def main():
-        async with library.AsyncClient() as client:
+        async with library.AsyncClient(verify=False) as client:
             with trio.move_on_after(0.2):
                 async with client.stream("POST", url, json=STREAM) as response:
                     await read_async(response, "iter_bytes")
@@ -118,14 +118,17 @@ def test_cancelled_on_trio(library, raw_calls, server, url):
 
 
 def test_a_stream_read_whole_has_facts_and_no_times(library, raw_calls, url):
-    library.post(url, json=STREAM)
+    library.post(url, json=STREAM, verify=False)
     call = raw_calls.only
     assert answered(call)
     assert (call.stream, call.chunks, call.gaps) == (True, 0, None)
 
 
 def test_abandoned(library, raw_calls, url):
-    with library.Client() as client, client.stream("POST", url, json=STREAM) as response:
+    with (
+        library.Client(verify=False) as client,
+        client.stream("POST", url, json=STREAM) as response,
+    ):
         next(response.iter_raw())
     call = raw_calls.only
     assert call.outcome == "abandoned"
@@ -133,7 +136,7 @@ def test_abandoned(library, raw_calls, url):
 
 
 def test_dropped_unread(library, raw_calls, url):
-    client = library.Client()
+    client = library.Client(verify=False)
     response = client.send(client.build_request("POST", url, json=STREAM), stream=True)
     del response
     gc.collect()
@@ -143,7 +146,10 @@ def test_dropped_unread(library, raw_calls, url):
 
 def test_cut(library, raw_calls, server, url):
     server.play("cut")
-    with library.Client() as client, client.stream("POST", url, json=STREAM) as response:
+    with (
+        library.Client(verify=False) as client,
+        client.stream("POST", url, json=STREAM) as response,
+    ):
         with pytest.raises(library.RemoteProtocolError):
             response.read()
     assert raw_calls.only.error is library.RemoteProtocolError
@@ -153,7 +159,7 @@ def test_cut(library, raw_calls, server, url):
 @pytest.mark.parametrize("stream", [False, True])
 def test_refused(library, raw_calls, server, url, status, stream):
     server.play(str(status))
-    with library.Client() as client:
+    with library.Client(verify=False) as client:
         response = client.send(client.build_request("POST", url, json=CHAT), stream=stream)
         assert response.status_code == status
         response.close()
@@ -191,16 +197,16 @@ def test_the_call_is_current_while_it_is_sent(library, raw_calls, url):
             seen.append((current_call.get(), raw_calls.entered))
             return super().handle_request(request)
 
-    with library.Client(transport=Watching()) as client:
+    with library.Client(transport=Watching(verify=False)) as client:
         client.post(url, json=CHAT)
     assert seen == [(raw_calls.only, 1)]
 
 
 def test_what_is_no_model_request_is_left_alone(library, raw_calls, server, url):
-    library.get(server.url + "/v1/chat/completions")
-    library.post(server.url + "/v1/other", json=CHAT)
-    library.post(server.url + "/surveys/responses", json={"answers": [1]})
-    library.post(url, content=b"no json")
+    library.get(server.url + "/v1/chat/completions", verify=False)
+    library.post(server.url + "/v1/other", json=CHAT, verify=False)
+    library.post(server.url + "/surveys/responses", json={"answers": [1]}, verify=False)
+    library.post(url, content=b"no json", verify=False)
     library.post(url, files={"file": b"x"})
     assert not raw_calls.opened_calls
 
@@ -230,7 +236,7 @@ def test_own_hosts_are_local(library, raw_calls):
 
 def test_without_a_raw_recorder_nothing_is_recorded(library, raw_calls, url):
     wire.set_raw_recorder(None)
-    library.post(url, json=CHAT)
+    library.post(url, json=CHAT, verify=False)
     raw_calls.suppressed = True
     wire.set_raw_recorder(raw_calls)
     library.post(url, json=CHAT)
@@ -242,7 +248,7 @@ def test_unhooked_a_kept_method_passes_through_and_a_stream_in_flight_ends(libra
     before = library.Client.send
     wire.install_wire()
     wire.set_raw_recorder(calls)
-    client = library.Client()
+    client = library.Client(verify=False)
     kept = client.send
     response = kept(client.build_request("POST", url, json=STREAM), stream=True)
     wire.remove_wire()
@@ -259,7 +265,7 @@ def responses(library, url, body):
     """What an app can see of a response that it reads in every way there is."""
     for stream in (False, True):
         for how in READS:
-            with library.Client() as client:
+            with library.Client(verify=False) as client:
                 response = client.send(client.build_request("POST", url, json=body), stream=stream)
                 parts = read_sync(response, how) if stream or how != "iter_raw" else None
                 response.close()
@@ -323,7 +329,7 @@ def test_chunks_pass_one_by_one_without_reading_ahead(library, raw_calls):
 
 
 def test_copies_and_pickles(library, raw_calls, url):
-    client = library.Client()
+    client = library.Client(verify=False)
     response = client.send(client.build_request("POST", url, json=STREAM), stream=True)
     response.read()
     for twin in (copy.copy(response), pickle.loads(pickle.dumps(response))):
@@ -334,7 +340,7 @@ def test_copies_and_pickles(library, raw_calls, url):
 
 def test_several_event_loops(library, raw_calls, url):
     async def main():
-        async with library.AsyncClient() as client:
+        async with library.AsyncClient(verify=False) as client:
             async with client.stream("POST", url, json=STREAM) as response:
                 await read_async(response, "iter_lines")
 
@@ -350,7 +356,7 @@ def test_several_event_loops(library, raw_calls, url):
 def test_we_make_no_reference_cycle(raw_calls, url):
     # httpx2 has none of its own; httpx ties a response to its stream.
     def once():
-        with httpx2.Client() as client:
+        with httpx2.Client(verify=False) as client:
             with client.stream("POST", url, json=STREAM) as response:
                 for _ in response.iter_lines():
                     pass
@@ -441,14 +447,14 @@ def test_a_stream_dropped_inside_a_lock_of_the_recorder_does_not_hang():
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_does_not_end_its_parents_calls(raw_calls, url):
-    client = httpx2.Client()
+    client = httpx2.Client(verify=False)
     response = client.send(client.build_request("POST", url, json=STREAM), stream=True)
     child = os.fork()
     if child == 0:
         try:
             del response
             gc.collect()
-            library_works = httpx2.post(url, json=CHAT).status_code == 200
+            library_works = httpx2.post(url, json=CHAT, verify=False).status_code == 200
             ended = len(raw_calls.ended_calls)
         finally:
             os._exit(0 if library_works and ended == 1 else 1)
