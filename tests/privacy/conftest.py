@@ -1,9 +1,19 @@
+from collections import Counter
+
 import pytest
 
+from sottovoce import guard
 from sottovoce.privacy.policy import Policy
 from sottovoce.settings import Settings
 
 SECRET = "a secret of the tests"
+
+
+@pytest.fixture(autouse=True)
+def failures(monkeypatch):
+    """Errors that a test provokes are counted for that test alone."""
+    monkeypatch.setattr(guard, "failures", Counter())
+    return guard.failures
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from sottovoce.privacy.gate import (
     gated_tracer_provider,
 )
 from sottovoce.privacy.policy import Policy
-from sottovoce.registry import ATTRIBUTES, EVENTS, METRICS
+from sottovoce.registry import ATTRIBUTES, EVENTS, METRICS, SCOPES
 from sottovoce.settings import Settings
 
 MARK = "kanarienvogel"
@@ -57,6 +57,7 @@ values = (
     | st.dictionaries(canaries, canaries, max_size=2)
     | canaries.map(str.encode)
 )
+scopes = canaries | st.sampled_from(sorted(SCOPES))
 mappings = st.dictionaries(keys, values, max_size=8)
 OPERATORS_OWN = frozenset({"service.name", "service.namespace", "deployment.environment.name"})
 resources = mappings.map(lambda given: {k: v for k, v in given.items() if k not in OPERATORS_OWN})
@@ -99,7 +100,7 @@ def test_no_canary_of_a_span_is_on_the_wire(data):
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = provider.get_tracer(
-        draw(canaries), draw(canaries), draw(canaries), {draw(canaries): draw(canaries)}
+        draw(scopes), draw(canaries), draw(canaries), {draw(canaries): draw(canaries)}
     )
     state = trace.TraceState([("vendor", MARK)])
     remote = trace.SpanContext(
@@ -135,7 +136,7 @@ def test_no_canary_of_a_log_record_is_on_the_wire(data):
     exporter = InMemoryLogRecordExporter()
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     logger = provider.get_logger(
-        draw(canaries), draw(canaries), draw(canaries), {draw(canaries): draw(canaries)}
+        draw(scopes), draw(canaries), draw(canaries), {draw(canaries): draw(canaries)}
     )
     logger.emit(
         LogRecord(
@@ -170,7 +171,7 @@ def test_no_canary_of_a_metric_is_on_the_wire(data):
         else [],
     )
     meter = provider.get_meter(
-        draw(canaries), draw(canaries), draw(canaries), {draw(canaries): draw(canaries)}
+        draw(scopes), draw(canaries), draw(canaries), {draw(canaries): draw(canaries)}
     )
     name = draw(st.sampled_from(known))
     histogram = meter.create_histogram(name, METRICS[name].unit, draw(canaries))

@@ -159,7 +159,8 @@ def test_meter_and_logger_providers_without_the_seam_are_refused_too(policy):
 
 
 def test_providers_that_do_nothing_are_passed_over(policy):
-    gate_in_place(
-        policy, trace.NoOpTracerProvider(), metrics.NoOpMeterProvider(), logs.NoOpLoggerProvider()
-    )
+    silent = (trace.NoOpTracerProvider(), metrics.NoOpMeterProvider(), logs.NoOpLoggerProvider())
+    gate_in_place(policy, *silent)
     gate_in_place(policy)
+    assert all(map(is_gated, silent))
+    assert not is_gated(None)

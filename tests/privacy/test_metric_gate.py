@@ -102,6 +102,18 @@ def test_a_known_name_with_another_instrument_or_unit_does_not_leave(gated, poli
     assert policy.dropped[("metric", "type")] == 1
 
 
+def test_our_own_metrics_are_ours_to_make(gated, policy):
+    provider, reader = gated(policy)
+    for scope in ("sottovoce", "x"):
+        counter = provider.get_meter(scope).create_counter("sottovoce.hook.errors", "{error}")
+        counter.add(1, {"sottovoce.hook.place": f"import hook of {scope}"})
+    (metric,) = metrics_of(reader).values()
+    assert dict(metric.data.data_points[0].attributes) == {
+        "sottovoce.hook.place": "import hook of sottovoce"
+    }
+    assert policy.dropped[("metric", "scope")] == 1
+
+
 def points(reader, name):
     return list(metrics_of(reader)[name].data.data_points)
 

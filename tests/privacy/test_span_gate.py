@@ -8,7 +8,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
-from sottovoce import guard
 from sottovoce.privacy.gate import gated_tracer_provider
 
 CANARY = "canary"
@@ -166,7 +165,7 @@ class Recording(SpanProcessor):
         self.ended.append(span)
 
 
-def test_at_start_a_processor_writes_through_and_reads_nothing_raw(gated, monkeypatch):
+def test_at_start_a_processor_writes_through_and_reads_nothing_raw(gated):
     class FromBaggage(SpanProcessor):
         def on_start(self, span, parent_context=None):
             for key, value in baggage.get_all(parent_context).items():
@@ -228,14 +227,13 @@ def test_a_facade_can_end_its_span(gated):
     assert len(exporter.get_finished_spans()) == 1
 
 
-def test_a_processors_error_reaches_neither_the_app_nor_the_next_processor(gated, monkeypatch):
+def test_a_processors_error_reaches_neither_the_app_nor_the_next_processor(gated, failures):
     class Broken(SpanProcessor):
         def _fail(self, *_, **__):
             raise RuntimeError(CANARY)
 
         on_start = _on_ending = on_end = shutdown = force_flush = _fail
 
-    monkeypatch.setattr(guard, "failures", type(guard.failures)())
     provider, _, _ = gated()
     after = Recording()
     provider._active_span_processor._span_processors = ()
@@ -245,7 +243,7 @@ def test_a_processors_error_reaches_neither_the_app_nor_the_next_processor(gated
     assert len(after.started) == len(after.ended) == 1
     assert provider.force_flush() is False
     provider.shutdown()
-    assert {place.rpartition(" ")[2] for place in guard.failures} == {
+    assert {place.rpartition(" ")[2] for place in failures} == {
         "on_start",
         "_on_ending",
         "on_end",

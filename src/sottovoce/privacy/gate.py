@@ -96,7 +96,7 @@ def gate_in_place(
         (meter_provider, _gate_metrics),
         (logger_provider, _gate_logs),
     ):
-        if provider is None or isinstance(provider, _SILENT) or is_gated(provider):
+        if provider is None or is_gated(provider):
             continue
         try:
             put(policy, provider)
@@ -109,8 +109,13 @@ def gate_in_place(
 
 
 def is_gated(provider: Any) -> bool:
-    """Whether everything that `provider` makes passes the gate now. Never raises."""
+    """Whether everything that `provider` makes passes the gate now. Never raises.
+
+    True for one that makes nothing (``NoOp…Provider``).
+    """
     try:
+        if isinstance(provider, _SILENT):
+            return True
         for kind, check in _CHECKS:
             if isinstance(provider, kind):
                 return check(provider)

@@ -14,6 +14,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
+from sottovoce.privacy.rules import VERSION
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_VERSION: Final = re.compile(r"[\w.+\-]{0,64}", re.ASCII)
 _SCHEMA: Final = re.compile(r"https://opentelemetry\.io/schemas/[\w./\-]{1,64}", re.ASCII)
 _MOST: Final = 512
 
@@ -68,7 +69,7 @@ class Origins:
         if scope.attributes:
             self._policy.count("scope", "drop", len(scope.attributes))
         # The version of a scope that may not be named may be anything.
-        known = name == scope.name and _VERSION.fullmatch(scope.version or "") is not None
+        known = name == scope.name and bool(scope.version and VERSION.fullmatch(scope.version))
         return InstrumentationScope(
             name, scope.version if known else None, schema_url(scope.schema_url)
         )

@@ -107,18 +107,22 @@ _ROUTE_PART: Final = re.compile(
     re.ASCII,
 )
 
-_WORD: Final = re.compile(r"[\w.+\-]{1,32}", re.ASCII)
+VERSION: Final = re.compile(
+    r"v?\d{1,4}(?:\.\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\d{0,4}){0,3}"
+)
+"""A version as packages and runtimes have it: numbers, and the stages of a release."""
+
 _SHAPES: Final = {
     # By default a random UUID for each process; anything else may be a host or a person.
     "service.instance.id": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     "service.version": re.compile(r"[\w.+\-]{1,64}", re.ASCII),
-    "telemetry.sdk.name": _WORD,
-    "telemetry.sdk.version": _WORD,
-    "telemetry.auto.version": _WORD,
-    "telemetry.distro.name": _WORD,
-    "telemetry.distro.version": _WORD,
-    "process.runtime.name": _WORD,
-    "process.runtime.version": _WORD,
+    "telemetry.sdk.name": re.compile(r"opentelemetry"),
+    "telemetry.sdk.version": VERSION,
+    "telemetry.auto.version": VERSION,
+    "telemetry.distro.name": re.compile(r"sottovoce|opentelemetry(?:-distro)?|elastic|splunk"),
+    "telemetry.distro.version": VERSION,
+    "process.runtime.name": re.compile(r"cpython|pypy|graalpy|ironpython|jython"),
+    "process.runtime.version": VERSION,
     "os.version": re.compile(r"\d{1,3}(?:\.\d{1,3}){0,2}"),
 }
 """Attribute → what a kept value of it must look like; stricter than the tripwire."""
