@@ -33,7 +33,7 @@ failures: Counter[str] = Counter()
 
 undecodable: Counter[str] = Counter()
 """Bytes of a provider that could not be understood, by reason (``json``, ``utf8``, ``size``,
-``sse``, ``encoding``, ``type``): exported as `sottovoce.decode.errors`."""
+``sse``, ``encoding``, ``type``, ``reader``): exported as `sottovoce.decode.errors`."""
 
 _MARK = "__sottovoce_original__"
 

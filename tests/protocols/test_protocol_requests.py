@@ -241,7 +241,7 @@ def test_a_value_of_another_type_sets_nothing(body, facts):
 
 def test_every_row_names_a_fact_that_calls_have():
     rows = [row for protocol in ALL for row in (*protocol.asked, *protocol.answered)]
-    assert {fact for fact, _ in rows} <= set(Facts.__annotations__)
+    assert {fact for fact, _, _ in rows} <= set(Facts.__annotations__)
 
 
 @pytest.mark.parametrize(

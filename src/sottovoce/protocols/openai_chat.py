@@ -19,7 +19,9 @@ from sottovoce.protocols.protocol import (
     at,
     error_code,
     length,
+    of,
     read,
+    rows,
 )
 
 PERSON_BLOCKS: Final = frozenset(
@@ -57,12 +59,14 @@ def find_error(body: Body) -> str | None:
     return None
 
 
+@of("stop")
 def stop_count(body: Body) -> int | None:
     """Count the stop sequences; what they are is the app's own text."""
     stop = body.get("stop")
     return 1 if isinstance(stop, str) else len(stop) if isinstance(stop, list) else None
 
 
+@of("n")
 def choice_count(body: Body) -> Any:
     """Find how many choices were asked for, unless it is the usual one."""
     n = body.get("n")
@@ -89,20 +93,26 @@ def _choices(body: Body) -> list[Mapping[str, Any]]:
     return [choice for choice in choices if isinstance(choice, Mapping)]
 
 
+@of("messages")
 def _user_turn(body: Body) -> bool | None:
     messages = body.get("messages")
     return from_person(messages[-1]) if isinstance(messages, list) and messages else None
 
 
-def _output_type(body: Body) -> str | None:
+@of("modalities")
+def _spoken(body: Body) -> str | None:
     modalities = body.get("modalities")
-    if isinstance(modalities, list) and "audio" in modalities:
-        return "speech"
+    return "speech" if isinstance(modalities, list) and "audio" in modalities else None
+
+
+@of("response_format")
+def _format(body: Body) -> str | None:
     chosen = body.get("response_format")
     kind = chosen.get("type") if isinstance(chosen, Mapping) else None
     return OUTPUT_TYPES.get(kind) if isinstance(kind, str) else None
 
 
+@of("choices")
 def _reasons(body: Body) -> list[str] | None:
     seen = Seen()
     for choice in _choices(body):
@@ -110,6 +120,7 @@ def _reasons(body: Body) -> list[str] | None:
     return seen.candidates().get("finish_reasons")
 
 
+@of("choices")
 def _tool_calls(body: Body) -> int | None:
     total = 0
     for choice in _choices(body):
@@ -119,7 +130,7 @@ def _tool_calls(body: Body) -> int | None:
     return total or None
 
 
-SAMPLING: Final[Table] = (
+SAMPLING: Final[Table] = rows(
     ("request_model", at("model")),
     ("request_stream", at("stream")),
     ("request_temperature", at("temperature")),
@@ -131,19 +142,19 @@ SAMPLING: Final[Table] = (
     ("request_stop_count", stop_count),
 )
 
-ASKED: Final[Table] = (
-    *SAMPLING,
+ASKED: Final[Table] = SAMPLING + rows(
     ("request_max_tokens", at("max_completion_tokens")),
     ("request_max_tokens", at("max_tokens")),
     ("request_reasoning_level", at("reasoning_effort")),
     ("request_service_tier", at("service_tier")),
     ("request_tool_count", length("tools")),
     ("request_tool_count", length("functions")),
-    ("output_type", _output_type),
+    ("output_type", _spoken),
+    ("output_type", _format),
     ("user_turn", _user_turn),
 )
 
-CHUNK: Final[Table] = (
+CHUNK: Final[Table] = rows(
     ("response_model", at("model")),
     ("response_service_tier", at("service_tier")),
     ("input_tokens", at("usage", "prompt_tokens")),
@@ -157,8 +168,7 @@ CHUNK: Final[Table] = (
     ("output_tokens", at("x_groq", "usage", "completion_tokens")),
 )
 
-ANSWERED: Final[Table] = (
-    *CHUNK,
+ANSWERED: Final[Table] = CHUNK + rows(
     ("finish_reasons", _reasons),
     ("tool_call_count", _tool_calls),
 )

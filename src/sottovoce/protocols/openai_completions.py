@@ -8,12 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, Table, at
+from sottovoce.protocols.protocol import Protocol, Table, at, rows
 
-ASKED: Final[Table] = (
-    *openai_chat.SAMPLING,
-    ("request_max_tokens", at("max_tokens")),
-)
+ASKED: Final[Table] = openai_chat.SAMPLING + rows(("request_max_tokens", at("max_tokens")))
 
 OPENAI_COMPLETIONS: Final = Protocol(
     name="openai_completions",

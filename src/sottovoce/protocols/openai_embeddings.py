@@ -8,25 +8,26 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Body, Candidates, Protocol, Seen, Table, at, read
+from sottovoce.protocols.protocol import Body, Candidates, Protocol, Seen, Table, at, of, read, rows
 
 
 def _event(body: Body, _seen: Seen) -> Candidates:
     return read(ANSWERED, body)
 
 
+@of("encoding_format")
 def _encoding_formats(body: Body) -> list[Any] | None:
     encoding = body.get("encoding_format")
     return None if encoding is None else [encoding]
 
 
-ASKED: Final[Table] = (
+ASKED: Final[Table] = rows(
     ("request_model", at("model")),
     ("request_encoding_formats", _encoding_formats),
     ("request_dimensions", at("dimensions")),
 )
 
-ANSWERED: Final[Table] = (
+ANSWERED: Final[Table] = rows(
     ("response_model", at("model")),
     ("input_tokens", at("usage", "prompt_tokens")),
 )

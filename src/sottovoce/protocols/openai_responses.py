@@ -19,7 +19,9 @@ from sottovoce.protocols.protocol import (
     at,
     error_code,
     length,
+    of,
     read,
+    rows,
 )
 
 REASONS: Final = {"max_output_tokens": "length"}
@@ -29,6 +31,7 @@ HANDED_OVER: Final = frozenset({"function_call", "custom_tool_call"})
 """Items that ask the app to run a tool; other calls ran at the provider."""
 
 
+@of("text")
 def _output_type(body: Body) -> str | None:
     text = body.get("text")
     chosen = text.get("format") if isinstance(text, Mapping) else None
@@ -36,6 +39,7 @@ def _output_type(body: Body) -> str | None:
     return openai_chat.OUTPUT_TYPES.get(kind) if isinstance(kind, str) else None
 
 
+@of("input")
 def _user_turn(body: Body) -> bool | None:
     given = body.get("input")
     if isinstance(given, str):
@@ -49,10 +53,12 @@ def _item_types(body: Body) -> list[str]:
     return [str(item.get("type")) for item in items if isinstance(item, Mapping)]
 
 
+@of("output")
 def _tool_calls(body: Body) -> int | None:
     return sum(kind.endswith("_call") for kind in _item_types(body)) or None
 
 
+@of("status")
 def _reasons(body: Body) -> list[Any] | None:
     status = body.get("status")
     if status == "completed" and isinstance(body.get("output"), list):
@@ -87,7 +93,7 @@ def _event(body: Body, seen: Seen) -> Candidates:
     return {}
 
 
-ASKED: Final[Table] = (
+ASKED: Final[Table] = rows(
     ("request_model", at("model")),
     ("request_stream", at("stream")),
     ("request_temperature", at("temperature")),
@@ -100,7 +106,7 @@ ASKED: Final[Table] = (
     ("user_turn", _user_turn),
 )
 
-ANSWERED: Final[Table] = (
+ANSWERED: Final[Table] = rows(
     ("response_model", at("model")),
     ("response_service_tier", at("service_tier")),
     ("input_tokens", at("usage", "input_tokens")),

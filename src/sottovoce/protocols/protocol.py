@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 Body: TypeAlias = Mapping[str, Any]
 Candidates: TypeAlias = dict[str, Any]
 """Values by fact, as the wire gave them, not yet checked."""
-Table: TypeAlias = tuple[tuple[str, Callable[[Body], Any]], ...]
-"""Rows of (fact, how to find its value); of several rows for a fact the first value counts."""
+Find: TypeAlias = Callable[[Body], Any]
+Table: TypeAlias = tuple[tuple[str, str, Find], ...]
+"""Rows of (fact, the body's key that it depends on, how to find its value); of several rows for
+a fact the first value counts. Most keys are absent from most bodies, and then cost nothing."""
 
 UNNAMED_ERROR: Final = "_OTHER"
 """The code of an error that brings none that can be used."""
@@ -34,38 +36,53 @@ _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,63}").fullmatch
 _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}").fullmatch
 
 
-def at(*path: str) -> Callable[[Body], Any]:
+def at(*path: str) -> Find:
     """Find the value at `path`; None where a part of it is absent or null."""
+    key, inner = path[0], path[1:]
 
     def find(body: Body) -> Any:
-        value: Any = body
-        for key in path:
-            if not isinstance(value, Mapping):
-                return _WRONG
-            value = value.get(key)
+        value = body.get(key)
+        for name in inner:
             if value is None:
                 return None
+            if not isinstance(value, Mapping):
+                return _WRONG
+            value = value.get(name)
         return value
 
-    return find
+    return of(key)(find)
 
 
-def length(*path: str) -> Callable[[Body], Any]:
-    """Find how many items the list at `path` has; None when it is absent or no list."""
-    find = at(*path)
+def length(key: str) -> Find:
+    """Find how many items the list at `key` has; None when it is absent or no list."""
 
     def count(body: Body) -> Any:
-        value = find(body)
+        value = body.get(key)
         return len(value) if isinstance(value, (list, tuple)) else None
 
-    return count
+    return of(key)(count)
+
+
+def of(key: str) -> Callable[[Find], Find]:
+    """Say that a function finds nothing in a body without `key`."""
+
+    def mark(find: Find) -> Find:
+        find.__dict__["key"] = key
+        return find
+
+    return mark
+
+
+def rows(*entries: tuple[str, Find]) -> Table:
+    """Make a table of (fact, how to find its value)."""
+    return tuple((fact, find.__dict__["key"], find) for fact, find in entries)
 
 
 def read(table: Table, body: Body) -> Candidates:
     """Apply every row of `table` to `body`. Never raises: a row that cannot be read is absent."""
     found: Candidates = {}
-    for fact, find in table:
-        if fact in found:
+    for fact, key, find in table:
+        if key not in body or fact in found:
             continue
         try:
             value = find(body)

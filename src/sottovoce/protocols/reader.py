@@ -85,6 +85,7 @@ class Reader:
     Attributes:
         done: the last event, or an error event, has been seen.
         error: the code of the error that the answer is (see `Protocol.error`), else None.
+        json: the answer is JSON.
         streaming: the answer is an event stream.
     """
 
@@ -97,12 +98,12 @@ class Reader:
         "_first",
         "_gate",
         "_held",
-        "_json",
         "_on_malformed",
         "_protocol",
         "_seen",
         "done",
         "error",
+        "json",
         "streaming",
     )
 
@@ -118,7 +119,7 @@ class Reader:
         self._protocol = protocol
         self._on_malformed = on_malformed
         self._gate = protocol.may_hold_fact.search
-        self._json = kind == "application/json" or kind.endswith("+json")
+        self.json = kind == "application/json" or kind.endswith("+json")
         self.streaming = kind == "text/event-stream"
         self.done = False
         self.error: str | None = None
@@ -137,7 +138,7 @@ class Reader:
         """Take the next bytes of the body."""
         try:
             if not self.streaming:
-                if self._json:
+                if self.json:
                     self._held.add(chunk)
                 return
             if self.done or not chunk:
@@ -170,7 +171,7 @@ class Reader:
         try:
             if self.streaming and not self.done:
                 self._flush()
-            elif self._json and self._held.size:
+            elif self.json and self._held.size:
                 self._whole(self._held)
         except Exception:  # noqa: BLE001 - the promise of this class
             self._broken()
@@ -187,6 +188,9 @@ class Reader:
     def whole(self, body: bytes) -> None:
         """Read a complete JSON body, whatever the content type says."""
         try:
+            if len(body) <= self._protocol.parse_up_to:
+                self._answer(self._parsed(body))
+                return
             held = Clip(self._protocol.parse_up_to)
             held.add(body)
             self._whole(held)
@@ -329,12 +333,14 @@ class Reader:
     def _whole(self, held: Clip) -> None:
         head, rest = held.edges()
         body = self._shape(head, rest) if held.clipped else self._parsed(rest)
-        if body is None:
-            return
-        if held.clipped and "usage" not in body:
+        if held.clipped and body is not None and "usage" not in body:
             self._tell("size")
-        self.error = self._protocol.error(body)
-        self._call.facts.update(self._protocol.response(body, self._on_malformed))
+        self._answer(body)
+
+    def _answer(self, body: dict[str, Any] | None) -> None:
+        if body is not None:
+            self.error = self._protocol.error(body)
+            self._call.facts.update(self._protocol.response(body, self._on_malformed))
 
     def _parsed(self, data: bytes) -> dict[str, Any] | None:
         try:

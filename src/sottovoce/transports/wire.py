@@ -9,17 +9,13 @@ the end of the body, when the app closes or drops the response, or when reading 
 
 from __future__ import annotations
 
-import atexit
 import os
-import threading
-import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from queue import SimpleQueue
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final, cast
 
-from sottovoce import exchange, guard
+from sottovoce import dropped, exchange, guard
 from sottovoce.protocols.reader import Reader
 
 if TYPE_CHECKING:
@@ -54,9 +50,7 @@ class Watch:
         self._reader = reader
         self._decompress = decompress
         self._process = os.getpid()
-        call.watched = True
-        _unfinished.add(call)
-        _keep_settling()
+        dropped.keep(call)
 
     def feeder(self) -> Callable[[bytes], None]:
         """Give what is to be called with each chunk, as it came off the wire. It never raises."""
@@ -95,7 +89,7 @@ class Watch:
     @guard.never_raise("wire.closed")
     def closed(self) -> None:
         """The app closed the response; it need not have read all of it."""
-        self._call.abandon(at_ns=self._answered_ns)
+        dropped.stop(self._call, self._answered_ns)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -104,56 +98,12 @@ class Watch:
             reader.close()
 
     def __del__(self) -> None:
-        # The garbage collector may run this inside any lock that this very thread holds, also
-        # those of the recorder: another thread does the recording.
         try:
+            # A forked child has a copy of what its parent reads.
             if self._call.is_open and self._process == os.getpid():
-                _dropped.put((self._call, self._answered_ns))
+                dropped.later(self._call, self._answered_ns)
         except Exception:  # noqa: BLE001, S110 - half-built, or the interpreter is going away
             pass
-
-
-_dropped: SimpleQueue[tuple[Call, int]] = SimpleQueue()
-_unfinished: weakref.WeakSet[Call] = weakref.WeakSet()
-_settler: threading.Thread | None = None
-
-
-def _settle() -> None:
-    """End the calls of dropped responses, for ever; `SimpleQueue.put` is safe inside a GC."""
-    while True:
-        call, answered_ns = _dropped.get()
-        _abandon(call, answered_ns)
-        del call
-
-
-@guard.never_raise("wire.abandon")
-def _abandon(call: Call, answered_ns: int | None) -> None:
-    call.abandon(at_ns=answered_ns)
-
-
-def _keep_settling() -> None:
-    global _settler  # noqa: PLW0603 - one thread per process, gone after a fork
-    if _settler is None or not _settler.is_alive():
-        _settler = threading.Thread(target=_settle, name="sottovoce-dropped", daemon=True)
-        _settler.start()
-
-
-@atexit.register
-def abandon_unfinished() -> None:
-    """End the streams that nobody read to the end; providers made earlier still export them."""
-    for call in list(_unfinished):
-        _abandon(call, None)
-
-
-def _forget_parent() -> None:
-    """In a forked child: what the parent reads is the parent's to record."""
-    global _dropped  # noqa: PLW0603 - its lock may have been held when the process forked
-    _dropped = SimpleQueue()
-    _unfinished.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
 
 
 class _Inflate:
@@ -224,6 +174,9 @@ def read_whole(call: Call, route: Route, content_type: str | None, body: bytes) 
     kind = _kind(call, content_type)
     stand_in = _Buffered(call)
     reader = Reader(cast("Call", stand_in), route.protocol, kind, _malformed)
+    if reader.json:
+        reader.whole(body)
+        return reader.error
     reader.feed(body)
     reader.finish()
     call.stream = call.stream or stand_in.stream
