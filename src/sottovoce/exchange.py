@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sottovoce import guard
+from sottovoce import dropped, guard
 from sottovoce.call import Call, current_call
 from sottovoce.protocols import hosts
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sottovoce.call import Facts, Recorder
     from sottovoce.protocols.routes import Route
 
-    Tokens = tuple[Token[Call | None], Any]
+    Tokens = tuple[Any, Token[Call | None]]
 
 _PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 
@@ -107,7 +107,7 @@ def enabled(recorder: Recorder) -> bool:
 
 def enter(call: Call) -> Tokens:
     """Make `call` the current one, and its span; undo it in the same frame with `leave`."""
-    return current_call.set(call), _enter(call)
+    return _enter(call), current_call.set(call)
 
 
 @guard.never_raise("exchange.enter")
@@ -115,25 +115,24 @@ def _enter(call: Call) -> Any:
     return call.recorder.enter(call)
 
 
+@guard.never_raise("exchange.leave")
 def leave(call: Call, tokens: Tokens) -> None:
     """Undo `enter`. Never raises."""
     try:
-        call.recorder.leave(tokens[1])
-    except Exception:  # noqa: BLE001 - in the app's path
-        guard.failed("exchange.leave")
-    try:
-        current_call.reset(tokens[0])
+        current_call.reset(tokens[1])
     except ValueError:
-        # The app drives its coroutine from several contexts; this one has not got our call.
-        guard.failed("exchange.leave")
+        # A coroutine that was dropped is closed in another context, which was never entered.
+        return
+    call.recorder.leave(tokens[0])
 
 
 @guard.never_raise("exchange.cut_short")
 def end_cut_short(call: Call, error: BaseException) -> None:
     """End `call` because of an exception on its way to the app. Never raises."""
     if isinstance(error, GeneratorExit):
-        # The app dropped the coroutine: nothing failed.
-        call.abandon()
+        # The app dropped a coroutine, and the garbage collector may be closing it.
+        dropped.keep(call)
+        dropped.later(call)
     else:
         call.fail(error)
 

@@ -168,6 +168,15 @@ def test_a_closed_stream_was_abandoned_when_its_last_chunk_came(driver, client, 
     assert call.end_ns == call.last_chunk_ns
 
 
+def test_stopping_after_the_finish_reason_abandons_nothing(driver, client, calls):
+    stream = driver.do(chat, client, **STREAM)
+    chunks = driver.items(stream, WORDS + 2)
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    driver.close(stream)
+    assert (calls.only.outcome, calls.only.facts["finish_reasons"]) == ("completed", ["stop"])
+    assert calls.only.end_ns == calls.only.last_chunk_ns
+
+
 def test_a_consumer_that_raises_abandons(driver, client, calls):
     stream = driver.enter(driver.do(chat, client, stream=True))
     with pytest.raises(ZeroDivisionError):
@@ -178,11 +187,11 @@ def test_a_consumer_that_raises_abandons(driver, client, calls):
 
 
 def test_a_stream_still_held_at_exit_is_abandoned(driver, client, calls):
-    from sottovoce.transports.wire import abandon_unfinished
+    from sottovoce.dropped import stop_all
 
     stream = driver.do(chat, client, stream=True)
     driver.items(stream, 2)
-    abandon_unfinished()
+    stop_all()
     assert calls.only.outcome == "abandoned"
     driver.close(stream)
 
@@ -472,7 +481,8 @@ def test_a_dropped_coroutine_fails_nothing(server, calls):
     coroutine = chat(client)
     coroutine.send(None)
     coroutine.close()
-    assert calls.ended_calls[0].outcome == "abandoned"
+    assert current_call.get() is None
+    assert calls.wait().outcome == "abandoned"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from sottovoce.call import current_call
 from sottovoce.clients import generated
 from sottovoce.guard import ImportHooks
 from sottovoce.transports import httpx as wire
-from sottovoce.transports import wire as wire_module
 
 fuzzed = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -136,8 +135,6 @@ def clean():
     guard.failures.clear()
     yield
     assert current_call.get() is None
-    while not wire_module._dropped.empty():
-        pass
 
 
 def both(make_wrapper, make_async_wrapper, outcome, *arguments):

@@ -334,6 +334,7 @@ def test_copies_and_pickles(library, raw_calls, url):
     response.read()
     for twin in (copy.copy(response), pickle.loads(pickle.dumps(response))):
         assert twin.content == response.content
+    assert copy.copy(response.stream)._stream is response.stream._stream
     assert answered(raw_calls.only)
     client.close()
 

@@ -46,7 +46,14 @@ class Family:
 
 FAMILIES: Final[Mapping[str, Family]] = {
     # Seen in openai 1.0 to 3.52; in 1.x `request` has one argument more, which passes through.
-    "openai": Family("openai._base_client", {"BaseAzureClient": "azure.ai.openai"}),
+    "openai": Family(
+        "openai._base_client",
+        {
+            "BaseAzureClient": "azure.ai.openai",
+            "BedrockOpenAI": "aws.bedrock",
+            "AsyncBedrockOpenAI": "aws.bedrock",
+        },
+    ),
 }
 
 

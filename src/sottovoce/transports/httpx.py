@@ -227,6 +227,7 @@ class _Library:
                 coding = response.headers.get("content-encoding")
                 watch = wire.watch(call, route, content_type, coding, self._decoder)
                 response.stream = watched(stream, watch)
+                call.watched = True
                 return
 
     def _decoder(self, coding: str) -> wire.Decompress | None:
@@ -244,23 +245,30 @@ class _Library:
         return decompress
 
 
+def _of_the_inner_stream(stream: Any, name: str) -> Any:
+    inner = vars(stream).get("_sottovoce_stream")
+    if inner is None:  # being copied: not initialised
+        raise AttributeError(name)
+    return getattr(inner, name)
+
+
 def _watched_stream(base: type[Any]) -> type[Any]:
     class WatchedStream(base):  # type: ignore[misc]
         """A response's byte stream that tells a `Watch` of each chunk before it passes on."""
 
         def __init__(self, stream: Any, watch: wire.Watch) -> None:
-            self._stream = stream
-            self._watch = watch
+            self._sottovoce_stream = stream
+            self._sottovoce_watch = watch
 
         def __getattr__(self, name: str) -> Any:
             # `elapsed`, and whatever else a transport put on its stream.
-            return getattr(self.__dict__["_stream"], name)
+            return _of_the_inner_stream(self, name)
 
         def __iter__(self) -> Iterator[bytes]:
-            watch = self._watch
+            watch = self._sottovoce_watch
             feed = watch.feeder()
             try:
-                for chunk in self._stream:
+                for chunk in self._sottovoce_stream:
                     feed(chunk)
                     yield chunk
             except GeneratorExit:
@@ -272,8 +280,8 @@ def _watched_stream(base: type[Any]) -> type[Any]:
             watch.exhausted()
 
         def close(self) -> None:
-            self._watch.closed()
-            self._stream.close()
+            self._sottovoce_watch.closed()
+            self._sottovoce_stream.close()
 
     return WatchedStream
 
@@ -283,20 +291,20 @@ def _watched_async_stream(base: type[Any]) -> type[Any]:
         """The same for an asynchronous stream."""
 
         def __init__(self, stream: Any, watch: wire.Watch) -> None:
-            self._stream = stream
-            self._watch = watch
+            self._sottovoce_stream = stream
+            self._sottovoce_watch = watch
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(self.__dict__["_stream"], name)
+            return _of_the_inner_stream(self, name)
 
         def __aiter__(self) -> AsyncIterator[bytes]:
-            chunks = self._stream.__aiter__()
+            chunks = self._sottovoce_stream.__aiter__()
             kind = _WatchedGenerator if isinstance(chunks, AsyncGenerator) else _WatchedIterator
-            return kind(chunks, self._watch)
+            return kind(chunks, self._sottovoce_watch)
 
         async def aclose(self) -> None:
-            self._watch.closed()
-            await self._stream.aclose()
+            self._sottovoce_watch.closed()
+            await self._sottovoce_stream.aclose()
 
     return WatchedAsyncStream
 
