@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import secrets
 import threading
 import weakref
 from collections import Counter, deque
@@ -69,9 +68,7 @@ class Policy:
         self._remote_catalogue = settings.remote_model_ids == "catalogue"
         # Made now rather than at the first model: a forked worker must have the same secret. With
         # telemetry off none is kept on disk.
-        self._pseudonyms = (
-            Pseudonyms(secrets.token_bytes(32)) if self.off else from_settings(settings)
-        )
+        self._pseudonyms = Pseudonyms(os.urandom(32)) if self.off else from_settings(settings)
         self._allowed = {
             kind: _Names(settings.allow, kind) for kind in ("span", "metric", "resource", "scope")
         }

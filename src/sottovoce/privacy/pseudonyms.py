@@ -14,8 +14,6 @@ import hashlib
 import hmac
 import logging
 import os
-import secrets
-import tempfile
 import time
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -95,7 +93,7 @@ def from_settings(settings: Settings) -> Pseudonyms:
         "sottovoce: no secret could be kept in the state directory; pseudonyms of this process "
         "will not match those of any other. Set SOTTOVOCE_KEY or SOTTOVOCE_KEY_FILE."
     )
-    return Pseudonyms(secrets.token_bytes(32))
+    return Pseudonyms(os.urandom(32))
 
 
 def _state(secret: bytes, purpose: bytes) -> hmac.HMAC:
@@ -138,10 +136,12 @@ def _kept(directory: str) -> bytes:
         pass
     os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - as above
     # The file appears under its name only when complete, and only for the first who links it.
-    handle, draft = tempfile.mkstemp(dir=directory, prefix=".key-")
+    # (`tempfile` and `secrets` would do the same, and cost the start of every app milliseconds.)
+    draft = os.path.join(directory, f".key-{os.urandom(8).hex()}")  # noqa: PTH118 - as above
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(_HEX_LENGTH // 2))
+            file.write(os.urandom(_HEX_LENGTH // 2).hex())
         try:
             os.link(draft, path)
         except FileExistsError:
