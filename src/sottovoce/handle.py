@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sottovoce import distro, settings
 from sottovoce.delivery import adopt
+from sottovoce.delivery import exit as ending
 from sottovoce.guard import failed
 
 if TYPE_CHECKING:
@@ -64,8 +65,6 @@ class Handle:
         Returns:
             Whether everything was handed over in time.
         """
-        from sottovoce.delivery import exit as ending  # noqa: PLC0415 - cheap, and here it is loaded
-
         if not self.active:
             return True
         try:
@@ -158,8 +157,7 @@ def start(**changes: Any) -> Handle:
 
 
 def _started(chosen: Settings) -> Handle:
-    if not chosen.permitted:
-        off = "OTEL_SDK_DISABLED is true" if chosen.disabled else "SOTTOVOCE_PROFILE is off"
+    if off := chosen.off_because:
         return Handle(chosen, reason=off)
     if not chosen.has_destination and not any(adopt.in_use()):
         return Handle(chosen, reason="no destination: set OTEL_EXPORTER_OTLP_ENDPOINT")

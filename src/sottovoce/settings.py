@@ -295,9 +295,16 @@ class Settings:
         return tuple(PROTOCOLS[protocol] if name == "otlp" else name for name in names)
 
     @property
+    def off_because(self) -> str | None:
+        """Which setting turns all telemetry off; None when none does."""
+        if self.disabled:
+            return "OTEL_SDK_DISABLED is true"
+        return "SOTTOVOCE_PROFILE is off" if self.profile == "off" else None
+
+    @property
     def permitted(self) -> bool:
         """Whether telemetry may be made at all."""
-        return not self.disabled and self.profile != "off"
+        return self.off_because is None
 
     @property
     def has_destination(self) -> bool:

@@ -5,6 +5,8 @@ import pytest
 from delivery.launcher import SPAN, run
 from delivery.sink import Sink, dead_endpoint
 
+pytestmark = pytest.mark.e2e
+
 SLACK = 2.0  # seconds, for a busy machine
 
 

@@ -7,7 +7,10 @@ import pytest
 from delivery.launcher import SPAN, run
 from delivery.sink import Sink
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+]
 
 PROGRAM = (
     SPAN.replace("\ncall()\n", "\n")

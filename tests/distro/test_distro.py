@@ -7,6 +7,8 @@ import pytest
 from delivery.launcher import SPAN, run
 from delivery.sink import Sink
 
+pytestmark = pytest.mark.e2e
+
 LOOK = """
 import json, os, sys, threading
 from opentelemetry import _logs, metrics, propagate, trace

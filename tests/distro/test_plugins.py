@@ -7,6 +7,8 @@ import pytest
 from delivery.launcher import SPAN, run
 from delivery.sink import Sink
 
+pytestmark = pytest.mark.e2e
+
 PLUGS = """
     from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.trace.id_generator import IdGenerator

@@ -5,6 +5,8 @@ import pytest
 from delivery.launcher import run
 from delivery.sink import Sink, dead_endpoint
 
+pytestmark = pytest.mark.e2e
+
 PROGRAM = """
 import logging
 from opentelemetry import _logs, metrics, trace
@@ -94,6 +96,17 @@ def test_a_profile_that_is_off_or_mistyped_leaves_no_rival_exporting(rival, prof
     assert "planted" not in rival.exported
     assert "gen_ai" not in rival.exported
     assert "instrumented False" in ran.out
+
+
+def test_the_standard_switch_turns_a_rival_off_too(rival):
+    ran = go(rival, OTEL_SDK_DISABLED="true")
+    assert "refused" not in ran.err
+    assert "instrumented" in ran.out
+    assert "gen_ai" not in rival.exported
+    assert "planted" not in rival.exported
+    odd = go(rival, OTEL_SDK_DISABLED="true", RIVAL_IS_ODD="1")
+    assert "OTEL_SDK_DISABLED is true, but rival.Odd would export" in odd.err
+    assert "gen_ai" not in rival.exported
 
 
 def test_a_provider_named_by_entry_point_is_gated(rival):

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opentelemetry import _logs, metrics, trace
 
 from sottovoce._version import __version__
-from sottovoce.guard import failed
+from sottovoce.delivery import exit as ending
 
 if TYPE_CHECKING:
     from sottovoce.delivery.pipeline import Pipeline
     from sottovoce.settings import Settings
 
 log = logging.getLogger("sottovoce")
+
+_PATIENCE: Final = 1.0
+"""Seconds that ending refused providers may keep the app from starting."""
 
 _VACANT: Final = frozenset(
     {
@@ -85,8 +88,11 @@ def guard(chosen: Settings) -> None:
     Raises:
         Refused: one cannot be gated, or telemetry is off. All have been shut down.
     """
-    present = in_use()
-    if chosen.disabled or not any(present):
+    # The SDK's providers know `OTEL_SDK_DISABLED` and then make nothing (`_disabled`, 1.45).
+    present = Providers(
+        *(None if getattr(provider, "_disabled", False) else provider for provider in in_use())
+    )
+    if not any(present):
         return
     from sottovoce.delivery import pipeline  # noqa: PLC0415 - imports the SDK
     from sottovoce.privacy import gate, policy  # noqa: PLC0415
@@ -94,8 +100,8 @@ def guard(chosen: Settings) -> None:
     if all(gate.is_gated(provider) for provider in present if provider is not None):
         return
     names = ", ".join(sorted({_name_of(provider) for provider in present if provider is not None}))
-    if not chosen.permitted:
-        refuse(present, f"SOTTOVOCE_PROFILE is off, but {names} would export telemetry")
+    if off := chosen.off_because:
+        refuse(present, f"{off}, but {names} would export telemetry")
         raise Refused(_refusal)
     judge = policy.active() if pipeline.current() else policy.activate(chosen)
     if reason := _gated(present, judge):
@@ -110,8 +116,7 @@ def from_file(chosen: Settings) -> Pipeline | None:
     Returns:
         The pipeline, or None: the file was refused (with a message) or sets nothing up.
     """
-    from sottovoce.delivery import exit as ending  # noqa: PLC0415 - see `guard`
-    from sottovoce.delivery import pipeline  # noqa: PLC0415
+    from sottovoce.delivery import pipeline  # noqa: PLC0415 - see `guard`
     from sottovoce.privacy import policy  # noqa: PLC0415
 
     judge = policy.activate(chosen)
@@ -149,14 +154,7 @@ def refuse(providers: Providers, reason: str) -> None:
     global _refusal  # noqa: PLW0603 - one decision a process
     _refusal = f"sottovoce: refused: {reason}. Nothing is exported and nothing instrumented."
     log.error("%s", _refusal)
-    for provider in providers:
-        end = getattr(provider, "shutdown", None)
-        if end is None:
-            continue
-        try:
-            end()
-        except Exception:  # noqa: BLE001 - the others have to end too
-            failed("refusal")
+    ending.shut_down(providers, _PATIENCE)
 
 
 def _gated(providers: Providers, judge: Any) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -293,9 +294,12 @@ def _helped(load: str, name: str) -> Any:
 def _opamp(moment: str, resource: Resource) -> None:
     """Run the hook that lets an OpAMP agent configure itself (SDK 1.41 on)."""
     find = getattr(stock, "_import_opamp", None)
-    start = find(moment) if find is not None else None
-    if start is not None:
-        start(resource)
+    try:
+        start = find(moment) if find is not None else None
+        if start is not None:
+            start(resource)
+    except Exception as error:  # noqa: BLE001 - see _made
+        log.warning("sottovoce: OpAMP's %s failed (%s).", moment, type(error).__name__)
 
 
 def _logging_handler(provider: LoggerProvider) -> None:
@@ -307,7 +311,10 @@ def _logging_handler(provider: LoggerProvider) -> None:
             "install opentelemetry-instrumentation-logging."
         )
         return
-    made = handler(level=logging.NOTSET, logger_provider=provider)
+    with warnings.catch_warnings():
+        # That it is deprecated is no news to whoever asked for it, nor a reason to fail.
+        warnings.simplefilter("ignore")
+        made = handler(level=logging.NOTSET, logger_provider=provider)
     logging.getLogger().addHandler(made)
     keep = getattr(stock, "_overwrite_logging_config_fns", None)
     if keep is not None:
