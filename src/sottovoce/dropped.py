@@ -1,21 +1,24 @@
 """Calls whose answer the app stopped reading: ended without danger, and never forgotten.
 
 A response or a generator that the app drops is often found by the garbage collector, which
-runs in the middle of anything, also while the very same thread holds a lock that recording a
-call needs: ending the call there would wait for ever. So whatever may run inside the collector
-(`__del__`, ``except GeneratorExit``) hands its call over with `later`, and a thread of ours
-ends it; `SimpleQueue.put` is made for that. What is still open when the process ends was
-registered with `keep`.
+runs in the middle of anything: also where the very same thread holds a lock that recording a
+call needs, so that ending the call there would wait for ever. The way to the end may even look
+innocent (`__del__`, ``except GeneratorExit``, but also an SDK's ``finally: response.close()``).
+Therefore `stop` knows whether its thread is collecting garbage, and then leaves the ending to
+a thread of ours; `SimpleQueue.put` is made for that. What is still open when the process ends
+was registered with `keep`.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import gc
 import os
 import threading
 import weakref
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from sottovoce import guard
 
@@ -25,15 +28,26 @@ if TYPE_CHECKING:
 _waiting: SimpleQueue[tuple[Call, int | None]] = SimpleQueue()
 _open: weakref.WeakSet[Call] = weakref.WeakSet()
 _thread: threading.Thread | None = None
+_collecting = 0
+"""Which thread is collecting garbage; there is never more than one."""
 
 
-@guard.never_raise("dropped.stop")
 def stop(call: Call, at_ns: int | None = None) -> None:
     """The app stopped reading: no loss if the model had finished, else it abandoned the call.
 
     Either way the call ended when its last chunk came, or at `at_ns` (of `perf_counter_ns`)
-    when none did. Not to be called where the garbage collector may be at work.
+    when none did. May be called from anywhere. Never raises.
     """
+    if not call.is_open:
+        return
+    if _collecting == threading.get_ident():
+        _waiting.put((call, at_ns))
+    else:
+        _end(call, at_ns)
+
+
+@guard.never_raise("dropped.end")
+def _end(call: Call, at_ns: int | None) -> None:
     reasons = call.facts.get("finish_reasons", ())
     if len(reasons) >= call.facts.get("request_choice_count", 1) and "error" not in reasons:
         call.end(at_ns=call.last_chunk_ns or at_ns)
@@ -41,14 +55,9 @@ def stop(call: Call, at_ns: int | None = None) -> None:
         call.abandon(at_ns=at_ns)
 
 
-def later(call: Call, at_ns: int | None = None) -> None:
-    """Do `stop`, from another thread: safe inside the garbage collector. Never raises."""
-    _waiting.put((call, at_ns))
-
-
 @guard.never_raise("dropped.keep")
 def keep(call: Call) -> None:
-    """End `call` at the latest when the process does; from now on `later` has its thread."""
+    """End `call` at the latest when the process does."""
     global _thread  # noqa: PLW0603 - one per process, gone after a fork
     _open.add(call)
     if _thread is None or not _thread.is_alive():
@@ -59,15 +68,18 @@ def keep(call: Call) -> None:
 def _serve() -> None:
     while True:
         call, at_ns = _waiting.get()
-        stop(call, at_ns)
+        _end(call, at_ns)
         del call  # or it lives until the next one
 
 
 @atexit.register
 def stop_all() -> None:
     """End what nobody read to the end; providers that were made before us still export it."""
+    with contextlib.suppress(Empty):
+        while True:
+            _end(*_waiting.get_nowait())
     for call in list(_open):
-        stop(call)
+        _end(call, None)
 
 
 def _forget() -> None:
@@ -77,5 +89,11 @@ def _forget() -> None:
     _open.clear()
 
 
+def _note(phase: str, _: Any) -> None:
+    global _collecting  # noqa: PLW0603 - read in `stop`
+    _collecting = threading.get_ident() if phase == "start" else 0
+
+
+gc.callbacks.append(_note)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)

@@ -130,9 +130,8 @@ def leave(call: Call, tokens: Tokens) -> None:
 def end_cut_short(call: Call, error: BaseException) -> None:
     """End `call` because of an exception on its way to the app. Never raises."""
     if isinstance(error, GeneratorExit):
-        # The app dropped a coroutine, and the garbage collector may be closing it.
-        dropped.keep(call)
-        dropped.later(call)
+        # The app dropped the coroutine: nothing failed.
+        dropped.stop(call)
     else:
         call.fail(error)
 

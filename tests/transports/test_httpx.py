@@ -413,36 +413,47 @@ def test_memory_does_not_grow_with_the_stream(raw_calls):
     assert peaks[1] < peaks[0] + 20_000
 
 
-def test_a_stream_dropped_inside_a_lock_of_the_recorder_does_not_hang():
+class Locking(Calls):
+    """A recorder with a lock, as every exporter and every metric has one."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def ended(self, call):
+        assert self.lock.acquire(timeout=5)
+        super().ended(call)
+        self.lock.release()
+
+
+def closing_when_dropped(response):
+    try:
+        yield from response.iter_raw()
+    finally:
+        response.close()
+
+
+@pytest.mark.parametrize("how", ["unread", "read a little"])
+def test_a_stream_dropped_inside_a_lock_of_the_recorder_does_not_hang(server, url, how):
     # The garbage collector runs in the middle of anything: here, while the recorder's own
     # lock is held by the same thread.
-    lock = threading.Lock()
-
-    class Locking(Calls):
-        def ended(self, call):
-            with lock:
-                super().ended(call)
-
     calls = Locking()
     wire.install_wire()
     wire.set_raw_recorder(calls)
-    body = b'data: {"choices": []}\n\n'
-    answer = httpx2.MockTransport(
-        lambda _: httpx2.Response(
-            200, headers={"content-type": "text/event-stream"}, content=httpx2.ByteStream(body)
-        )
-    )
-    client = httpx2.Client(transport=answer)
-    request = client.build_request("POST", "http://here/v1/chat/completions", json=STREAM)
-    response = client.send(request, stream=True)
-    cycle = [response]
+    client = httpx2.Client(verify=False)
+    response = client.send(client.build_request("POST", url, json=STREAM), stream=True)
+    chunks = closing_when_dropped(response)
+    if how == "read a little":
+        next(chunks)
+    cycle = [response, chunks]
     cycle.append(cycle)
-    with lock:
-        del response, cycle
+    with calls.lock:
+        del response, chunks, cycle
         gc.collect()
     assert calls.wait().outcome == "abandoned"
     wire.set_raw_recorder(None)
     wire.remove_wire()
+    client.close()
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

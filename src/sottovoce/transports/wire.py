@@ -100,8 +100,8 @@ class Watch:
     def __del__(self) -> None:
         try:
             # A forked child has a copy of what its parent reads.
-            if self._call.is_open and self._process == os.getpid():
-                dropped.later(self._call, self._answered_ns)
+            if self._process == os.getpid():
+                dropped.stop(self._call, self._answered_ns)
         except Exception:  # noqa: BLE001, S110 - half-built, or the interpreter is going away
             pass
 
