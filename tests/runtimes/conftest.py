@@ -91,13 +91,18 @@ def nothing_left_behind():
 
 
 @pytest.fixture(scope="session")
-def mlx_model_path(tmp_path_factory) -> Path:
-    return example("tiny_mlx").make(tmp_path_factory.mktemp("mlx") / "alice-secret-model")
+def mlx_maker() -> Any:
+    return example("tiny_mlx").make
 
 
 @pytest.fixture(scope="session")
-def mlx_model_4bit_path(tmp_path_factory) -> Path:
-    return example("tiny_mlx").make(tmp_path_factory.mktemp("mlx") / "alice-4bit", bits=4)
+def mlx_model_path(mlx_maker, tmp_path_factory) -> Path:
+    return mlx_maker(tmp_path_factory.mktemp("mlx") / "alice-secret-model")
+
+
+@pytest.fixture(scope="session")
+def mlx_model_4bit_path(mlx_maker, tmp_path_factory) -> Path:
+    return mlx_maker(tmp_path_factory.mktemp("mlx") / "alice-4bit", bits=4)
 
 
 @pytest.fixture(scope="session")

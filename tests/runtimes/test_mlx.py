@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import inspect
+import json
 import sys
 import threading
 import weakref
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sottovoce.call import current_call
+from sottovoce.registry import ATTRIBUTES
 
 mlx_lm = pytest.importorskip("mlx_lm")
 import mlx.core as mx
@@ -21,6 +23,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 pytestmark = pytest.mark.mlx
 
+ARCHITECTURES = ATTRIBUTES["sottovoce.model.architecture"].values
 PROMPT = "Grüße aus der Küche"
 
 
@@ -232,6 +235,28 @@ def test_a_model_has_a_name_that_nobody_typed(mlx_hooks, mlx_model_path, mlx_mod
         assert call.facts["model_quantization"] == quantization
         assert call.facts["model_parameters"] == "lt_1M"
         assert "alice" not in repr(call.facts)
+
+
+def test_a_type_that_runs_with_the_code_of_another_is_known(mlx_hooks, mlx_model_path, tmp_path):
+    config = json.loads((mlx_model_path / "config.json").read_text())
+    for name in ("iquestcoder", "mistral"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in mlx_model_path.iterdir():
+            (folder / file.name).symlink_to(file)
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": name}))
+        mlx_lm.utils.load_model(folder)
+        ((_, facts, _, _),) = mlx_hooks.recorder.loads
+        mlx_hooks.recorder.loads.clear()
+        known = name if name in ARCHITECTURES else "llama"
+        assert facts["model_architecture"] == known
+
+
+def test_eight_bits_are_told_from_four(mlx_hooks, mlx_maker, tmp_path):
+    mlx_lm.utils.load_model(mlx_maker(tmp_path, bits=8))
+    ((_, facts, _, _),) = mlx_hooks.recorder.loads
+    assert facts["model_quantization"] == "8bit"
 
 
 def test_quantised_weights_are_counted_unpacked(mlx_model_path, mlx_model_4bit_path, mlx_hooks):

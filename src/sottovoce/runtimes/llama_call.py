@@ -9,7 +9,6 @@ from __future__ import annotations
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.protocol import Seen, checked
 from sottovoce.runtimes.engine import EngineCall, pass_on
 
@@ -32,6 +31,7 @@ class LlamaCall(EngineCall):
         "prefilling",
         "prompt",
         "seen",
+        "tools",
     )
 
     llama: Any
@@ -46,6 +46,8 @@ class LlamaCall(EngineCall):
     # Gives whether a token ends the generation; what chunks said so far.
     ends: Callable[[Any, Any], bool | None]
     seen: Seen
+    # Whether the app offered tools.
+    tools: bool
 
     @property
     def answered(self) -> bool:
@@ -53,12 +55,16 @@ class LlamaCall(EngineCall):
         return bool(self.seen.reasons)
 
     def read(self, piece: Any) -> None:
-        """Read a chunk that ends a choice or begins a tool call."""
+        """Read why a choice ended, and which tools it calls."""
         if type(piece) is not dict:  # a token of `generate`
             return
         for choice in piece["choices"]:
-            if choice["finish_reason"] is not None or "tool_calls" in choice.get("delta", ()):
-                OPENAI_CHAT.event(piece, self.seen)
+            reason = choice["finish_reason"]
+            if reason is not None:
+                self.seen.finished(choice["index"], reason)
+            if self.tools:
+                for place, tool in enumerate(choice["delta"].get("tool_calls") or ()):
+                    self.seen.tool(choice["index"], tool.get("index", place), tool.get("id"))
 
     def begin_pass(self, tokens: int | None) -> None:
         """A pass of the engine begins, with that many tokens of prompt."""
@@ -67,14 +73,11 @@ class LlamaCall(EngineCall):
         self.prompt += tokens or 0
         self.prefilling = True
 
-    def token(self, token: Any) -> None:
-        """The engine made a token."""
-        if self.prefilling:
-            self.prefilling = False
-            if not self.first_ns:
-                self.first_ns = self.busy_ns + perf_counter_ns() - self.started_ns
-        self.made += 1
-        self.last = token
+    def prefilled(self) -> None:
+        """The first token of a pass is there."""
+        self.prefilling = False
+        if not self.first_ns:
+            self.first_ns = self.busy_ns + perf_counter_ns() - self.started_ns
 
     def drop_end(self) -> None:
         """Take the newest token off the count if it only ended the generation."""
@@ -149,7 +152,10 @@ def count(
                 token = inner.send(sent)
             except StopIteration as stop:
                 return stop.value
-            call.token(token)
+            if call.prefilling:
+                call.prefilled()
+            call.made += 1
+            call.last = token
             sent = yield token
     finally:
         inner.close()

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
 from sottovoce.guard import never_raise
-from sottovoce.protocols.openai_chat import OPENAI_CHAT
+from sottovoce.protocols.openai_chat import ANSWERED, OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
-from sottovoce.protocols.protocol import Seen
+from sottovoce.protocols.protocol import Seen, checked, read
 from sottovoce.runtimes import identity, llama_call
 from sottovoce.runtimes.engine import Arguments, Runtime
 from sottovoce.runtimes.llama_call import LlamaCall
@@ -48,6 +48,9 @@ _FILE_TYPES: Final = {
     38: "mxfp4_moe", 39: "nvfp4", 40: "q1_0", 41: "q2_0",
 }  # fmt: skip
 """`general.file_type` of GGUF, by llama.cpp's `llama_ftype`."""
+
+_ANSWERED: Final = tuple(row for row in ANSWERED if row[0] in {"finish_reasons", "tool_call_count"})
+"""What is read of a whole answer; its counts cover the last pass only."""
 
 models: Final = identity.Identities()
 """Identities of the models that are loaded in this process."""
@@ -191,11 +194,12 @@ class _LlamaCpp(Runtime):
 
     def eval(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `Llama.eval`: what it evaluates of a prompt was not in the cache."""
+        get_current = current_call.get
 
         @functools.wraps(original)
         def eval_(*args: Any, **kwargs: Any) -> Any:
-            call = current_call.get()
-            if args and type(call) is LlamaCall and call.prefilling and call.llama is args[0]:
+            call = get_current()
+            if type(call) is LlamaCall and call.prefilling and args and call.llama is args[0]:
                 tokens = args[1] if len(args) > 1 else kwargs.get("tokens")
                 call.evaluated += llama_call.length(tokens) or 0
             return original(*args, **kwargs)
@@ -259,6 +263,7 @@ class _LlamaCpp(Runtime):
         call.llama, call.ends, call.seen = llama, self._ends, Seen()
         call.prompt = call.evaluated = call.passes = 0
         call.prefilling, call.last = True, None
+        call.tools = "request_tool_count" in facts
         call.facts.update(facts)
         return call
 
@@ -273,18 +278,16 @@ class _LlamaCpp(Runtime):
 
 @never_raise("llama_cpp.answer")
 def _read_answer(call: LlamaCall, result: Any) -> None:
-    """Read why the answer ended and its tool calls; its counts cover the last pass only."""
-    facts = OPENAI_CHAT.response(result)
-    if "finish_reasons" in facts:
-        call.facts["finish_reasons"] = facts["finish_reasons"]
-    if "tool_call_count" in facts:
-        call.facts["tool_call_count"] = facts["tool_call_count"]
+    """Read why the answer ended, and its tool calls."""
+    # Anything else is the app's alone: an iterator must not lose its first item to us.
+    if type(result) is dict:
+        call.facts.update(checked(read(_ANSWERED, result)))
 
 
 @never_raise("llama_cpp.embedding")
 def _read_embedding(call: LlamaCall, result: Any) -> None:
-    tokens = OPENAI_CHAT.response(result).get("input_tokens")
-    if tokens is not None:
+    tokens = result["usage"]["prompt_tokens"]
+    if type(tokens) is int:
         call.facts["input_tokens"] = tokens
 
 
