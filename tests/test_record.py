@@ -113,7 +113,7 @@ def test_the_duration_metric_equals_the_span():
     bench = Bench()
     finished(bench)
     (point,) = bench.points()["gen_ai.client.operation.duration"]
-    assert point.sum == pytest.approx((bench.span.end_time - bench.span.start_time) / 1e9, abs=0)
+    assert point.sum == pytest.approx((bench.span.end_time - bench.span.start_time) / 1e9, rel=1e-9)
 
 
 def test_the_metrics_of_the_default_vocabulary():

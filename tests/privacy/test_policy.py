@@ -324,3 +324,19 @@ def test_whatever_is_given_what_leaves_is_declared_and_well_typed(mapping, signa
             assert set(words) <= declared.values | {"_OTHER", "custom"}
         if isinstance(value, str):
             assert len(value) <= 128 and value.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("detected", "leaves"),
+    [
+        ("x86_64", "amd64"),
+        ("AMD64", "amd64"),
+        ("arm64", "arm64"),
+        ("aarch64", "arm64"),
+        ("vax", "_OTHER"),
+    ],
+)
+def test_the_processor_is_named_in_the_conventions_words(detected, leaves):
+    policy = Policy(Settings(key=KEY))
+    assert policy.attributes({"host.arch": detected}, "resource") == {"host.arch": leaves}
+    assert sum(policy.dropped.values()) == (leaves == "_OTHER")

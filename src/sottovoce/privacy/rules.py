@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sottovoce.registry import ATTRIBUTES, SCOPES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sottovoce.privacy.pseudonyms import Pseudonyms
 
 LONGEST: Final = 128
@@ -180,10 +182,26 @@ def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[
     return keep
 
 
+# What the SDK's detector passes on from `platform.machine()`, in the conventions' words.
+_SAME: Final[Mapping[str, Mapping[str, str]]] = {
+    "host.arch": {
+        "x86_64": "amd64",
+        "i386": "x86",
+        "i686": "x86",
+        "aarch64": "arm64",
+        "armv7l": "arm32",
+        "ppc64le": "ppc64",
+    }
+}
+
+
 def _enum(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
     known = values or frozenset()
     other = Changed("custom" if name == "gen_ai.provider.name" else OTHER, "enum")
-    return lambda value: value if value in known or value == other.value else other
+    same = _SAME.get(name, {})
+    return lambda value: (
+        value if value in known or value == other.value else same.get(value.lower(), other)
+    )
 
 
 def _error(_name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
