@@ -186,6 +186,8 @@ def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[
 _SAME: Final[Mapping[str, Mapping[str, str]]] = {
     "host.arch": {
         "x86_64": "amd64",
+        "amd64": "amd64",
+        "arm64": "arm64",
         "i386": "x86",
         "i686": "x86",
         "aarch64": "arm64",
