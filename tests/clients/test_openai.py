@@ -428,6 +428,40 @@ def test_whole_answers_that_break_off(driver, client, calls, server, scenario):
     assert calls.only.error is openai.APIConnectionError
 
 
+def test_an_error_in_a_stream(driver, client, calls, server):
+    server.play("error")
+    with pytest.raises(openai.APIError):
+        driver.items(driver.do(chat, client, stream=True))
+    assert (calls.only.outcome, calls.only.error) == ("failed", "overloaded")
+
+
+def test_an_error_that_looks_like_a_success(driver, client, calls, server):
+    server.play("error")
+    driver.do(chat, client)
+    assert (calls.only.outcome, calls.only.error) == ("failed", "overloaded")
+
+
+async def test_calls_at_the_same_time_are_not_confused(server, calls):
+    http = openai.DefaultAsyncHttpxClient(verify=False)
+    client = openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="key", http_client=http)
+
+    async def one(number):
+        model = f"tiny-{number}"
+        if number % 2:
+            await client.chat.completions.create(model=model, messages=MESSAGES)
+        else:
+            stream = await client.chat.completions.create(model=model, messages=MESSAGES, **STREAM)
+            async for _ in stream:
+                assert current_call.get() is None
+
+    await asyncio.gather(*map(one, range(20)))
+    assert current_call.get() is None
+    assert {call.model for call in calls.ended_calls} == {f"tiny-{n}" for n in range(20)}
+    assert all(answered(call, USAGE) for call in calls.ended_calls)
+    assert all(call.stream is (int(call.model[5:]) % 2 == 0) for call in calls.ended_calls)
+    await client.close()
+
+
 async def test_a_cancelled_task(server, calls):
     server.gate.clear()
     server.play("slow")

@@ -26,6 +26,7 @@ USAGE = {
     "prompt_tokens_details": {"cached_tokens": 3},
     "completion_tokens_details": {"reasoning_tokens": 2},
 }
+ERROR = {"error": {"message": "the secret reason", "type": "server_error", "code": "overloaded"}}
 RESPONSES_USAGE = {
     "input_tokens": 11,
     "output_tokens": 7,
@@ -291,6 +292,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, gzip.compress(data, mtime=0), Content_Encoding="gzip")
         elif scenario == "malformed":
             self.answer(200, data[: len(data) // 2])
+        elif scenario == "error":
+            self.answer(200, json.dumps(ERROR).encode())
         elif scenario == "not_utf8":
             self.answer(200, b'{"model": "\xff\xfe", "choices": [], "object": "list"}')
         elif scenario == "no_type":
@@ -359,6 +362,8 @@ def damaged(event, scenario, count):
         return [b'data: {"choices": [], "usage": {"prompt_tokens": 1, "x": "\xff\xfe"}}\n\n']
     if scenario == "wrong_types" and count == 2:
         return [b'data: {"choices": [], "usage": {"prompt_tokens": "x"}, "model": 7}\n\n']
+    if scenario == "error" and count == 2:
+        return [b"data: " + json.dumps(ERROR).encode() + b"\n\n"]
     if scenario == "comments":
         return [b": ping\n\n", event]
     if scenario == "bytewise":

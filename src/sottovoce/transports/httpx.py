@@ -218,7 +218,8 @@ class _Library:
         content_type = response.headers.get("content-type")
         if hasattr(response, "_content"):
             error = wire.read_whole(call, route, content_type, response.content)
-            if error is not None and tokens is not None:
+            if error is not None:
+                # Answered with a success all the same: no SDK tries again, most don't raise.
                 call.fail(error)
             return
         stream = response.stream
