@@ -5,16 +5,20 @@
 Two tables. *Added* puts an engine that does nothing in the place of the real one, beneath the
 real instrumentors with a real SDK, because a microsecond is far below the noise of a real
 generation: per token is the slope between streams of two lengths, per call what is left.
-*Beside the engine* runs the tiny models of `examples/` with and without us. CPU time of this
-thread, rounds that run every variant in a new order; median and middle half of the rounds.
+*Beside the engine* runs the tiny models of `examples/` with and without us, each in processes of
+its own: putting methods on a class and taking them off again costs CPython its specialised code
+for that class, more than what is to be measured. CPU time of the thread, rounds that run every
+variant in a new order; median and middle half of the rounds.
 """
 
+import json
 import os
 
 os.environ.update(MLX_DISABLE_COMPILE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,7 +40,8 @@ from sottovoce.instrumentors import LlamaCppInstrumentor, MLXInstrumentor
 
 SHORT, LONG = 1, 1025
 CALLS = 20
-REAL_TOKENS, REAL_CALLS = 48, 4
+REAL_SHORT, REAL_LONG = 8, 136
+REAL_WINDOWS, REAL_CALLS = 15, 4
 LLAMA = llama_cpp.Llama
 MLX = sys.modules["mlx_lm.generate"]
 
@@ -114,14 +119,18 @@ def free_calls(model, tokenizer, llama):
 
 
 def real_calls(model, tokenizer, llama):
-    n = REAL_TOKENS
-    return {
-        "mlx-lm stream_generate": lambda: exhaust(
-            MLX.stream_generate(model, tokenizer, "x", max_tokens=n)
-        ),
-        "llama.cpp create_completion, streamed": lambda: exhaust(
+    def mlx_stream(n):
+        return lambda: exhaust(MLX.stream_generate(model, tokenizer, "x", max_tokens=n))
+
+    def llama_stream(n):
+        return lambda: exhaust(
             llama.create_completion("x", max_tokens=n, temperature=0, stream=True)
-        ),
+        )
+
+    return {
+        f"mlx-lm stream_generate, {REAL_SHORT} tokens": mlx_stream(REAL_SHORT),
+        f"llama.cpp create_completion, {REAL_SHORT} tokens": llama_stream(REAL_SHORT),
+        f"llama.cpp create_completion, {REAL_LONG} tokens": llama_stream(REAL_LONG),
         "llama.cpp chat, one token": lambda: llama.create_chat_completion(
             [{"role": "user", "content": "x"}], max_tokens=1, temperature=0
         ),
@@ -177,30 +186,52 @@ def added(loaded, rounds):
         print(f"{name:<40}{spread(per_token):<32}{spread(per_call)}")
 
 
-def beside_the_engine(loaded, rounds):
-    calls = real_calls(*loaded)
+def one_process(with_us):
+    """Print the median µs of each real call, as JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load(Path(folder))
+        if with_us:
+            instrument(MLXInstrumentor)
+            instrument(LlamaCppInstrumentor)
+        medians = {}
+        for name, call in real_calls(*loaded).items():
+            cpu_us(call, 3 * REAL_CALLS)
+            windows = [cpu_us(call, REAL_CALLS) for _ in range(REAL_WINDOWS)]
+            medians[name] = statistics.median(windows)
+        print(json.dumps(medians))
+        loaded[2].close()
 
-    def warmed(call):
-        call()
-        call()
-        return cpu_us(call, REAL_CALLS)
 
-    actions = {name: lambda c=call: warmed(c) for name, call in calls.items()}
-    found = rounds_of(actions, rounds)
-    print(f"\n{'beside the engine, µs of CPU per call':<40}{'bare':<32}with us")
-    for name in calls:
-        print(f"{name:<40}{spread(found[name, False]):<32}{spread(found[name, True])}")
+def beside_the_engine(rounds):
+    found = {}
+    for _ in range(rounds):
+        for kind in random.sample(("bare", "ours"), 2):
+            done = subprocess.run(
+                [sys.executable, __file__, kind], capture_output=True, text=True, check=True
+            )
+            for name, median in json.loads(done.stdout).items():
+                found.setdefault(name, {"bare": [], "ours": []})[kind].append(median)
+    print(f"\n{'beside the engine, µs of CPU per call':<40}{'bare':<36}with us")
+    for name, samples in found.items():
+        print(f"{name:<40}{spread(samples['bare']):<36}{spread(samples['ours'])}")
+
+
+def load(folder):
+    model, tokenizer = mlx_lm.load(str(tiny_mlx.make(folder / "mlx")))
+    file = tiny_gguf.make(folder / "tiny.gguf")
+    return model, tokenizer, LLAMA(str(file), n_ctx=512, n_threads=1, verbose=False)
 
 
 def main():
+    if sys.argv[1:] in (["bare"], ["ours"]):
+        one_process(with_us=sys.argv[1] == "ours")
+        return
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
     with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = mlx_lm.load(str(tiny_mlx.make(Path(folder) / "mlx")))
-        file = tiny_gguf.make(Path(folder) / "tiny.gguf")
-        llama = LLAMA(str(file), n_ctx=512, n_threads=1, verbose=False)
-        added((model, tokenizer, llama), rounds)
-        beside_the_engine((model, tokenizer, llama), rounds)
-        llama.close()
+        loaded = load(Path(folder))
+        added(loaded, rounds)
+        loaded[2].close()
+    beside_the_engine(max(3, rounds // 3))
 
 
 if __name__ == "__main__":
