@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 
+from sottovoce import settings
 from sottovoce.guard import ImportHooks, Patches
 from sottovoce.record import SpanRecorder
 
@@ -26,17 +27,19 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     _patches: Patches
     _hooks: ImportHooks
+    _own_hosts: tuple[str, ...]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Name no version: what a hook does not recognise it leaves alone."""
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:
+        chosen = kwargs.get("settings") or settings.read()[0]
         self._patches, self._hooks = Patches(), ImportHooks()
-        recorder = SpanRecorder(
-            kwargs.get("tracer_provider"), kwargs.get("meter_provider"), kwargs.get("settings")
+        self._own_hosts = chosen.own_hosts
+        self._install(
+            SpanRecorder(kwargs.get("tracer_provider"), kwargs.get("meter_provider"), chosen)
         )
-        self._install(recorder)
 
     def _uninstrument(self, **_: Any) -> None:
         self._hooks.stop()
@@ -57,7 +60,7 @@ class OpenAIInstrumentor(_Instrumentor):
         from sottovoce.clients import generated  # noqa: PLC0415 - only what is used is loaded
         from sottovoce.transports import httpx  # noqa: PLC0415
 
-        generated.install(recorder, self._hooks, self._patches, families=("openai",))
+        generated.install(recorder, self._hooks, self._patches, ("openai",), self._own_hosts)
         httpx.install_wire()
 
     def _remove(self) -> None:
@@ -73,7 +76,7 @@ class HTTPXInstrumentor(_Instrumentor):
         from sottovoce.transports import httpx  # noqa: PLC0415
 
         httpx.install_wire()
-        httpx.set_raw_recorder(recorder)
+        httpx.set_raw_recorder(recorder, self._own_hosts)
 
     def _remove(self) -> None:
         from sottovoce.transports import httpx  # noqa: PLC0415

@@ -117,7 +117,7 @@ class SpanRecorder:
         settings_: settings.Settings | None = None,
     ) -> None:
         chosen = settings_ or settings.read()[0]
-        self._policy = policy.active()
+        self._policy = policy.active(chosen)
         self._withhold = chosen.propagation == "own"
         schema = SCHEMA_URLS["latest" if chosen.semconv == "latest" else "v1.41"]
         self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, schema_url=schema)

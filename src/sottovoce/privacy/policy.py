@@ -360,12 +360,12 @@ def activate(settings: Settings) -> Policy:
     return policy
 
 
-def active() -> Policy:
-    """The policy of this process; made from the environment when there is none yet."""
+def active(settings: Settings | None = None) -> Policy:
+    """The policy of this process; made of `settings`, else of the environment, if there is none."""
     try:
         return _active[0]
     except IndexError:
-        return activate(settings_.read()[0])
+        return activate(settings or settings_.read()[0])
 
 
 def _forked() -> None:
