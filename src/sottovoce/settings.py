@@ -138,7 +138,7 @@ def _setting(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """What the operator decided, read once at start."""
 

@@ -119,3 +119,9 @@ threading.Thread(
 def test_a_program_that_logs_does_not_hear_of_a_dead_collector_at_its_end():
     program = "import logging\nlogging.basicConfig(level=logging.WARNING)\n" + SPAN
     assert_silent_end(run(program, OTEL_EXPORTER_OTLP_ENDPOINT=dead_endpoint()))
+
+
+def test_at_the_end_a_collector_is_asked_once_and_no_retry_is_waited_for():
+    with Sink(503) as sink:
+        run(SPAN, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint, SOTTOVOCE_EXIT_TIMEOUT="5")
+    assert sorted(path for path, _ in sink.requests) == ["/v1/metrics", "/v1/traces"]

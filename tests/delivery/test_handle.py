@@ -336,3 +336,23 @@ sottovoce.start()
     assert "planted" not in ran.out
     assert sink.spans == []
     assert "sottovoce.gate.dropped" in sink.metric_names
+
+
+def test_what_was_given_up_is_not_sent_afterwards():
+    with Sink("never") as sink:
+        ran = go(
+            "import sottovoce, time\nhandle = sottovoce.start()\n"
+            + SPAN
+            + """
+for _ in range(1200):
+    call()
+print(handle.shutdown(0.2))
+time.sleep(2.5)
+""",
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+            OTEL_BSP_SCHEDULE_DELAY="60000",
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="100",
+        )
+        assert ran.out == "False\n"
+        assert [path for path, _ in sink.requests].count("/v1/traces") == 1

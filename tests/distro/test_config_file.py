@@ -151,3 +151,11 @@ def test_the_setting_that_turns_telemetry_off_wins_over_the_file(configuration):
     assert ran.err == ""
     assert "instrumented False" in ran.out
     assert sink.requests == []
+
+
+def test_a_pipeline_from_a_file_that_was_shut_down_in_vain_is_silent_at_the_end(configuration):
+    program = PROGRAM + "\nprint(sottovoce.start().shutdown(0.1))"
+    with Sink("never") as sink:
+        ran = run(program, OTEL_CONFIG_FILE=configuration(sink.endpoint))
+    assert ran.out.endswith("False\n")
+    assert ran.err == ""
