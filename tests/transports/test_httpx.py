@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import gc
-import json
 import os
 import pickle
 import subprocess
@@ -203,27 +202,41 @@ def test_the_call_is_current_while_it_is_sent(library, raw_calls, url):
 
 
 def test_what_is_no_model_request_is_left_alone(library, raw_calls, server, url):
-    library.get(server.url + "/v1/chat/completions", verify=False)
+    library.get(url, verify=False)
     library.post(server.url + "/v1/other", json=CHAT, verify=False)
     library.post(server.url + "/surveys/responses", json={"answers": [1]}, verify=False)
-    library.post(url, content=b"no json", verify=False)
-    library.post(url, files={"file": b"x"})
+    library.post(server.url + "/surveys/responses", files={"file": b"x"}, verify=False)
     assert not raw_calls.opened_calls
 
 
-def test_a_body_that_cannot_be_read_is_still_a_call_on_a_providers_host(library, raw_calls):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.openai.com/v1/responses",
+        "https://gateway.example.org/openai/deployments/mine/chat/completions",
+    ],
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda: {"content": b"no json"},
+        lambda: {"json": {"input": "a secret question"}},
+        lambda: {"files": {"file": b"x"}},
+        lambda: {"content": iter([b'{"model": "tiny"}'])},
+    ],
+    ids=["not json", "no model", "upload", "iterator"],
+)
+def test_a_body_that_names_no_model_is_a_call_where_the_path_says_so(library, raw_calls, url, body):
     def answer(request):
         request.read()
         return library.Response(200, json={"model": MODEL})
 
-    def body():
-        yield json.dumps(CHAT).encode()
-
     with library.Client(transport=library.MockTransport(answer)) as client:
-        client.post("https://api.openai.com/v1/chat/completions", content=body())
+        client.post(url, **body())
     call = raw_calls.only
-    assert (call.provider, call.model, call.local) == ("openai", None, False)
-    assert call.facts == {"response_model": MODEL}
+    assert (call.operation, call.model, call.local) == ("chat", None, False)
+    assert call.facts["response_model"] == MODEL
+    assert "request_model" not in call.facts
 
 
 def test_own_hosts_are_local(library, raw_calls):
@@ -474,6 +487,31 @@ def test_a_child_does_not_end_its_parents_calls(raw_calls, url):
     response.read()
     assert answered(raw_calls.only)
     client.close()
+
+
+def test_a_stream_that_is_open_when_the_process_ends_is_recorded(url):
+    program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import httpx2
+from servers.calls import Calls
+from sottovoce.transports import httpx as wire
+
+class Telling(Calls):
+    def ended(self, call):
+        print(call.outcome, call.chunks, call.end_ns == call.last_chunk_ns)
+
+wire.install_wire()
+wire.set_raw_recorder(Telling())
+client = httpx2.Client(verify=False)
+request = client.build_request("POST", {url!r}, json={STREAM!r})
+response = client.send(request, stream=True)
+next(response.iter_lines())
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    outcome, chunks, at_the_last_chunk = done.stdout.split()
+    assert (outcome, at_the_last_chunk) == (b"abandoned", b"True")
+    assert int(chunks) >= 1
 
 
 def test_one_module_under_two_names():

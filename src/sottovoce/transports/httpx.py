@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sottovoce import exchange, guard
 from sottovoce.call import current_call
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from sottovoce.exchange import Tokens
     from sottovoce.protocols.routes import Route
 
-MODULES = ("httpx", "httpx2")
+MODULES: Final = ("httpx", "httpx2")
+
+_UNMISTAKABLE: Final = "/chat/completions"
+"""A path that nobody uses for anything else: the body need not name a model, nor be readable."""
 
 
 class _State:
@@ -118,8 +121,9 @@ def _begin(request: Any) -> _Sending | None:
         return None
     facts = _facts(route, request)
     server = exchange.server(url.scheme, url.host, url.port, url.path, _state.own_hosts)
-    if "request_model" not in facts and not server.third_party:
-        # Somebody else's `/responses`; on a provider's own host the path suffices.
+    known = server.third_party or _UNMISTAKABLE in url.path
+    if not known and "request_model" not in facts:
+        # Somebody else's `/responses`.
         return None
     call = exchange.open_call(recorder, route, facts, server)
     call.attempts = 1
