@@ -331,3 +331,9 @@ def test_a_wrong_shape_never_brings_content_into_facts(body):
     for protocol in ALL:
         for value in protocol.request({**body, "model": "m"}).values():
             assert CANARY not in repr(value)
+
+
+def test_a_body_that_is_no_mapping_gives_no_facts():
+    for protocol in ALL:
+        assert protocol.request(None) == {}
+        assert protocol.response(42) == {}

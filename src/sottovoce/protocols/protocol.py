@@ -82,9 +82,9 @@ def read(table: Table, body: Body) -> Candidates:
     """Apply every row of `table` to `body`. Never raises: a row that cannot be read is absent."""
     found: Candidates = {}
     for fact, key, find in table:
-        if key not in body or fact in found:
-            continue
         try:
+            if key not in body or fact in found:
+                continue
             value = find(body)
         except Exception:  # noqa: BLE001 - a body may hold objects of the app
             value = _WRONG
