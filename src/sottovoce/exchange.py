@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 
+_STOPS: Final = (GeneratorExit, KeyboardInterrupt, SystemExit)
+"""The app dropped its coroutine or is being stopped: nothing failed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -129,8 +132,7 @@ def leave(call: Call, tokens: Tokens) -> None:
 @guard.never_raise("exchange.cut_short")
 def end_cut_short(call: Call, error: BaseException) -> None:
     """End `call` because of an exception on its way to the app. Never raises."""
-    if isinstance(error, GeneratorExit):
-        # The app dropped the coroutine: nothing failed.
+    if isinstance(error, _STOPS):
         dropped.stop(call)
     else:
         call.fail(error)

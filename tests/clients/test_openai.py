@@ -7,6 +7,7 @@ import httpx2
 import openai
 import pydantic
 import pytest
+import trio
 
 from servers.drivers import Async, Sync
 from servers.provider import ANSWER, MODEL, WORDS
@@ -460,6 +461,22 @@ async def test_calls_at_the_same_time_are_not_confused(server, calls):
     assert all(answered(call, USAGE) for call in calls.ended_calls)
     assert all(call.stream is (int(call.model[5:]) % 2 == 0) for call in calls.ended_calls)
     await client.close()
+
+
+# The SDK leaves its generators to the collector, with and without us.
+@pytest.mark.filterwarnings("ignore:Async generator 'openai:ResourceWarning")
+def test_on_trio(server, calls):
+    async def main():
+        http = openai.DefaultAsyncHttpxClient(verify=False)
+        client = openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="key", http_client=http)
+        await chat(client)
+        async for _ in await chat(client, **STREAM):
+            pass
+        await client.close()
+
+    trio.run(main)
+    assert len(calls.ended_calls) == 2
+    assert all(answered(call, USAGE) for call in calls.ended_calls)
 
 
 async def test_a_cancelled_task(server, calls):

@@ -172,6 +172,17 @@ def test_no_connection(library, raw_calls):
     assert raw_calls.only.error is library.ConnectError
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stopped_program_failed_nothing(library, raw_calls, stop):
+    def answer(request):
+        raise stop
+
+    with library.Client(transport=library.MockTransport(answer)) as client:
+        with pytest.raises(stop):
+            client.post("http://here/v1/chat/completions", json=CHAT)
+    assert (raw_calls.only.outcome, raw_calls.only.error) == ("abandoned", None)
+
+
 async def test_cancelled_before_the_answer(library, raw_calls):
     sending = asyncio.Event()
 
