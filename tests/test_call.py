@@ -3,10 +3,12 @@ import threading
 import time
 import weakref
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sottovoce.call import CHUNK_BOUNDS_S, Call, Gaps
+from sottovoce import call as call_module
+from sottovoce.call import CHUNK_BOUNDS_S, Call
 
 
 class Recorder:
@@ -103,10 +105,16 @@ def test_start_time_can_lie_in_the_past_and_wall_clock_follows_it():
 
 @given(st.lists(st.integers(min_value=0, max_value=10**12), min_size=1, max_size=300))
 def test_gaps_hold_what_a_histogram_of_the_same_values_holds(values):
-    gaps = Gaps()
-    for value in values:
-        gaps.add(value)
-    assert sum(gaps.counts) == gaps.count == len(values)
+    call = opened()
+    now = [1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(call_module, "perf_counter_ns", lambda: now[0])
+        call.chunk()
+        for value in values:
+            now[0] += value
+            call.chunk()
+    gaps = call.gaps
+    assert sum(gaps.counts) == len(values)
     assert sum(gaps.sums) == sum(values)
     assert (gaps.minimum, gaps.maximum) == (min(values), max(values))
     # Upper bounds are inclusive, as in the SDK.

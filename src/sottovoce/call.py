@@ -100,27 +100,22 @@ class Recorder(Protocol):
 
 
 class Gaps:
-    """Gaps between chunks as bucket counts: constant memory however long the stream is."""
+    """Gaps between chunks as bucket counts: constant memory however long the stream is.
 
-    __slots__ = ("count", "counts", "maximum", "minimum", "sums")
+    Attributes:
+        counts: gaps in each bucket of `CHUNK_BOUNDS_S`; upper bounds are inclusive.
+        sums: nanoseconds in each bucket.
+        minimum: the shortest gap, in nanoseconds.
+        maximum: the longest gap, in nanoseconds.
+    """
+
+    __slots__ = ("counts", "maximum", "minimum", "sums")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
         self.sums = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
-        self.count = 0
         self.minimum = 1 << 62
         self.maximum = 0
-
-    def add(self, gap_ns: int) -> None:
-        """Count one gap of `gap_ns` nanoseconds."""
-        bucket = bisect_left(_CHUNK_BOUNDS_NS, gap_ns)
-        self.counts[bucket] += 1
-        self.sums[bucket] += gap_ns
-        self.count += 1
-        if gap_ns < self.minimum:
-            self.minimum = gap_ns
-        if gap_ns > self.maximum:
-            self.maximum = gap_ns
 
 
 class Call:
@@ -222,7 +217,15 @@ class Call:
             gaps = self.gaps
             if gaps is None:
                 gaps = self.gaps = Gaps()
-            gaps.add(now - self.last_chunk_ns)
+            # `gaps.add`, written out: a call less for every chunk of every stream.
+            gap = now - self.last_chunk_ns
+            bucket = bisect_left(_CHUNK_BOUNDS_NS, gap)
+            gaps.counts[bucket] += 1
+            gaps.sums[bucket] += gap
+            if gap < gaps.minimum:
+                gaps.minimum = gap
+            if gap > gaps.maximum:
+                gaps.maximum = gap
         else:
             self.first_chunk_ns = now
         self.chunks += 1

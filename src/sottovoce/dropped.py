@@ -32,6 +32,11 @@ _collecting = 0
 """Which thread is collecting garbage; there is never more than one."""
 
 
+def collecting() -> bool:
+    """Whether this thread is collecting garbage right now, in whose middle we were called."""
+    return _collecting == threading.get_ident()
+
+
 def stop(call: Call, at_ns: int | None = None) -> None:
     """The app stopped reading: no loss if the model had finished, else it abandoned the call.
 
@@ -40,7 +45,7 @@ def stop(call: Call, at_ns: int | None = None) -> None:
     """
     if not call.is_open:
         return
-    if _collecting == threading.get_ident():
+    if collecting():
         _waiting.put((call, at_ns))
     else:
         _end(call, at_ns)

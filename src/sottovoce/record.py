@@ -160,6 +160,7 @@ class SpanRecorder:
         )
         call.handle = _Handle(span, trace.set_span_in_context(span, parent), attributes)
 
+    @guard.never_raise("record.enter")
     def enter(self, call: Call) -> Any:
         """Make the call's span current; context goes no further than to hosts of our own."""
         handle: _Handle | None = call.handle
@@ -170,6 +171,7 @@ class SpanRecorder:
             context = otel_context.set_value(WITHHOLD, True, context)
         return otel_context.attach(context)
 
+    @guard.never_raise("record.leave")
     def leave(self, token: Any) -> None:
         """Undo `enter` in the frame that called it."""
         if token is not None:

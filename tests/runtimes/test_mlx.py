@@ -9,6 +9,7 @@ import inspect
 import json
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -121,6 +122,33 @@ def test_a_stream_that_is_never_read_is_no_call(mlx_hooks, mlx_model):
     mlx_lm.stream_generate(*mlx_model, PROMPT, max_tokens=3)
     gc.collect()
     assert not mlx_hooks.recorder.open and not mlx_hooks.recorder.calls
+
+
+def test_a_stream_found_by_the_garbage_collector_is_recorded_by_another_thread(
+    mlx_hooks, mlx_model, monkeypatch
+):
+    ended_in = []
+    recorder = mlx_hooks.recorder
+    record = recorder.ended
+
+    def ended(call):
+        ended_in.append(threading.current_thread().name)
+        record(call)
+
+    monkeypatch.setattr(recorder, "ended", ended)
+    cycle = [mlx_lm.stream_generate(*mlx_model, PROMPT, max_tokens=9)]
+    next(cycle[0])
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    for _ in range(500):
+        if ended_in:
+            break
+        time.sleep(0.01)
+    # Recording in the collecting thread could wait for a lock that this very thread holds.
+    assert ended_in == ["sottovoce-dropped"]
+    assert recorder.call.outcome == "abandoned"
+    assert recorder.call.facts["output_tokens"] == 1
 
 
 def test_errors_are_the_apps_and_fail_the_call(mlx_hooks, mlx_model):

@@ -137,6 +137,20 @@ class Reader:
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
         try:
+            # Nearly every chunk of a stream: one whole event without a fact.
+            if (
+                self._clean
+                and not self._first
+                and chunk[-3:] == b"}\n\n"
+                and chunk[:5] == b"data:"
+                and chunk.count(b"\n") == 2  # noqa: PLR2004 - one line and a blank one
+                and not self.done
+                and self._gate(chunk) is None
+                and len(chunk) <= MAX_EVENT
+                and b"\r" not in chunk
+            ):
+                self._call.chunk()
+                return
             if not self.streaming:
                 if self.json:
                     self._held.add(chunk)

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sottovoce import dropped
 from sottovoce.call import Call, current_call
 from sottovoce.guard import failed, never_raise
 
@@ -70,6 +71,7 @@ class EngineCall(Call):
         self.stream = stream
         if stream:
             self.facts["request_stream"] = True
+            dropped.keep(self)
         if identity:
             self.facts.update(identity.facts)
 
@@ -78,11 +80,6 @@ class EngineCall(Call):
 
     def settle(self) -> None:
         """Write the facts of what was made; may raise."""
-
-    @property
-    def answered(self) -> bool:
-        """Whether the engine had said that the answer is complete."""
-        return False
 
     def blame(self, error: BaseException) -> BaseException | str:
         """Give what the call failed with: the exception, or a code of the closed vocabulary."""
@@ -99,10 +96,7 @@ class EngineCall(Call):
     def leave(self) -> None:
         """The app stopped reading; once the answer is complete that is no abandonment."""
         self._settle_once()
-        if self.answered:
-            self.end(at_ns=self.last_chunk_ns or None)
-        else:
-            self.abandon()
+        dropped.stop(self)
 
     @never_raise("runtime.blame")
     def _blamed(self, error: BaseException) -> BaseException | str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce import dropped
 from sottovoce.protocols.protocol import Seen, checked
 from sottovoce.runtimes.engine import EngineCall, pass_on
 
@@ -49,11 +50,6 @@ class LlamaCall(EngineCall):
     # Whether the app offered tools.
     tools: bool
 
-    @property
-    def answered(self) -> bool:
-        """Whether a chunk said why the answer ended."""
-        return bool(self.seen.reasons)
-
     def read(self, piece: Any) -> None:
         """Read why a choice ended, and which tools it calls."""
         if type(piece) is not dict:  # a token of `generate`
@@ -82,7 +78,8 @@ class LlamaCall(EngineCall):
     def drop_end(self) -> None:
         """Take the newest token off the count if it only ended the generation."""
         last, self.last = self.last, None
-        if last is not None and self.ends(self.llama, last):
+        # The garbage collector may have freed the model already.
+        if last is not None and not dropped.collecting() and self.ends(self.llama, last):
             self.made -= 1
 
     def settle(self) -> None:

@@ -86,10 +86,6 @@ class _Generation(EngineCall):
     prompt: Any
     reason: Any
 
-    @property
-    def answered(self) -> bool:
-        return self.reason is not None
-
     def read(self, piece: Any) -> None:
         self.made = piece.generation_tokens
         self.reason = piece.finish_reason
