@@ -51,5 +51,9 @@ bench: ## Print the cost tables
 	@tools/environment.sh test
 	@for b in benchmarks/*.py; do echo "── $$b"; $(PY) $$b || exit 1; done
 
+picture: ## Make docs/img/demo.svg from a run of the demo
+	@tools/environment.sh demo
+	@$(PY) examples/demo/demo.py --svg docs/img/demo.svg
+
 clean: ## Remove the environment and everything generated (the cache folder stays)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
