@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+import contracts
+
+if TYPE_CHECKING:
+    from contracts import Contract
 
 HERE = Path(__file__).resolve().parent
 PROFILES = ("aggregate", "strict", "standard", "content")
@@ -68,6 +73,7 @@ class Attribute:
     reason: str
     rules: dict[str, str]
     signals: tuple[str, ...]
+    contract: str
     file: str
 
 
@@ -91,6 +97,7 @@ class Registry:
     metrics: dict[str, Signal]
     spans: dict[str, Signal]
     events: dict[str, Signal]
+    contracts: dict[str, Contract]
     upstream: dict[str, dict[str, Any]]
 
 
@@ -157,7 +164,7 @@ def _attribute(check: _Checker, file: str, entry: dict[str, Any]) -> Attribute:
     where = f"{file}, attribute {key}"
     check.only(where, entry, "key type brief note stability examples deprecated annotations")
     check.one_of(where, "stability", entry.get("stability"), STABILITIES)
-    own = check.own(where, entry, "sensitivity reason rules signals values")
+    own = check.own(where, entry, "sensitivity reason rules signals values contract")
     check.one_of(where, "sensitivity", own.get("sensitivity"), SENSITIVITIES)
     given = own.get("rules")
     rules = given if isinstance(given, dict) else {}
@@ -179,6 +186,11 @@ def _attribute(check: _Checker, file: str, entry: dict[str, Any]) -> Attribute:
         check.wrong(where, "a key with a variable end can be declared as dropped only")
     if kind == "any" and used - {"drop", "seal"}:
         check.wrong(where, "a value of type `any` cannot be checked, so it can only be dropped")
+    follows = contracts.following(kind, values, frozenset(used))
+    if follows is None and "contract" not in own:
+        check.wrong(where, "`contract` is missing: say what its values look like (contracts.yaml)")
+    if follows is not None and "contract" in own:
+        check.wrong(where, f"`contract` is not needed: {follows} follows from the rest")
     return Attribute(
         key=key,
         type=kind,
@@ -189,6 +201,7 @@ def _attribute(check: _Checker, file: str, entry: dict[str, Any]) -> Attribute:
         reason=str(own.get("reason")),
         rules=rules,
         signals=signals,
+        contract=follows or str(own.get("contract")),
         file=file,
     )
 
@@ -270,20 +283,30 @@ _SIGNALS = {
 _COMMON = " brief note stability requirement_level deprecated attributes annotations"
 
 
+def _document(check: _Checker, name: str, path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+    except OSError:
+        check.wrong(name, "cannot be read")
+        return {}
+    except yaml.YAMLError as error:
+        check.wrong(name, f"is not YAML: {error}")
+        return {}
+    if isinstance(content, dict):
+        return content
+    check.wrong(name, "holds no mapping")
+    return {}
+
+
 def _documents(check: _Checker, directory: Path) -> dict[str, dict[str, Any]]:
-    documents = {}
+    found = {}
     for path in sorted(directory.glob("*.yaml")):
         name = f"{directory.name}/{path.name}"
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
-        except yaml.YAMLError as error:
-            check.wrong(name, f"is not YAML: {error}")
-            continue
-        if isinstance(content, dict):
-            documents[name] = content
-        else:
-            check.wrong(name, "holds no mapping")
-    return documents
+        mistakes = len(check.mistakes)
+        content = _document(check, name, path)
+        if len(check.mistakes) == mistakes:
+            found[name] = content
+    return found
 
 
 def _declared(
@@ -345,6 +368,19 @@ def _upstream(check: _Checker, directory: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
+def _contracts(
+    check: _Checker, path: Path, attributes: dict[str, Attribute]
+) -> dict[str, Contract]:
+    content = _document(check, path.name, path)
+    known = contracts.read(content, check.wrong, path.name)
+    for attribute in attributes.values():
+        where = f"{attribute.file}, attribute {attribute.key}"
+        check.one_of(where, "contract", attribute.contract, known)
+    for name in sorted(set(known) - contracts.FOLLOWS - {a.contract for a in attributes.values()}):
+        check.wrong(f"{path.name}, contract {name}", "no attribute names it")
+    return known
+
+
 def load(directory: Path = HERE) -> Registry:
     """Read and check the registry under `directory`.
 
@@ -361,6 +397,7 @@ def load(directory: Path = HERE) -> Registry:
             check.wrong(name, "does not begin with `file_format: definition/2`")
         check.only(name, content, "file_format " + " ".join(_SECTIONS))
     attributes, groups = _declared(check, documents)
+    known = _contracts(check, directory / "contracts.yaml", attributes)
     metrics, spans, events = (
         _signals(check, section, documents, groups, attributes) for section in _SIGNALS
     )
@@ -372,5 +409,6 @@ def load(directory: Path = HERE) -> Registry:
         metrics=dict(sorted(metrics.items())),
         spans=spans,
         events=dict(sorted(events.items())),
+        contracts=known,
         upstream=upstream,
     )

@@ -1,8 +1,10 @@
-"""Check the registry in this directory, and write from it the tables and the documentation.
+"""Check the registry in this directory, and write from it tables, texts, page and allow-list.
 
-    python semconv/generate.py           # write src/sottovoce/registry/_tables.py and docs/TELEMETRY.md
-    python semconv/generate.py --check   # write nothing; exit 1 when one of them is out of date
+    python semconv/generate.py               # write what is generated (`OUTPUTS`)
+    python semconv/generate.py --check       # write nothing; exit 1 when something is out of date
+    python semconv/generate.py --review ID   # accept what changed as review ID in reviews.yaml says
 
+Each exits with 1 when an entry changed without a review that names it, and says what to do.
 Needs PyYAML only. When Weaver is on PATH, it checks the registry too.
 """
 
@@ -15,13 +17,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import allow_list
 import document
+import reviews
 import tables
+import texts
 from definition import HERE, Invalid, load
 
 OUTPUTS = (
-    ("src/sottovoce/registry/_tables.py", tables.render),
+    (
+        "src/sottovoce/registry/_tables.py",
+        lambda registry, _reviews, _lock: tables.render(registry),
+    ),
+    ("src/sottovoce/registry/texts.json", texts.render),
     ("docs/TELEMETRY.md", document.render),
+    ("collector-config/allow.yaml", lambda registry, _reviews, _lock: allow_list.render(registry)),
 )
 _SHOWN = 40
 
@@ -43,22 +53,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 on a difference"
     )
-    parser.add_argument(
-        "--registry", type=Path, default=HERE, help="directory of model/ and upstream/"
-    )
-    parser.add_argument(
-        "--root", type=Path, default=HERE.parent, help="directory of src/ and docs/"
-    )
+    parser.add_argument("--registry", type=Path, default=HERE, help="directory of the registry")
+    parser.add_argument("--root", type=Path, default=HERE.parent, help="where to write")
+    parser.add_argument("--review", metavar="ID", help="accept what changed as this review says")
     options = parser.parse_args(arguments)
     try:
         registry = load(options.registry)
+        if options.review:
+            for entry in reviews.accept(registry, options.registry, options.review):
+                print(f"{entry}: covered by {options.review}")
+        known, lock = reviews.read_reviews(options.registry), reviews.read_lock(options.registry)
+        unreviewed = reviews.check(registry, options.registry)
     except Invalid as error:
         print(*error.args, sep="\n", file=sys.stderr)
         return 1
     status = 0
     for name, render in OUTPUTS:
         path: Path = options.root / name
-        new = render(registry)
+        new = render(registry, known, lock)
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         if new == old:
             continue
@@ -74,6 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"{name} is out of date: run `python semconv/generate.py`", *changes[:_SHOWN], sep="\n"
         )
+    if unreviewed:
+        print(*unreviewed, sep="\n")
+        status = 1
     if not _weaver():
         status = 1
     return status

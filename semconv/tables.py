@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from contracts import FOLLOWS
 from definition import PROFILES, SIGNALS
 
 if TYPE_CHECKING:
@@ -64,6 +65,16 @@ def _row(attribute: Attribute, signals: _Names, values: _Names, rules: _Names) -
     )
 
 
+def _shapes(registry: Registry) -> dict[str, str]:
+    """Key → pattern, where an attribute names the contract: the other contracts are a rule's."""
+    named = {
+        key: registry.contracts[row.contract].pattern
+        for key, row in registry.attributes.items()
+        if row.contract not in FOLLOWS
+    }
+    return {key: pattern for key, pattern in named.items() if pattern is not None}
+
+
 def render(registry: Registry) -> str:
     """The source of `sottovoce.registry._tables`."""
     signals, values, rules, keys = _Names("S"), _Names("V"), _Names("R"), _Names("A")
@@ -113,6 +124,7 @@ def render(registry: Registry) -> str:
         *spans,
         f")\n\nEVENTS: Final[frozenset[str]] = {_set(registry.events)}",
         f"\nSCOPES: Final[frozenset[str]] = {_set(scopes)}",
+        f"\nSHAPES: Final[dict[str, str]] = {_shapes(registry)!r}",
         f"\nSCHEMA_URLS: Final[dict[str, str]] = {dict(sorted(urls.items(), reverse=True))!r}",
         f"\nUPSTREAM: Final[dict[str, str]] = {dict(sorted(versions.items()))!r}",
         "",

@@ -27,6 +27,14 @@ OF_THE_SDK = {"otel.metric.overflow", "telemetry.auto.version"}
 DEPRECATED = {"http.method"}
 
 
+GENERATED = (
+    "src/sottovoce/registry/_tables.py",
+    "src/sottovoce/registry/texts.json",
+    "docs/TELEMETRY.md",
+    "collector-config/allow.yaml",
+)
+
+
 def generate(*arguments):
     return subprocess.run(
         [sys.executable, SEMCONV / "generate.py", *map(str, arguments)],
@@ -60,6 +68,8 @@ def copy(tmp_path):
     """A copy of the registry, to break."""
     for room in ("model", "upstream"):
         shutil.copytree(SEMCONV / room, tmp_path / room)
+    for file in ("contracts.yaml", "reviews.yaml", "registry.lock"):
+        shutil.copy(SEMCONV / file, tmp_path / file)
     return tmp_path
 
 
@@ -70,7 +80,7 @@ class TestGenerator:
 
     def test_two_runs_write_the_same_bytes(self, tmp_path):
         assert generate("--root", tmp_path).returncode == 0
-        for name in ("src/sottovoce/registry/_tables.py", "docs/TELEMETRY.md"):
+        for name in GENERATED:
             assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
 
     def test_check_shows_a_difference_and_writes_nothing(self, tmp_path):
@@ -88,6 +98,7 @@ class TestGenerator:
         done = generate("--check", "--registry", copy)
         assert done.returncode == 1
         assert "_tables.py is out of date" in done.stdout
+        assert "attribute gen_ai.request.model: changed without a review" in done.stdout
 
     def test_mistakes_are_told_and_nothing_is_written(self, copy, tmp_path):
         edit(copy, "model/gen_ai.yaml", "sensitivity: public", "sensitivity: none")
@@ -104,7 +115,7 @@ def edit(directory, name, old, new):
     path.write_text(text.replace(old, new))
 
 
-ATTRIBUTE, METRIC = "model/gen_ai.yaml", "model/metrics.yaml"
+ATTRIBUTE, METRIC, RESOURCE = "model/gen_ai.yaml", "model/metrics.yaml", "model/resource.yaml"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +128,18 @@ ATTRIBUTE, METRIC = "model/gen_ai.yaml", "model/metrics.yaml"
         (ATTRIBUTE, "standard: cat12", "standard: hash", "`rules.standard` is 'hash'"),
         (ATTRIBUTE, "signals: [metric]", "signals: [metrics]", "`signals` is 'metrics'"),
         (ATTRIBUTE, "signals: [metric]", "signals: []", "`signals` is missing"),
+        (RESOURCE, "contract: uuid", "contract: guid", "`contract` is 'guid'"),
+        (RESOURCE, "        contract: uuid\n", "", "`contract` is missing: say what"),
+        (
+            ATTRIBUTE,
+            "standard: cat12, content: cat12}",
+            "standard: cat12, content: cat12}\n        contract: text",
+            "`contract` is not needed: model_id follows",
+        ),
+        ("contracts.yaml", "  uuid:", "  guid:", "contract guid: no attribute names it"),
+        ("contracts.yaml", "[0-9a-f]{16}", "[0-9a-f", "is no regular expression"),
+        ("contracts.yaml", "  model_id:", "  model:", "contract model_id is missing"),
+        ("contracts.yaml", 'meaning: "true', 'says: "true', "contract boolean: `meaning` is"),
         (ATTRIBUTE, 'reason: "Separates', 'because: "Separates', "`reason` is missing"),
         (ATTRIBUTE, "type: boolean", "type: bool", "`type` is 'bool'"),
         (ATTRIBUTE, 'value: "embeddings"', 'value: "chat"', "a value is listed twice"),

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 
 CONFIG = Path(__file__).resolve().parents[2] / "collector-config"
 # Configuration -> what it is laid over. A new file has to be named here to be committed.
-LAYERS = {"local.yaml": (), "backend.yaml": ("local.yaml",)}
+LAYERS = {"local.yaml": (), "backend.yaml": ("local.yaml",), "allow.yaml": ("local.yaml",)}
 KINDS = ("receivers", "processors", "exporters", "connectors", "extensions")
 CANARY = "canary-4711"
 

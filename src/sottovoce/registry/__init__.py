@@ -88,6 +88,10 @@ EVENTS: Final = _tables.EVENTS
 SCOPES: Final = _tables.SCOPES
 """Instrumentation scopes whose names are known; ours is ``sottovoce``."""
 
+SHAPES: Final = _tables.SHAPES
+"""Attribute → the regular expression (ASCII) that a kept value matches as a whole, where its
+value contract is one; see `semconv/contracts.yaml`."""
+
 SCHEMA_URLS: Final = _tables.SCHEMA_URLS
 """Metric vocabulary → schema URL of the conventions that define it."""
 
