@@ -157,7 +157,11 @@ def test_no_canary_of_a_log_record_is_on_the_wire(data):
 def test_no_canary_of_a_metric_is_on_the_wire(data):
     draw = data.draw
     reader = InMemoryMetricReader()
-    known = sorted(name for name, metric in METRICS.items() if metric.instrument == "histogram")
+    known = sorted(
+        name
+        for name, metric in METRICS.items()
+        if metric.instrument == "histogram" and not name.startswith("sottovoce.")
+    )
     provider = in_one_way_or_the_other(
         data,
         gated_meter_provider,

@@ -74,12 +74,14 @@ def test_a_metric_of_ones_own_leaves_only_when_allowed(gated, make_policy):
     policy = make_policy(allow=("metric:mine.*",))
     provider, reader = gated(policy)
     meter = provider.get_meter("x")
-    meter.create_counter("mine.count", "{unit}", CANARY).add(2, {"error.type": "500", "a": CANARY})
-    meter.create_counter("mine.odd", "no such unit").add(2)
+    meter.create_counter("mine.count", "{request}", CANARY).add(
+        2, {"error.type": "500", "a": CANARY}
+    )
+    meter.create_counter("mine.odd", "{bob}").add(2)
     meter.create_counter(CANARY).add(1)
     found = metrics_of(reader)
     assert set(found) == {"mine.count", "mine.odd"}
-    assert (found["mine.count"].unit, found["mine.odd"].unit) == ("{unit}", "")
+    assert (found["mine.count"].unit, found["mine.odd"].unit) == ("{request}", "")
     assert found["mine.count"].description == ""
     (point,) = found["mine.count"].data.data_points
     assert (dict(point.attributes), point.value) == ({"error.type": "500"}, 2)
@@ -102,7 +104,8 @@ def test_a_known_name_with_another_instrument_or_unit_does_not_leave(gated, poli
     assert policy.dropped[("metric", "type")] == 1
 
 
-def test_our_own_metrics_are_ours_to_make(gated, policy):
+def test_our_own_metrics_are_ours_to_make(gated, policy, failures):
+    failures["import hook of sottovoce"] += 1
     provider, reader = gated(policy)
     for scope in ("sottovoce", "x"):
         counter = provider.get_meter(scope).create_counter("sottovoce.hook.errors", "{error}")

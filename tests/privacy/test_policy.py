@@ -23,6 +23,7 @@ class Word(str, enum.Enum):
 
 class Number(enum.IntEnum):
     ONE = 1
+    PHONE = 491701234567
 
 
 CASES = [
@@ -42,7 +43,13 @@ CASES = [
     ("gen_ai.usage.input_tokens", 12, 12, None),
     ("gen_ai.usage.input_tokens", Number.ONE, 1, None),
     ("gen_ai.usage.input_tokens", -1, None, "type"),
-    ("gen_ai.usage.input_tokens", 1 << 63, None, "type"),
+    ("gen_ai.usage.input_tokens", 10**9 - 1, 10**9 - 1, None),
+    ("gen_ai.usage.input_tokens", 491701234567, None, "range"),
+    ("gen_ai.usage.input_tokens", Number.PHONE, None, "range"),
+    ("gen_ai.usage.input_tokens", 1 << 63, None, "range"),
+    ("gen_ai.request.temperature", 0.491701234567, 0.491701, None),
+    ("gen_ai.request.temperature", 491701234567.0, None, "range"),
+    ("gen_ai.request.temperature", 491701234567, None, "range"),
     ("gen_ai.usage.input_tokens", True, None, "type"),
     ("gen_ai.usage.input_tokens", 1.0, None, "type"),
     ("gen_ai.usage.input_tokens", "12", None, "type"),
@@ -70,6 +77,7 @@ CASES = [
     ("server.address", "api.openai.com", "api.openai.com", None),
     ("server.address", "localhost", "localhost", None),
     ("server.address", "127.0.0.1", "127.0.0.1", None),
+    ("server.address", "127.49.170.12", "127.0.0.1", "host"),
     ("server.address", "acme.openai.azure.com", "openai.azure.com", "host"),
     ("error.type", "429", "429", None),
     ("error.type", "ValueError", "ValueError", None),
@@ -148,8 +156,10 @@ LOCAL = {"gen_ai.provider.name": "mlx"}
         ("llama3.2:3b", {}, None),
         ("/home/bob/llama3.gguf", LOCAL, None),
         ("gpt-4o", {"server.address": "api.openai.com"}, None),
-        ("llama-lt_1M-4bit", {}, "llama-lt_1M-4bit"),
-        ("h:0123456789ab", {}, "h:0123456789ab"),
+        ("llama-lt_1M-4bit", LOCAL, "llama-lt_1M-4bit"),
+        ("llama-lt_1M-4bit", {"server.address": "api.example.com"}, None),
+        ("h:0123456789ab", {}, None),
+        ("h:491701234567", LOCAL, None),
         ("h:0123456789abc", LOCAL, None),
         ("h:0123456789ab\n", LOCAL, None),
     ],

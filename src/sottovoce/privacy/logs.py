@@ -12,9 +12,10 @@ from opentelemetry.context import Context
 from opentelemetry.sdk._logs import ReadWriteLogRecord
 from opentelemetry.sdk._logs._internal import SynchronousMultiLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import TraceFlags
 
 from sottovoce import guard
-from sottovoce.privacy.origin import Origins
+from sottovoce.privacy.origin import Origins, is_id, is_time
 from sottovoce.registry import EVENTS
 
 if TYPE_CHECKING:
@@ -98,17 +99,21 @@ class LogGate(SynchronousMultiLogRecordProcessor):
         if record.body is not None:
             count("log", "body")
         event_name = record.event_name
-        if event_name is not None and event_name not in EVENTS:
+        if event_name is not None and (type(event_name) is not str or event_name not in EVENTS):
             count("log", "name")
             event_name = None
         severity_text = record.severity_text
-        if severity_text is not None and severity_text not in _SEVERITIES:
+        if severity_text is not None and (
+            type(severity_text) is not str or severity_text not in _SEVERITIES
+        ):
             count("log", "enum")
             severity_text = None
         number = record.severity_number
         clean = LogRecord(
-            timestamp=record.timestamp,
-            observed_timestamp=record.observed_timestamp,
+            timestamp=self._sane(record.timestamp, is_time(record.timestamp)),
+            observed_timestamp=self._sane(
+                record.observed_timestamp, is_time(record.observed_timestamp)
+            ),
             # A context of its own: the caller's holds baggage and live spans.
             context=Context(),
             severity_text=severity_text,
@@ -117,8 +122,10 @@ class LogGate(SynchronousMultiLogRecordProcessor):
             event_name=event_name,
         )
         clean.context = None  # type: ignore[assignment]
-        clean.trace_id, clean.span_id = record.trace_id, record.span_id
-        clean.trace_flags = record.trace_flags
+        clean.trace_id = self._sane(record.trace_id, is_id(record.trace_id, 128))
+        clean.span_id = self._sane(record.span_id, is_id(record.span_id, 64))
+        flags = record.trace_flags
+        clean.trace_flags = TraceFlags(flags & 0xFF) if isinstance(flags, int) else TraceFlags()
         scope = given.instrumentation_scope
         return ReadWriteLogRecord(
             log_record=clean,
@@ -126,6 +133,12 @@ class LogGate(SynchronousMultiLogRecordProcessor):
             instrumentation_scope=None if scope is None else self._origins.scope(scope),
             limits=given.limits,
         )
+
+    def _sane(self, number: Any, sane: bool) -> Any:
+        """`number` if it can be sent, else 0: an exporter would fail on it, and lose the batch."""
+        if not sane and number:
+            self.policy.count("log", "type")
+        return number if sane or number is None else 0
 
 
 def _safely(place: str, method: Callable[..., Any], *args: Any) -> None:

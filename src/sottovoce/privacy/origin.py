@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from sottovoce.privacy.rules import VERSION
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SCHEMA: Final = re.compile(r"https://opentelemetry\.io/schemas/[\w./\-]{1,64}", re.ASCII)
+_SCHEMA: Final = re.compile(
+    r"https://opentelemetry\.io/schemas/(?:gen-ai(?:-dev)?/)?\d{1,2}\.\d{1,3}\.\d{1,3}(?:-dev)?",
+    re.ASCII,
+)
 _MOST: Final = 512
 
 
@@ -75,13 +78,31 @@ class Origins:
         )
 
     def context(self, context: SpanContext | None) -> SpanContext | None:
-        """`context` without trace state, which other systems write what they like into."""
-        if context is None or not context.trace_state:
+        """`context` without trace state, which other systems write what they like into.
+
+        None for one that is no context: an exporter would fail on it, and on the rest of a batch.
+        """
+        if context is None:
+            return None
+        trace_id, span_id, remote, flags, state, *_ = context
+        if not (is_id(trace_id, 128) and is_id(span_id, 64) and isinstance(flags, int)):
+            self._policy.count(self._signal, "type")
+            return None
+        if type(context) is SpanContext and not state:
             return context
-        self._policy.count(self._signal, "trace_state")
-        return SpanContext(
-            context.trace_id, context.span_id, context.is_remote, context.trace_flags
-        )
+        if state:
+            self._policy.count(self._signal, "trace_state")
+        return SpanContext(trace_id, span_id, bool(remote), TraceFlags(flags & 0xFF))
+
+
+def is_id(number: Any, bits: int) -> bool:
+    """Whether `number` is a trace or span id that can be sent."""
+    return type(number) is int and 0 < number < 1 << bits
+
+
+def is_time(number: Any) -> bool:
+    """Whether `number` is a time in nanoseconds that can be sent."""
+    return type(number) is int and 0 <= number < 1 << 63
 
 
 def schema_url(url: Any) -> str:

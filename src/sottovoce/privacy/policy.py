@@ -36,21 +36,28 @@ IN_PROCESS: Final = frozenset({"mlx", "llama_cpp"})
 
 _TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool, "string[]": tuple}
 _MOST_ELEMENTS: Final = 64
-_INT64: Final = 1 << 63
+_LARGEST: Final = 10**9
+"""No number of ours comes near; a phone number, an account or eight letters in an integer do."""
+_DECIMALS: Final = 6
 _FOLD_AT: Final = 1024
+_LONGEST: Final = rules.LONGEST
 
 
 class _Entry:
     """How one attribute is judged: its declared type, and the rule for its strings."""
 
-    __slots__ = ("counted_as", "drops", "judge", "kind", "rule", "special")
+    __slots__ = ("counted_as", "drops", "judge", "kind", "name", "rule", "special", "unkept")
 
     def __init__(
         self, name: str, kind: type, rule: str, judge: Callable[[str], rules.Verdict]
     ) -> None:
+        # What leaves is this very string: one that only claims to equal it may hold anything.
+        self.name = name
         self.kind = kind
         self.rule = rule
         self.judge = judge
+        # The same without a memory, in which a long string would stay for good.
+        self.unkept: Callable[[str], rules.Verdict] = getattr(judge, "__wrapped__", judge)
         self.counted_as = rules.COUNTED_AS.get(name, "")
         # What the loop of `Policy.attributes` leaves to `_slow`.
         self.drops = rule not in rules.NAMES
@@ -145,12 +152,12 @@ class Policy:
 
     def allows(self, kind: str, name: str) -> bool:
         """Whether the operator let his own `name` of `kind` (span, metric, resource, scope) leave."""
-        return name in self._allowed[kind] and rules.text(name) is name
+        return type(name) is str and name in self._allowed[kind] and rules.text(name) is name
 
     def model(self, raw: str, *, local: bool) -> str:
         """What may be said of a model id: the id if it is public and local, else a pseudonym."""
         try:
-            return self._cat12(raw, local)
+            return (self._cat12 if len(raw) <= rules.LONGEST else self._model)(raw, local)
         except Exception:  # noqa: BLE001 - the promise of this class
             self.count("span", "rule_error")
             return rules.OTHER
@@ -168,7 +175,7 @@ class Policy:
         if not host:
             return None
         try:
-            shown = self._host(host)
+            shown = (self._host if len(host) <= rules.LONGEST else self._address)(host)
         except Exception:  # noqa: BLE001 - the promise of this class
             self.count("span", "rule_error")
             return None
@@ -179,7 +186,8 @@ class Policy:
 
     def scope(self, name: str) -> str:
         """The name of an instrumentation scope if it is known or allowed, else ``_OTHER``."""
-        return name if name in SCOPES or self.allows("scope", name) else rules.OTHER
+        known = type(name) is str and (name in SCOPES or self.allows("scope", name))
+        return name if known else rules.OTHER
 
     def attributes(self, mapping: Mapping[str, Any] | None, signal: str) -> dict[str, Any]:
         """The attributes of `mapping` that may leave on `signal`; the others are counted."""
@@ -214,30 +222,29 @@ class Policy:
                 if kind is not entry.kind or entry.special:
                     verdict = self._slow(signal, value, entry, mapping, kept)
                 elif kind is str:
-                    verdict = entry.judge(value)
+                    verdict = (entry.judge if len(value) <= _LONGEST else entry.unkept)(value)
                     # Most strings leave as they are: one comparison settles those.
                     if verdict is value:
-                        kept[key] = value
+                        kept[entry.name] = value
                         continue
                 elif kind is int:
-                    if 0 <= value < _INT64:
-                        kept[key] = value
+                    if 0 <= value < _LARGEST:
+                        kept[entry.name] = value
                         continue
-                    verdict = rules.WRONG_TYPE
-                elif kind is float and value - value != 0.0:
-                    # An infinity or a NaN, which can carry anything in its payload.
-                    verdict = rules.WRONG_TYPE
+                    verdict = _whole(value)
+                elif kind is float:
+                    verdict = _real(value)
                 else:
-                    kept[key] = value
+                    kept[entry.name] = value
                     continue
                 kind = type(verdict)
                 if kind is Drop:
                     drop((signal, verdict.rule, 1))
                 elif kind is Changed:
                     drop((signal, verdict.rule, 1))
-                    kept[key] = verdict.value
+                    kept[entry.name] = verdict.value
                 else:
-                    kept[key] = verdict
+                    kept[entry.name] = verdict
             except Exception:  # noqa: BLE001 - fail closed: the item is dropped
                 drop((signal, "rule_error", 1))
         if unknown:
@@ -269,23 +276,17 @@ class Policy:
             return rules.DROPPED
         if entry.kind is tuple:
             return self._elements(signal, value, entry, kept)
-        if entry.rule == "cat12":
-            if not isinstance(value, str):
-                return rules.WRONG_TYPE
-            shown = self._cat12(str.__str__(value), self._is_local(mapping))
+        if entry.rule == "cat12" and isinstance(value, str):
+            shown = self.model(str.__str__(value), local=self._is_local(mapping))
             return shown if shown == value else Changed(shown, "cat12")
-        if isinstance(value, bool):
-            return rules.WRONG_TYPE
         if entry.kind is str and isinstance(value, str):
-            return entry.judge(str.__str__(value))
-        if entry.rule != "keep":
+            return _judge(entry, value)
+        if isinstance(value, bool) or entry.rule != "keep":
             return rules.WRONG_TYPE
         if entry.kind is int and isinstance(value, int):
-            number = int.__int__(value)
-            return number if 0 <= number < _INT64 else rules.WRONG_TYPE
+            return _whole(int.__int__(value))
         if entry.kind is float and isinstance(value, (int, float)):
-            real = float(value)
-            return real if real - real == 0.0 else rules.WRONG_TYPE
+            return _real(float(value))
         return rules.WRONG_TYPE
 
     def _elements(self, signal: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
@@ -302,7 +303,7 @@ class Policy:
         for element in value:
             if not isinstance(element, str):
                 return rules.WRONG_TYPE
-            verdict = entry.judge(str.__str__(element))
+            verdict = _judge(entry, element)
             if isinstance(verdict, Drop):
                 return verdict
             if isinstance(verdict, Changed):
@@ -313,7 +314,7 @@ class Policy:
         return Changed(tuple(judged), changed) if changed else tuple(judged)
 
     def _model(self, raw: str, local: bool) -> str:
-        if rules.is_model_pseudonym(raw) or catalogue.is_descriptor(raw):
+        if self._pseudonyms.has_made(raw) or (local and catalogue.is_descriptor(raw)):
             return raw
         if (local or self._remote_catalogue) and catalogue.is_public(raw):
             return raw
@@ -333,6 +334,27 @@ class Policy:
 
     def _is_here(self, address: str) -> bool:
         return rules.is_loopback(address) or rules.is_own(address, self._own_hosts)
+
+
+def _judge(entry: _Entry, value: str) -> rules.Verdict:
+    text = str.__str__(value)
+    return (entry.judge if len(text) <= _LONGEST else entry.unkept)(text)
+
+
+def _whole(value: int) -> int | Drop:
+    if 0 <= value < _LARGEST:
+        return value
+    return rules.WRONG_TYPE if value < 0 else rules.RANGE
+
+
+def _real(value: float) -> float | Drop:
+    """`value` to the precision that a measurement has: further digits can only carry something.
+
+    An infinity or a NaN does not leave: its payload can carry anything as well.
+    """
+    if -_LARGEST < value < _LARGEST:
+        return round(value, _DECIMALS)
+    return rules.WRONG_TYPE if value - value else rules.RANGE
 
 
 class _Names:

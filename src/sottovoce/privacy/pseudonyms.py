@@ -31,6 +31,10 @@ _FILE: Final = "key"
 _HEX_LENGTH: Final = 64
 _SALT: Final = b"sottovoce pseudonyms v1"
 
+_MOST: Final = 1 << 16
+_made: set[str] = set()
+"""The pseudonyms of this process. What merely looks like one is somebody's text."""
+
 
 def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
     """Derive `length` bytes from `secret` (RFC 5869 with SHA-256; `length` up to 8160)."""
@@ -59,11 +63,16 @@ class Pseudonyms:
 
     def model(self, raw: str) -> str:
         """``h:`` and 12 hex characters for a model id."""
-        return f"h:{_digest(self._model, raw)}"
+        return _remembered(f"h:{_digest(self._model, raw)}")
 
-    def host(self, raw: str) -> str:
-        """12 hex characters for a host name."""
-        return _digest(self._host, raw)
+    def host(self, raw: str, kind: str) -> str:
+        """`kind`, a dash and 12 hex characters for a host name."""
+        return _remembered(f"{kind}-{_digest(self._host, raw)}")
+
+    @staticmethod
+    def has_made(text: str) -> bool:
+        """Whether `text` is a pseudonym that this process made."""
+        return text in _made
 
 
 def from_settings(settings: Settings) -> Pseudonyms:
@@ -105,6 +114,13 @@ def _digest(state: hmac.HMAC, raw: str) -> str:
     # A lone surrogate is possible in a file name and must not be an error here.
     keyed.update(raw.encode("utf-8", "surrogatepass"))
     return keyed.hexdigest()[:12]
+
+
+def _remembered(pseudonym: str) -> str:
+    # Of an app with more models than this, a pseudonym may be given one of its own: stable, too.
+    if len(_made) < _MOST:
+        _made.add(pseudonym)
+    return pseudonym
 
 
 def _given(settings: Settings) -> bytes | None:

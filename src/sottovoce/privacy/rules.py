@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce import guard
 from sottovoce.registry import ATTRIBUTES, SCOPES
 
 if TYPE_CHECKING:
@@ -55,9 +56,13 @@ DROPPED: Final = Drop("drop")
 UNKNOWN: Final = Drop("unknown")
 WRONG_TYPE: Final = Drop("type")
 TOO_LONG: Final = Drop("length")
+RANGE: Final = Drop("range")
 CONTROL: Final = Drop("control")
 SHAPE: Final = Drop("shape")
 TRIPWIRE: Final = Drop("tripwire")
+
+_CHANGING: Final = frozenset({"sottovoce.hook.place"})
+"""Attributes of which a value may be let through later that was not before."""
 
 COUNTED_AS: Final = {"gen_ai.request.stop_sequences": "sottovoce.request.stop_sequences.count"}
 """Attribute of rule *count* → the attribute that says how many values it had."""
@@ -91,14 +96,13 @@ _TENANT_SUFFIXES: Final = (
     "endpoints.huggingface.cloud",
 )
 _LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]")
+_HERE: Final = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
 _PRIVATE: Final = re.compile(
     r"10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}"
     r"|169\.254(?:\.\d{1,3}){2}|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])(?:\.\d{1,3}){2}"
     r"|\[?f(?:[cd][0-9a-f]{2}|e[89ab][0-9a-f]):[0-9a-f:.%]*\]?"
     r"|[^.:]*|.*\.(?:local|internal|lan|home|corp|intranet|localhost)|/.*"
 )
-_HOST_PSEUDONYM: Final = re.compile(r"(?:private|public_other)-[0-9a-f]{12}")
-_MODEL_PSEUDONYM: Final = re.compile(r"h:[0-9a-f]{12}")
 
 _STATUS: Final = re.compile(r"[1-5]\d\d")
 _CLASS: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*){0,12}", re.ASCII)
@@ -115,8 +119,10 @@ VERSION: Final = re.compile(
 """A version as packages and runtimes have it: numbers, and the stages of a release."""
 
 _SHAPES: Final = {
-    # By default a random UUID for each process; anything else may be a host or a person.
-    "service.instance.id": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    # By default a random UUID for each process; anything else may be a machine or a person.
+    "service.instance.id": re.compile(
+        r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+    ),
     "service.version": re.compile(r"[\w.+\-]{1,64}", re.ASCII),
     "telemetry.sdk.name": re.compile(r"opentelemetry"),
     "telemetry.sdk.version": VERSION,
@@ -154,7 +160,7 @@ def make(
     A rule that this version does not know drops everything.
     """
     judge = _FACTORIES.get(rule, _drop)(name, values, pseudonyms)
-    return lru_cache(maxsize=REMEMBERED)(judge)
+    return judge if name in _CHANGING else lru_cache(maxsize=REMEMBERED)(judge)
 
 
 def _drop(
@@ -168,6 +174,9 @@ def _drop(
 
 def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
     shape = _SHAPES.get(name)
+    if name == "sottovoce.hook.place":
+        # Our own words, of which there is no list: those that were counted.
+        return lambda value: value if value in guard.failures else SHAPE
 
     def keep(value: str) -> Verdict:
         if values is not None:
@@ -257,11 +266,6 @@ NAMES: Final = frozenset(_FACTORIES) | {"cat12", "count"}
 """Rules that let something leave; any other drops whatever it is given."""
 
 
-def is_model_pseudonym(value: str) -> bool:
-    """Whether `value` already is what the rule *cat12* makes of a private model id."""
-    return _MODEL_PSEUDONYM.fullmatch(value) is not None
-
-
 def is_loopback(address: str) -> bool:
     """Whether `address` is this machine by name or number."""
     return _LOOPBACK.fullmatch(address.lower()) is not None
@@ -278,13 +282,16 @@ def is_own(address: str, own_hosts: tuple[str, ...]) -> bool:
 def host(address: str, pseudonyms: Pseudonyms) -> str:
     """What may be said of a host: a known provider's name, loopback, or its class and 12 hex."""
     name = address.lower().rstrip(".")
-    if name in _PROVIDER_HOSTS or _LOOPBACK.fullmatch(name) or _HOST_PSEUDONYM.fullmatch(name):
+    if name in _PROVIDER_HOSTS or name in _HERE or pseudonyms.has_made(name):
         return name
+    if _LOOPBACK.fullmatch(name):
+        # Nine digits to choose freely: which of them it is stays here.
+        return "127.0.0.1"
     for suffix in _TENANT_SUFFIXES:
         if name == suffix or name.endswith("." + suffix):
             return suffix
     kind = "private" if len(name) > 255 or _PRIVATE.fullmatch(name) else "public_other"  # noqa: PLR2004 - a name's longest
-    return f"{kind}-{pseudonyms.host(name)}"
+    return pseudonyms.host(name, kind)
 
 
 _ERROR_VALUES: Final = ATTRIBUTES["error.type"].values

@@ -7,6 +7,7 @@ facade of the live span: it can write to it, and reads only what the gate would 
 
 from __future__ import annotations
 
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace import (
@@ -15,10 +16,10 @@ from opentelemetry.sdk.trace import (
     SpanProcessor,
     SynchronousMultiSpanProcessor,
 )
-from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from sottovoce import guard
-from sottovoce.privacy.origin import Origins
+from sottovoce.privacy.origin import Origins, is_time
 from sottovoce.privacy.rules import OTHER
 from sottovoce.registry import EVENTS
 
@@ -79,7 +80,6 @@ class SpanGate(SynchronousMultiSpanProcessor):
             guard.failed("span gate")
             return
         if clean is None:
-            self.policy.count("span", "off")
             return
         for processor in self._span_processors:
             _safely("on_end", processor.on_end, clean)
@@ -109,24 +109,32 @@ class SpanCleaner:
         """`span`, rebuilt from what may leave; None when nothing may. May raise."""
         policy, origins = self.policy, self._origins
         if policy.off:
+            policy.count("span", "off")
             return None
         attributes = policy.attributes(_plain(span.attributes), "span")
         scope = span.instrumentation_scope
         status, events, links = span.status, span.events, span.links
         if status.description:
             policy.count("span", "status_description")
+        context = origins.context(span.context)
+        if context is None:
+            return None
+        kind = span.kind
+        if not isinstance(kind, SpanKind):
+            policy.count("span", "type")
+            kind = SpanKind.INTERNAL
         return ReadableSpan(
             name=self._name(span.name, attributes),
-            context=origins.context(span.context),
+            context=context,
             parent=origins.context(span.parent),
             resource=origins.resource(span.resource),
             attributes=attributes,
             events=self._events(events) if events else (),
             links=self._links(links) if links else (),
-            kind=span.kind,
+            kind=kind,
             status=_STATUS[status.status_code],
-            start_time=span.start_time,
-            end_time=span.end_time,
+            start_time=self._time(span.start_time),
+            end_time=self._time(span.end_time),
             instrumentation_scope=None if scope is None else origins.scope(scope),
         )
 
@@ -141,12 +149,18 @@ class SpanCleaner:
         self.policy.count("span", "name")
         return OTHER
 
+    def _time(self, given: int | None) -> int | None:
+        if given is None or is_time(given):
+            return given
+        self.policy.count("span", "type")
+        return time_ns()
+
     def _events(self, events: Sequence[Event]) -> tuple[Event, ...]:
         kept = []
         for event in events:
-            if event.name in EVENTS:
+            if type(event.name) is str and event.name in EVENTS:
                 attributes = self.policy.attributes(_plain(event.attributes), "event")
-                kept.append(Event(event.name, attributes, event.timestamp))
+                kept.append(Event(event.name, attributes, self._time(event.timestamp)))
             else:
                 self.policy.count("event", "unknown")
         return tuple(kept)
