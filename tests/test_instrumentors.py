@@ -141,6 +141,22 @@ def test_an_sdk_call_is_one_span_with_both_instrumentors(bench):
     assert len(bench.spans) == 1
 
 
+def test_a_call_made_in_a_hook_of_another_is_its_child(bench):
+    bench.apply(instrumentors.HTTPXInstrumentor, instrumentors.OpenAIInstrumentor)
+
+    def ask(_):
+        bench.chat("http://localhost:8080/v1")
+
+    transport = httpx2.MockTransport(bench.answer)
+    with httpx2.Client(transport=transport, event_hooks={"response": [ask]}) as client:
+        client.post(
+            "http://localhost:8080/v1/chat/completions", json={"model": "m", "messages": []}
+        )
+    inner, outer = bench.spans
+    assert inner.parent.span_id == outer.context.span_id
+    assert outer.parent is None
+
+
 def test_suppressed_instrumentation_is_obeyed(bench):
     bench.apply(instrumentors.HTTPXInstrumentor, instrumentors.OpenAIInstrumentor)
     with suppress_instrumentation():

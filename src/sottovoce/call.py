@@ -253,6 +253,10 @@ class Call:
         """
         return self._end("abandoned", None, self.last_chunk_ns or at_ns)
 
+    def forget(self) -> None:
+        """Never end here: in a forked child, where this is a copy of the parent's call."""
+        self._open.clear()
+
     def _end(self, outcome: Outcome, error: BaseException | str | None, at_ns: int | None) -> bool:
         try:
             self._open.pop()

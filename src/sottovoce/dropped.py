@@ -91,6 +91,9 @@ def _forget() -> None:
     """In a forked child: what the parent's calls become is the parent's to say."""
     global _waiting  # noqa: PLW0603 - its lock may have been held when the process forked
     _waiting = SimpleQueue()
+    for call in list(_open):
+        # Whatever the child does with its copy of the stream, read it or close it.
+        call.forget()
     _open.clear()
 
 

@@ -64,14 +64,16 @@ class HTTPCall(Call):
     """A call over HTTP.
 
     Attributes:
-        sending: a transport is sending a request of this call right now; what the app's own
-            transport sends on its way is not taken for another attempt.
+        sending: the request of this call that a transport is sending right now, else ``None``;
+            what the app's own hooks and transports do meanwhile is no attempt of this call.
+        entered: the frame that opened the call has not left it yet.
         watched: whoever reads the response's body ends the call; whoever opened it does not.
     """
 
-    __slots__ = ("sending", "watched")
+    __slots__ = ("entered", "sending", "watched")
 
-    sending: bool
+    entered: bool
+    sending: Any
     watched: bool
 
 
@@ -96,7 +98,8 @@ def open_call(
         address=target.host,
         port=target.port,
     )
-    call.sending = call.watched = False
+    call.entered = call.watched = False
+    call.sending = None
     call.facts.update(facts)
     call.stream = facts.get("request_stream") is True
     return call
@@ -108,8 +111,21 @@ def enabled(recorder: Recorder) -> bool:
     return ask is None or bool(ask())
 
 
-def enter(call: Call) -> Tokens:
+def current() -> Call | None:
+    """The call that this frame works for, if any.
+
+    A task that was started inside a call keeps what was current then for as long as it runs:
+    once the call was left, what such a task asks a model is another call.
+    """
+    call = current_call.get()
+    if call is None or not call.is_open or (isinstance(call, HTTPCall) and not call.entered):
+        return None
+    return call
+
+
+def enter(call: HTTPCall) -> Tokens:
     """Make `call` the current one, and its span; undo it in the same frame with `leave`."""
+    call.entered = True
     return _enter(call), current_call.set(call)
 
 
@@ -119,8 +135,9 @@ def _enter(call: Call) -> Any:
 
 
 @guard.never_raise("exchange.leave")
-def leave(call: Call, tokens: Tokens) -> None:
+def leave(call: HTTPCall, tokens: Tokens) -> None:
     """Undo `enter`. Never raises."""
+    call.entered = False
     try:
         current_call.reset(tokens[1])
     except ValueError:

@@ -482,12 +482,15 @@ def test_a_stream_dropped_inside_a_lock_of_the_recorder_does_not_hang(server, ur
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_child_does_not_end_its_parents_calls(raw_calls, url):
+@pytest.mark.parametrize("how", ["drop", "close", "read"])
+def test_a_child_does_not_end_its_parents_calls(raw_calls, url, how):
     client = httpx2.Client(verify=False)
     response = client.send(client.build_request("POST", url, json=STREAM), stream=True)
     child = os.fork()
     if child == 0:
         try:
+            if how != "drop":
+                getattr(response, how)()
             del response
             gc.collect()
             library_works = httpx2.post(url, json=CHAT, verify=False).status_code == 200
@@ -495,8 +498,12 @@ def test_a_child_does_not_end_its_parents_calls(raw_calls, url):
         finally:
             os._exit(0 if library_works and ended == 1 else 1)
     assert os.waitpid(child, 0)[1] == 0
-    response.read()
-    assert answered(raw_calls.only)
+    if how == "read":  # what the child has read is gone
+        response.close()
+        assert raw_calls.only.outcome == "abandoned"
+    else:
+        response.read()
+        assert answered(raw_calls.only)
     client.close()
 
 

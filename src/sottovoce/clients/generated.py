@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from sottovoce import exchange, guard
-from sottovoce.call import current_call
 from sottovoce.protocols import routes
 
 if TYPE_CHECKING:
@@ -139,9 +138,10 @@ class _Door:
     @guard.never_raise("generated.open")
     def _open(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
         """Open the call and make it the current one; ``None`` when this is none, or not ours."""
-        outer = current_call.get()
-        if outer is not None and outer.is_open:
-            # Another SDK on top of this one has opened it.
+        outer = exchange.current()
+        if outer is not None and not getattr(outer, "sending", None):
+            # Another SDK on top of this one has opened it. While a request is being sent no SDK
+            # is at work but the app: in a hook or a transport of its own.
             return None
         # `request(cast_to, options, …)` in every version seen.
         options = kwargs["options"] if "options" in kwargs else args[1]

@@ -17,7 +17,6 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sottovoce import exchange, guard
-from sottovoce.call import current_call
 from sottovoce.protocols import routes
 from sottovoce.protocols.reader import request_facts
 from sottovoce.transports import wire
@@ -101,17 +100,18 @@ class _Sending(NamedTuple):
 @guard.never_raise("httpx.begin")
 def _begin(request: Any) -> _Sending | None:
     """Say for which call `request` is sent, or open one for it; ``None`` to leave it alone."""
-    call = current_call.get()
-    if call is not None and call.is_open:
-        # A call in process, or a request that this call's own transport makes on its way.
-        if not isinstance(call, exchange.HTTPCall) or call.sending:
+    current = exchange.current()
+    if current is not None:
+        # A call in process, or a request that the app's own transport passes on.
+        if not isinstance(current, exchange.HTTPCall) or _same(current.sending, request):
             return None
-        route = routes.match(request.method, request.url.path)
-        if route is None:
-            return None
-        call.attempts += 1
-        call.sending = True
-        return _Sending(call, route, None)
+        if current.sending is None:
+            route = routes.match(request.method, request.url.path)
+            if route is None:
+                return None
+            current.attempts += 1
+            current.sending = request
+            return _Sending(current, route, None)
     recorder = _state.recorder
     if recorder is None or _state.users == 0:
         return None
@@ -127,8 +127,16 @@ def _begin(request: Any) -> _Sending | None:
         return None
     call = exchange.open_call(recorder, route, facts, server)
     call.attempts = 1
-    call.sending = True
+    call.sending = request
     return _Sending(call, route, exchange.enter(call))
+
+
+def _same(sending: Any, request: Any) -> bool:
+    """Whether `request` asks what is being sent already; so it does where it cannot be told."""
+    if sending is None or sending is request:
+        return sending is request
+    body = getattr(request, "_content", None)
+    return body is None or body == getattr(sending, "_content", body)
 
 
 @guard.never_raise("httpx.facts")
@@ -145,7 +153,7 @@ def _facts(route: Route, request: Any) -> Any:
 def _sent(sending: _Sending) -> None:
     """In the frame that called `_begin`: the request is no longer on its way."""
     call, _, tokens = sending
-    call.sending = False
+    call.sending = None
     if tokens is not None:
         exchange.leave(call, tokens)
 

@@ -9,7 +9,6 @@ the end of the body, when the app closes or drops the response, or when reading 
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter_ns
@@ -26,6 +25,13 @@ if TYPE_CHECKING:
 _PIECE: Final = 1 << 16
 """How many bytes are decompressed at a time: what a few compressed bytes grow to is unbounded."""
 
+MOST_PLAIN: Final = 1 << 28
+"""Bytes that a body may grow to. The largest answers, thousands of long vectors, are half as long;
+an app that passes compressed bytes on unread must not wait while we undo a bomb."""
+
+_UNTOLD: Final = frozenset({"", "text/plain", "application/octet-stream"})
+"""Content types that say nothing, as simple servers and some gateways send them."""
+
 
 Decompress = Callable[[bytes], Iterable[bytes]]
 """Undoes a content coding: gets the next bytes, gives what can be told by now, in pieces."""
@@ -40,7 +46,7 @@ class Watch:
         decompress: undoes the body's content coding; ``None`` when it has none.
     """
 
-    __slots__ = ("_answered_ns", "_call", "_decompress", "_process", "_reader")
+    __slots__ = ("_answered_ns", "_call", "_decompress", "_reader")
 
     def __init__(
         self, call: HTTPCall, reader: Reader | None, decompress: Decompress | None
@@ -49,7 +55,6 @@ class Watch:
         self._call = call
         self._reader = reader
         self._decompress = decompress
-        self._process = os.getpid()
         dropped.keep(call)
 
     def feeder(self) -> Callable[[bytes], None]:
@@ -98,10 +103,8 @@ class Watch:
             reader.close()
 
     def __del__(self) -> None:
-        try:
-            # A forked child has a copy of what its parent reads.
-            if self._process == os.getpid():
-                dropped.stop(self._call, self._answered_ns)
+        try:  # noqa: SIM105 - when the interpreter goes away, imported names may be gone
+            dropped.stop(self._call, self._answered_ns)
         except Exception:  # noqa: BLE001, S110 - half-built, or the interpreter is going away
             pass
 
@@ -111,6 +114,7 @@ class _Inflate:
 
     def __init__(self, *window_bits: int) -> None:
         self._choices = list(window_bits)
+        self._left = MOST_PLAIN
         self._state = zlib.decompressobj(self._choices.pop(0))
 
     def __call__(self, data: bytes) -> Iterable[bytes]:
@@ -124,6 +128,9 @@ class _Inflate:
             piece = self._state.decompress(data, _PIECE)
         self._choices.clear()
         while piece:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise ValueError
             yield piece
             piece = self._state.decompress(self._state.unconsumed_tail, _PIECE)
 
@@ -201,7 +208,7 @@ class _Buffered:
 
 
 def _kind(call: Call, content_type: str | None) -> str:
-    if content_type:
+    if content_type and content_type.partition(";")[0].strip().lower() not in _UNTOLD:
         return content_type
     return "text/event-stream" if call.stream else "application/json"
 
