@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from definition import PROFILES, RULES, SENSITIVITIES, SIGNALS
+from reviews import GONE, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from definition import Attribute, Registry, Signal
+    from reviews import Lock, Review
 
 LEFT_OUT = "model/withheld.yaml"
 
@@ -33,7 +35,8 @@ leave a process, why, and what becomes of each value; what is not listed here ca
 
 [Spans](#spans) · [Metrics](#metrics) · [Events](#events) · [Attributes](#attributes) ·
 [Deliberately left out](#deliberately-left-out) · [Besides attributes](#besides-attributes) ·
-[Names in the ledger](#names-in-the-ledger) · [Closed vocabularies](#closed-vocabularies) · [Upstream](#upstream)
+[Names in the ledger](#names-in-the-ledger) · [Closed vocabularies](#closed-vocabularies) ·
+[Reviews](#reviews) · [Upstream](#upstream)
 
 ## How to read the tables
 
@@ -48,17 +51,21 @@ _BESIDES = """\
 
 | item | what becomes of it | why |
 |---|---|---|
-| span name | built anew: `{operation} {model}` for model calls, a template or a known name for others, your own names as far as `SOTTOVOCE_ALLOW` lists them | names are free text, and repeat model ids and tool names |
+| span name | built anew: `{{operation}} {{model}}` for model calls, a template or a known name for others, your own names as far as `SOTTOVOCE_ALLOW` lists them | names are free text, and repeat model ids and tool names |
 | ids, parents, links, kind, status code, times | kept | the structure of a trace |
 | status description | emptied | the SDK writes the exception's message into it |
 | trace state, attributes of a scope | dropped | free text from elsewhere |
 | body of a log record | dropped | log lines of HTTP clients and engines carry prompts and paths |
+| severity text of a log record | one of {severities} kept, others dropped | a logger may be given any |
 | instrumentation scope | known names and those in `SOTTOVOCE_ALLOW` kept, others `_OTHER` | scopes are named by whoever makes a tracer |
 | metrics not listed here | dropped, unless named in `SOTTOVOCE_ALLOW` | their names and attributes are free text |
 | exemplars | trace and span id kept, attributes dropped | they carry attributes that a view has removed |
 | baggage | never exported, never sent to a third party | apps keep user ids in it |
 | `traceparent` to a third party | not sent, unless `SOTTOVOCE_PROPAGATION=all` | a provider could join it to an account |
 """
+
+SEVERITIES = ("CRITICAL", "DEBUG", "ERROR", "FATAL", "INFO", "NOTSET", "TRACE", "WARN", "WARNING")
+"""Severity texts of log records that may leave."""
 
 LEDGER = {
     "unknown": "not declared for this kind of item: an attribute, a metric, an event, a scope",
@@ -120,7 +127,7 @@ def _rule(attribute: Attribute) -> list[str]:
     return [attribute.rules[profile] for profile in PROFILES]
 
 
-def _words() -> list[str]:
+def _words(registry: Registry) -> list[str]:
     return [
         "**Rules.** What becomes of a value:",
         "",
@@ -128,6 +135,14 @@ def _words() -> list[str]:
         "**Sensitivity.** What a value could give away if its rule did not stand in between:",
         "",
         *_table(("level", "meaning"), SENSITIVITIES.items()),
+        "**Contracts.** What a value that leaves looks like; whatever does not is left out:",
+        "",
+        *_table(
+            ("contract", "meaning"),
+            ((f"`{name}`", each.meaning) for name, each in registry.contracts.items()),
+        ),
+        "Patterns, where a contract is one, are in `semconv/contracts.yaml`.",
+        "",
     ]
 
 
@@ -142,15 +157,22 @@ def _ledger() -> list[str]:
     ]
 
 
-def _spans(registry: Registry) -> list[str]:
+def _review(lock: Lock, entry: str) -> str:
+    name = lock.entries.get(entry, (GONE, ""))[1]
+    return f"[{name}](#{name})" if name else "none yet"
+
+
+def _spans(registry: Registry, lock: Lock) -> list[str]:
     lines = ["## Spans", "", "One call of the app is one span, retries included.", ""]
-    for span in registry.spans.values():
+    for name, span in registry.spans.items():
         lines += [
             f"### {_code(span.extra['operations'])}",
             "",
             f"{span.brief} {span.reason}",
             "",
             f"Name: `{span.extra['name']}`. Kind: {' or '.join(span.extra['kinds'])}.",
+            "",
+            f"Review: {_review(lock, f'span {name}')}.",
             "",
         ]
         for level, words in _LEVELS.items():
@@ -161,17 +183,18 @@ def _spans(registry: Registry) -> list[str]:
     return lines
 
 
-def _metric_rows(metrics: Iterable[Signal]) -> list[str]:
+def _metric_rows(metrics: Iterable[Signal], lock: Lock) -> list[str]:
     rows = (
         (
             f"`{metric.name}`",
             f"{metric.extra['instrument']}, `{metric.extra['unit']}`",
             f"{metric.brief} *{metric.reason}*",
             _code(sorted(metric.attributes)),
+            _review(lock, f"metric {metric.name}"),
         )
         for metric in metrics
     )
-    return _table(("metric", "instrument, unit", "what and *why*", "attributes"), rows)
+    return _table(("metric", "instrument, unit", "what and *why*", "attributes", "review"), rows)
 
 
 _METRIC_GROUPS: tuple[tuple[str, str, Callable[[Signal], bool]], ...] = (
@@ -198,11 +221,11 @@ _METRIC_GROUPS: tuple[tuple[str, str, Callable[[Signal], bool]], ...] = (
 )
 
 
-def _metrics(registry: Registry) -> list[str]:
+def _metrics(registry: Registry, lock: Lock) -> list[str]:
     lines = ["## Metrics", ""]
     for title, text, belongs in _METRIC_GROUPS:
         lines += [f"### {title}", "", *([text, ""] if text else [])]
-        lines += _metric_rows(filter(belongs, registry.metrics.values()))
+        lines += _metric_rows(filter(belongs, registry.metrics.values()), lock)
     shared: dict[tuple[float, ...], list[str]] = {}
     for metric in registry.metrics.values():
         if metric.extra["boundaries"]:
@@ -212,12 +235,17 @@ def _metrics(registry: Registry) -> list[str]:
     return lines + _table(("boundaries, in the metric's unit", "metrics"), rows)
 
 
-def _events(registry: Registry) -> list[str]:
+def _events(registry: Registry, lock: Lock) -> list[str]:
     rows = (
-        (f"`{event.name}`", f"{event.brief} *{event.reason}*", _code(sorted(event.attributes)))
+        (
+            f"`{event.name}`",
+            f"{event.brief} *{event.reason}*",
+            _code(sorted(event.attributes)),
+            _review(lock, f"event {event.name}"),
+        )
         for event in registry.events.values()
     )
-    head = ("event", "what and *why*", "attributes it usually has")
+    head = ("event", "what and *why*", "attributes it usually has", "review")
     return [
         "## Events",
         "",
@@ -234,18 +262,29 @@ def _where(attribute: Attribute) -> str:
     )
 
 
-def _attributes(registry: Registry) -> list[str]:
+def _attributes(registry: Registry, lock: Lock) -> list[str]:
     lines = ["## Attributes", ""]
-    head = ("attribute", "type", "what and *why*", "sensitivity", "on", *PROFILES)
+    head = (
+        "attribute",
+        "type",
+        "contract",
+        "what and *why*",
+        "sensitivity",
+        "on",
+        *PROFILES,
+        "review",
+    )
     for file, title, text in _GROUPS:
         rows = (
             (
                 f"`{attribute.key}`",
                 attribute.type,
+                attribute.contract,
                 f"{attribute.brief} *{_sentence(attribute.reason)}*",
                 attribute.sensitivity,
                 _where(attribute),
                 *_rule(attribute),
+                _review(lock, f"{kind_of(attribute)} {attribute.key}"),
             )
             for attribute in registry.attributes.values()
             if attribute.file == file
@@ -254,7 +293,7 @@ def _attributes(registry: Registry) -> list[str]:
     return lines
 
 
-def _left_out(registry: Registry) -> list[str]:
+def _left_out(registry: Registry, lock: Lock) -> list[str]:
     lines = [
         "## Deliberately left out",
         "",
@@ -265,11 +304,13 @@ def _left_out(registry: Registry) -> list[str]:
     groups: dict[tuple[str, ...], list[Attribute]] = {}
     for attribute in registry.attributes.values():
         if attribute.file == LEFT_OUT:
-            key = (attribute.brief, attribute.reason, attribute.sensitivity, *_rule(attribute))
+            review = _review(lock, f"{kind_of(attribute)} {attribute.key}")
+            texts = (attribute.brief, attribute.reason, attribute.sensitivity)
+            key = (*texts, attribute.contract, review, *_rule(attribute))
             groups.setdefault(key, []).append(attribute)
     order = {level: place for place, level in enumerate(reversed(SENSITIVITIES))}
-    for (brief, reason, sensitivity, *rules), attributes in sorted(
-        groups.items(), key=lambda item: (order[item[0][2]], item[0][0])
+    for (brief, reason, sensitivity, contract, review, *rules), attributes in sorted(
+        groups.items(), key=lambda item: (order[item[0][2]], item[0])
     ):
         named = _code(a.key + (".<key>" if a.prefix else "") for a in attributes)
         by_profile = ", ".join(
@@ -278,7 +319,9 @@ def _left_out(registry: Registry) -> list[str]:
         lines += [
             f"### {brief.removesuffix('.')}",
             "",
-            f"{reason} *Sensitivity: {sensitivity}. Rules: {by_profile}.*",
+            f"{reason} *Sensitivity: {sensitivity}. Contract: {contract}. Review: {review}.*",
+            "",
+            f"*Rules: {by_profile}.*",
             "",
             named,
             "",
@@ -311,6 +354,29 @@ def _vocabularies(registry: Registry) -> list[str]:
     return lines
 
 
+def _reviews(reviews: list[Review], lock: Lock) -> list[str]:
+    lines = [
+        "## Reviews",
+        "",
+        "No entry changes without a review that names it; `semconv/registry.lock` holds the hash of",
+        "each entry as it was reviewed, and a test compares.",
+        "",
+    ]
+    for review in reviews:
+        covered = sum(name == review.id for _, name in lock.entries.values())
+        lines += [
+            f"### {review.id}",
+            "",
+            f"{review.date}, {review.reviewer}; covers {covered} entries.",
+            "",
+            f"- What: {review.what}",
+            f"- Why: {review.why}",
+            f"- Privacy: {review.privacy}",
+            "",
+        ]
+    return lines
+
+
 def _upstream(registry: Registry) -> list[str]:
     rows = (
         (
@@ -331,19 +397,20 @@ def _upstream(registry: Registry) -> list[str]:
     ]
 
 
-def render(registry: Registry) -> str:
+def render(registry: Registry, reviews: list[Review], lock: Lock) -> str:
     """The text of `docs/TELEMETRY.md`."""
     lines = [
         _INTRODUCTION,
-        *_words(),
-        *_spans(registry),
-        *_metrics(registry),
-        *_events(registry),
-        *_attributes(registry),
-        *_left_out(registry),
-        _BESIDES,
+        *_words(registry),
+        *_spans(registry, lock),
+        *_metrics(registry, lock),
+        *_events(registry, lock),
+        *_attributes(registry, lock),
+        *_left_out(registry, lock),
+        _BESIDES.format(severities=_code(SEVERITIES)),
         *_ledger(),
         *_vocabularies(registry),
+        *_reviews(reviews, lock),
         *_upstream(registry),
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
