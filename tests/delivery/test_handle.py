@@ -356,3 +356,68 @@ time.sleep(2.5)
         )
         assert ran.out == "False\n"
         assert [path for path, _ in sink.requests].count("/v1/traces") == 1
+
+
+LATE = """
+from opentelemetry import _logs, metrics, trace
+from opentelemetry._logs import LogRecord, set_logger_provider
+from opentelemetry.metrics import set_meter_provider
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from opentelemetry.trace import set_tracer_provider
+
+tracers = TracerProvider()
+tracers.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+meters = MeterProvider([PeriodicExportingMetricReader(ConsoleMetricExporter())])
+loggers = LoggerProvider()
+loggers.add_log_record_processor(SimpleLogRecordProcessor(ConsoleLogRecordExporter()))
+BEFORE
+import sottovoce
+sottovoce.start()
+AFTER
+tracers.get_tracer("sottovoce").start_span("planted", attributes={"planted": "planted"}).end()
+meters.get_meter("sottovoce").create_counter("planted").add(1, {"planted": "planted"})
+loggers.get_logger("sottovoce").emit(LogRecord(body="planted", attributes={"planted": "planted"}))
+meters.force_flush()
+"""
+SET = ["set_tracer_provider(tracers)", "set_meter_provider(meters)", "set_logger_provider(loggers)"]
+
+
+@pytest.mark.parametrize("first", SET)
+def test_providers_that_the_app_makes_global_later_are_gated_too(first):
+    later = "; ".join(each for each in SET if each is not first)
+    ran = go(LATE.replace("BEFORE", first).replace("AFTER", later))
+    assert ran.err == ""
+    assert ran.out.count('"trace_id"') == 2
+    assert "planted" not in ran.out
+
+
+def test_providers_that_come_after_ours_are_gated_even_if_not_used():
+    with Sink() as sink:
+        ran = go(
+            LATE.replace("BEFORE", "").replace("AFTER", "; ".join(SET)),
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+        )
+    assert ran.err.count("Overriding of current") == 3
+    assert "planted" not in ran.out
+    assert ran.out.count('"trace_id"') == 2
+
+
+def test_a_late_provider_that_cannot_be_gated_is_not_made_global():
+    odd = """
+class Odd(metrics.MeterProvider):
+    def get_meter(self, *args, **kwargs):
+        raise AssertionError
+    def shutdown(self):
+        print("odd shut down")
+set_meter_provider(Odd())
+metrics.get_meter("app").create_counter("mine").add(1)
+"""
+    ran = go(LATE.replace("BEFORE", SET[0]).replace("AFTER", odd))
+    assert ran.code == 0
+    assert "odd shut down" in ran.out
+    assert "refused: __main__.Odd cannot be gated" in ran.err

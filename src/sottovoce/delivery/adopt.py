@@ -9,16 +9,22 @@ Importing this module does not import the SDK.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import _logs, metrics, trace
+from opentelemetry._logs import _internal as logs_api
+from opentelemetry.metrics import _internal as metrics_api
 
 from sottovoce._version import __version__
 from sottovoce.delivery import exit as ending
+from sottovoce.guard import Patches
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sottovoce.delivery.pipeline import Pipeline
     from sottovoce.settings import Settings
 
@@ -53,6 +59,16 @@ class Providers(NamedTuple):
 
 
 _refusal: str | None = None
+
+_SETTERS: Final = (
+    (trace, "_set_tracer_provider"),
+    (metrics_api, "_set_meter_provider"),
+    (logs_api, "_set_logger_provider"),
+)
+"""What every way to make a provider global ends in (read in opentelemetry-api 1.45); a program
+may hold on to the public functions since before we came."""
+
+_setters: Final = Patches()
 
 
 def in_use() -> Providers:
@@ -107,7 +123,40 @@ def guard(chosen: Settings) -> None:
     if reason := _gated(present, judge):
         refuse(present, f"{names} cannot be gated: {reason}")
         raise Refused(_refusal)
+    watch()
     pipeline.gate_propagation(judge, chosen)
+
+
+def watch() -> None:
+    """From now on, put what the app makes global behind the gate, or do not let it be global."""
+    for module, name in _SETTERS:
+        _setters.wrap(module, name, _watched)
+
+
+def _watched(setter: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(setter)
+    def make_global(provider: Any, *args: Any, **kwargs: Any) -> None:
+        if _is_vacant(provider) or _admitted(provider):
+            setter(provider, *args, **kwargs)
+
+    return make_global
+
+
+def _admitted(provider: Any) -> bool:
+    from sottovoce.privacy import gate, policy  # noqa: PLC0415 - imports the SDK
+
+    if gate.is_gated(provider):
+        return True
+    kinds = (trace.TracerProvider, metrics.MeterProvider, _logs.LoggerProvider)
+    alone = Providers(*(provider if isinstance(provider, kind) else None for kind in kinds))
+    reason = _gated(alone, policy.active()) if any(alone) else "it is no provider"
+    if reason:
+        log.error(
+            "sottovoce: refused: %s cannot be gated: %s. It is shut down and not used.",
+            _name_of(provider), reason,
+        )  # fmt: skip
+        ending.shut_down([provider], _PATIENCE)
+    return not reason
 
 
 def from_file(chosen: Settings) -> Pipeline | None:
@@ -144,6 +193,7 @@ def from_file(chosen: Settings) -> Pipeline | None:
         refuse(made, f"what OTEL_CONFIG_FILE: {chosen.config_file!r} set up: {reason}")
         return None
     _sign(made)
+    watch()
     pipeline.gate_propagation(judge, chosen)
     end = ending.Ending(made, (), chosen.exit_timeout)
     return pipeline.remember(pipeline.Pipeline(made, (), end))

@@ -119,6 +119,7 @@ def configure(chosen: Settings, *, auto_version: str | None = None) -> Pipeline 
         )
     )
     _publish(built)
+    adopt.watch()
     gate_propagation(judge, chosen)
     if chosen.logging_handler and built.logger is not None:
         _logging_handler(built.logger)
