@@ -180,6 +180,7 @@ def test_code_may_tighten(name, value):
 LOOSER = [
     (Settings(profile="off"), "profile", "standard"),
     (Settings(), "remote_model_ids", "catalogue"),
+    (Settings(), "model_catalogue", "/tmp/ids"),
     (Settings(), "propagation", "all"),
     (Settings(own_hosts=("a.example",)), "own_hosts", ["a.example", "b.example"]),
     (Settings(), "allow", ["span:mine"]),

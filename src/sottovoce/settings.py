@@ -161,6 +161,12 @@ class Settings:
         _choice("hash", "catalogue"),
         "`hash`: ids of remote models are pseudonyms; `catalogue`: ids of publicly known models are kept",
     )
+    model_catalogue: str | None = _setting(
+        "SOTTOVOCE_MODEL_CATALOGUE",
+        None,
+        _text,
+        "file of more publicly known model ids, one a line; with a line `version: 2027.01` it replaces the shipped list",
+    )
     key: str | None = _setting(
         "SOTTOVOCE_KEY",
         None,
@@ -428,6 +434,7 @@ _NEUTRAL: Final = frozenset({"semconv", "exit_timeout", "local"})
 _LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "profile": lambda old, new: old == "off" and new != "off",
     "remote_model_ids": lambda old, new: old == "hash" and new != "hash",
+    "model_catalogue": lambda old, new: new != old,
     "propagation": lambda old, new: old == "own" and new != "own",
     "own_hosts": lambda old, new: not set(new) <= set(old),
     "allow": lambda old, new: not set(new) <= set(old),
