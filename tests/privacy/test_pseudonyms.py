@@ -79,6 +79,16 @@ def test_a_pseudonym_is_twelve_hex_characters_that_only_the_secret_decides():
     assert one.model("\ud800") != one.model("?")
 
 
+def test_a_key_id_tells_secrets_apart_and_is_no_part_of_a_key():
+    secret = b"a" * 16
+    one, same, other = Pseudonyms(secret), Pseudonyms(secret), Pseudonyms(b"b" * 16)
+    assert one.key_id == same.key_id != other.key_id
+    assert one.key_id == "be143a51"
+    salt = b"sottovoce pseudonyms v1"
+    for purpose in (b"model", b"host"):
+        assert one.key_id not in hkdf(secret, salt=salt, info=purpose, length=32).hex()
+
+
 def test_the_secret_is_in_no_repr_pickle_log_or_traceback(caplog):
     secret = "correct horse battery staple"
     pseudonyms = from_settings(Settings(key=secret))
@@ -163,6 +173,7 @@ def test_without_a_writable_home_the_secret_is_the_processs_own_with_one_warning
     monkeypatch.setenv("LOCALAPPDATA", str(file))
     one, other = from_settings(Settings()), from_settings(Settings())
     assert one.model("x") != other.model("x")
+    assert not one.is_kept and from_settings(Settings(key="a secret of the tests")).is_kept
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
 
 

@@ -49,11 +49,15 @@ def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
 class Pseudonyms:
     """Makes pseudonyms with one secret. Thread-safe, the same after fork."""
 
-    __slots__ = ("_host", "_model")
+    __slots__ = ("_host", "_model", "is_kept", "key_id")
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, *, is_kept: bool = True) -> None:
         self._model = _state(secret, b"model")
         self._host = _state(secret, b"host")
+        # Tells secrets apart and nothing else of them; derived for this purpose alone.
+        self.key_id = hkdf(secret, salt=_SALT, info=b"key id", length=4).hex()
+        # Whether other processes and other days have the same secret.
+        self.is_kept = is_kept
 
     def __repr__(self) -> str:
         return "Pseudonyms(<secret>)"
@@ -102,7 +106,7 @@ def from_settings(settings: Settings) -> Pseudonyms:
         "sottovoce: no secret could be kept in the state directory; pseudonyms of this process "
         "will not match those of any other. Set SOTTOVOCE_KEY or SOTTOVOCE_KEY_FILE."
     )
-    return Pseudonyms(os.urandom(32))
+    return Pseudonyms(os.urandom(32), is_kept=False)
 
 
 def _state(secret: bytes, purpose: bytes) -> hmac.HMAC:
