@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import contracts
+import dialects
 
 if TYPE_CHECKING:
     from contracts import Contract
+    from dialects import Dialects
 
 HERE = Path(__file__).resolve().parent
 PROFILES = ("aggregate", "strict", "standard", "content")
@@ -98,6 +100,7 @@ class Registry:
     spans: dict[str, Signal]
     events: dict[str, Signal]
     contracts: dict[str, Contract]
+    dialects: Dialects
     upstream: dict[str, dict[str, Any]]
 
 
@@ -401,6 +404,9 @@ def load(directory: Path = HERE) -> Registry:
     metrics, spans, events = (
         _signals(check, section, documents, groups, attributes) for section in _SIGNALS
     )
+    foreign = dialects.read(
+        _document(check, dialects.FILE, directory / dialects.FILE), check.wrong, attributes, metrics
+    )
     upstream = _upstream(check, directory / "upstream")
     if check.mistakes:
         raise Invalid(*check.mistakes)
@@ -410,5 +416,6 @@ def load(directory: Path = HERE) -> Registry:
         spans=spans,
         events=dict(sorted(events.items())),
         contracts=known,
+        dialects=foreign,
         upstream=upstream,
     )

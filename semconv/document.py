@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import dialects
 from definition import PROFILES, RULES, SENSITIVITIES, SIGNALS
 from reviews import GONE, kind_of
 
@@ -34,7 +35,7 @@ leave a process, why, and what becomes of each value; what is not listed here ca
   messages and stack traces are never sent: see [Deliberately left out](#deliberately-left-out).
 
 [Spans](#spans) · [Metrics](#metrics) · [Events](#events) · [Attributes](#attributes) ·
-[Deliberately left out](#deliberately-left-out) · [Besides attributes](#besides-attributes) ·
+[Dialects](#dialects) · [Deliberately left out](#deliberately-left-out) · [Besides attributes](#besides-attributes) ·
 [Names in the ledger](#names-in-the-ledger) · [Closed vocabularies](#closed-vocabularies) ·
 [Reviews](#reviews) · [Upstream](#upstream)
 
@@ -406,6 +407,7 @@ def render(registry: Registry, reviews: list[Review], lock: Lock) -> str:
         *_metrics(registry, lock),
         *_events(registry, lock),
         *_attributes(registry, lock),
+        *dialects.page(registry.dialects),
         *_left_out(registry, lock),
         _BESIDES.format(severities=_code(SEVERITIES)),
         *_ledger(),

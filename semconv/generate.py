@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import allow_list
+import dialects
 import document
 import reviews
 import tables
@@ -28,6 +29,10 @@ OUTPUTS = (
     (
         "src/sottovoce/registry/_tables.py",
         lambda registry, _reviews, _lock: tables.render(registry),
+    ),
+    (
+        "src/sottovoce/registry/_dialects.py",
+        lambda registry, _reviews, _lock: dialects.render(registry.dialects),
     ),
     ("src/sottovoce/registry/texts.json", texts.render),
     ("docs/TELEMETRY.md", document.render),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+import dialects
 from definition import Invalid
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def hashes(registry: Registry) -> dict[str, str]:
         found |= {f"{kind} {name}": _hash(_signal(signal)) for name, signal in signals.items()}
     for name, contract in registry.contracts.items():
         found[f"contract {name}"] = _hash([contract.meaning, contract.pattern])
+    found |= {name: _hash(each) for name, each in dialects.hashes(registry.dialects).items()}
     return dict(sorted(found.items()))
 
 

@@ -28,6 +28,7 @@ DEPRECATED = {"http.method"}
 
 
 GENERATED = (
+    "src/sottovoce/registry/_dialects.py",
     "src/sottovoce/registry/_tables.py",
     "src/sottovoce/registry/texts.json",
     "docs/TELEMETRY.md",
@@ -68,7 +69,7 @@ def copy(tmp_path):
     """A copy of the registry, to break."""
     for room in ("model", "upstream"):
         shutil.copytree(SEMCONV / room, tmp_path / room)
-    for file in ("contracts.yaml", "reviews.yaml", "registry.lock"):
+    for file in ("contracts.yaml", "dialects.yaml", "reviews.yaml", "registry.lock"):
         shutil.copy(SEMCONV / file, tmp_path / file)
     return tmp_path
 

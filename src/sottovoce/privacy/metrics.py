@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.export import (
 
 from sottovoce import guard
 from sottovoce.privacy.origin import Origins, schema_url
-from sottovoce.registry import METRICS
+from sottovoce.registry import METRICS, UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,7 +134,8 @@ class MetricGate:
             self.policy.count("metric", "scope")
             return None
         if known is not None:
-            if not _is(known.instrument, given.data) or given.unit not in {"", None, known.unit}:
+            given_unit = UNITS.get(given.unit, given.unit) if type(given.unit) is str else None
+            if not _is(known.instrument, given.data) or given_unit not in {"", None, known.unit}:
                 self.policy.count("metric", "type")
                 return None
             name, unit, description = given.name, known.unit, known.description

@@ -16,10 +16,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import settings as settings_
-from sottovoce.privacy import catalogue, rules
+from sottovoce.privacy import catalogue, dialects, rules
 from sottovoce.privacy.pseudonyms import Pseudonyms, from_settings
 from sottovoce.privacy.rules import Changed, Drop
-from sottovoce.registry import ATTRIBUTES, RULES, SCOPES
+from sottovoce.registry import ATTRIBUTES, DIALECTS, RULES, SCOPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,11 +46,21 @@ _LONGEST: Final = rules.LONGEST
 class _Entry:
     """How one attribute is judged: its declared type, and the rule for its strings."""
 
-    __slots__ = ("counted_as", "drops", "judge", "kind", "name", "rule", "special", "unkept")
+    __slots__ = (
+        "counted_as", "drops", "foreign", "judge", "kind", "name", "rule", "special", "unkept"
+    )  # fmt: skip
 
     def __init__(
-        self, name: str, kind: type, rule: str, judge: Callable[[str], rules.Verdict]
+        self,
+        name: str,
+        kind: type,
+        rule: str,
+        judge: Callable[[str], rules.Verdict],
+        *,
+        foreign: bool = False,
     ) -> None:
+        # A key of a dialect: never let through, but read.
+        self.foreign = foreign
         # What leaves is this very string: one that only claims to equal it may hold anything.
         self.name = name
         self.kind = kind
@@ -106,6 +116,12 @@ class Policy:
             for signal in attribute.signals:
                 if signal in tables:
                     tables[signal][name] = entry
+        dropped = rules.make("", "drop", None, self._pseudonyms)
+        for key, (ours, _) in DIALECTS.items():
+            entry = _Entry(key, str, "drop", dropped, foreign=True)
+            for signal in ("span", "event", "log", "metric"):
+                if ours in tables[signal]:
+                    tables[signal][key] = entry
         return tables
 
     @property
@@ -199,10 +215,11 @@ class Policy:
             self.count(signal, "rule_error")
             return {}
 
-    def _judged(  # noqa: C901, PLR0912 - one loop, flat, because it runs for every span
-        self, mapping: Mapping[str, Any], signal: str
+    def _judged(  # noqa: C901, PLR0912, PLR0915 - one loop, flat, because it runs for every span
+        self, mapping: Mapping[str, Any], signal: str, around: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         kept: dict[str, Any] = {}
+        foreign: dict[str, Any] | None = None
         get = self._tables[signal].get
         drop = self._news.append
         unknown = 0
@@ -220,7 +237,12 @@ class Policy:
             try:
                 kind = type(value)
                 if kind is not entry.kind or entry.special:
-                    verdict = self._slow(signal, value, entry, mapping, kept)
+                    if entry.foreign:
+                        if foreign is None:
+                            foreign = {}
+                        foreign[entry.name] = value
+                        continue
+                    verdict = self._slow(signal, value, entry, around or mapping, kept)
                 elif kind is str:
                     verdict = (entry.judge if len(value) <= _LONGEST else entry.unkept)(value)
                     # Most strings leave as they are: one comparison settles those.
@@ -249,9 +271,28 @@ class Policy:
                 drop((signal, "rule_error", 1))
         if unknown:
             drop((signal, "unknown", unknown))
+        if foreign is not None:
+            self._said(foreign, mapping, signal, kept)
         if len(self._news) > _FOLD_AT:
             self._tidy()
         return kept
+
+    def _said(
+        self,
+        foreign: Mapping[str, Any],
+        mapping: Mapping[str, Any],
+        signal: str,
+        kept: dict[str, Any],
+    ) -> None:
+        """Add to `kept` what a dialect says, judged as if it had been said in our words."""
+        try:
+            facts = dialects.said(foreign, mapping)
+            if len(facts) < len(foreign):
+                self.count(signal, "drop", len(foreign) - len(facts))
+            if facts:
+                kept.update(self._judged(facts, signal, {**facts, **mapping}))
+        except Exception:  # noqa: BLE001 - fail closed: nothing of the dialect leaves
+            self.count(signal, "rule_error", len(foreign))
 
     def _unknown(self, key: Any, value: Any, signal: str, kept: dict[str, Any]) -> None:
         if signal == "resource" and type(key) is str and self.allows("resource", key):
@@ -290,6 +331,8 @@ class Policy:
         return rules.WRONG_TYPE
 
     def _elements(self, signal: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
+        if isinstance(value, str):
+            value = dialects.elements(value)
         if not isinstance(value, (tuple, list)):
             return rules.WRONG_TYPE
         if entry.rule == "count":

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
-from sottovoce.registry import ATTRIBUTES, SCOPES
+from sottovoce.registry import ATTRIBUTES, SCOPES, WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -209,7 +209,7 @@ _SAME: Final[Mapping[str, Mapping[str, str]]] = {
 def _enum(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
     known = values or frozenset()
     other = Changed("custom" if name == "gen_ai.provider.name" else OTHER, "enum")
-    same = _SAME.get(name, {})
+    same = {**_SAME.get(name, {}), **WORDS.get(name, {})}
     return lambda value: (
         value if value in known or value == other.value else same.get(value.lower(), other)
     )

@@ -35,6 +35,15 @@ _STATUS: Final = {code: Status(code) for code in StatusCode}
 
 OPERATION: Final = "gen_ai.operation.name"
 MODEL: Final = "gen_ai.request.model"
+_NAMED_BY: Final = (
+    ("db.operation.name", ""),
+    ("db.system.name", ""),
+    ("mcp.method.name", ""),
+    ("rpc.system.name", ""),
+    ("messaging.operation.type", "messaging.system"),
+    ("messaging.system", ""),
+)
+"""What names a span that calls neither a model nor a URL, and what is said after it."""
 
 
 class SpanGate(SynchronousMultiSpanProcessor):
@@ -193,13 +202,17 @@ def _from_template(attributes: Mapping[str, Any]) -> str | None:
     if operation is not None:
         model = attributes.get(MODEL)
         return f"{operation} {model}" if model else str(operation)
-    method = attributes.get("http.request.method") or attributes.get("http.method")
+    method = attributes.get("http.request.method")
     if method is not None:
         method = "HTTP" if method == OTHER else method
         route = attributes.get("http.route") or attributes.get("url.template")
         return f"{method} {route}" if route else str(method)
-    database = attributes.get("db.operation.name")
-    return None if database is None else str(database)
+    for what, where in _NAMED_BY:
+        name = attributes.get(what)
+        if name is not None and name != OTHER:
+            place = attributes.get(where)
+            return f"{name} {place}" if place else str(name)
+    return None
 
 
 class Facade(Span):

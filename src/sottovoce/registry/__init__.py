@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from . import _tables
+from . import _dialects, _tables
 
 PROFILES: Final = ("aggregate", "strict", "standard", "content")
 """The privacy profiles that have rules, the tightest first."""
@@ -91,6 +91,22 @@ SCOPES: Final = _tables.SCOPES
 SHAPES: Final = _tables.SHAPES
 """Attribute → the regular expression (ASCII) that a kept value matches as a whole, where its
 value contract is one; see `semconv/contracts.yaml`."""
+
+DIALECTS: Final = _dialects.DIALECTS
+"""What other instrumentations call what we know: foreign key → (our key, how its value is read).
+Of several that say the same, the first is to be heard."""
+
+FOREIGN_WORDS: Final = _dialects.FOREIGN_WORDS
+"""Foreign key whose values are words → word in small letters → word of our vocabulary."""
+
+WORDS: Final = _dialects.WORDS
+"""Our key → word of a dialect, or of an older version, in small letters → word of the vocabulary."""
+
+USAGE: Final = _dialects.USAGE
+"""Path of a token count in a JSON object → our key."""
+
+UNITS: Final = _dialects.UNITS
+"""Unit of a metric as other instrumentations write it → as the conventions do."""
 
 SCHEMA_URLS: Final = _tables.SCHEMA_URLS
 """Metric vocabulary → schema URL of the conventions that define it."""

@@ -1,0 +1,146 @@
+"""What other instrumentations say in their own words, said in those of the conventions.
+
+A foreign key is never let through: what it says is given the convention's name here, and is
+then judged by the policy as if it had come under that name. So a dialect can widen what is
+understood, but never what may leave. Nothing is guessed: a value of another type says nothing,
+and a string of digits is no count.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.registry import ATTRIBUTES, DIALECTS, FOREIGN_WORDS, USAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+Said = tuple[str, Any]
+"""A key of the conventions and what is said under it."""
+
+_RANK: Final = {key: rank for rank, key in enumerate(DIALECTS)}
+
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "int": (int,),
+    "double": (float, int),
+    "boolean": (bool,),
+    "string[]": (tuple, list),
+}
+_ADDRESS: Final = "server.address"
+_PORT: Final = "server.port"
+_URL: Final = re.compile(
+    r"https?://(?:[^/?#@]*@)?(\[[0-9a-fA-F:.]+\]|[^/?#:@]+)(?::(\d{1,5}))?(?:[/?#]|$)"
+)
+_LONGEST_URL: Final = 2048
+_LONGEST_USAGE: Final = 4096
+_LONGEST_WORD: Final = 64
+_LIST: Final = re.compile(r'\[\s*"[\w\-]{1,64}"\s*(?:,\s*"[\w\-]{1,64}"\s*){0,15}\]', re.ASCII)
+
+
+def said(found: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
+    """What `found` (foreign key → value) says in the words of the conventions.
+
+    Nothing under a key of `taken`. Of two foreign keys that say the same, the one that the
+    registry lists first is heard, if its value can be. May raise.
+    """
+    facts: dict[str, Any] = {}
+    for key in found if len(found) == 1 else sorted(found, key=_RANK.__getitem__):
+        how, name, words = _READ[key]
+        for ours, value in how(name, found[key], words):
+            if ours not in taken and ours not in facts:
+                facts[ours] = value
+    return facts
+
+
+def elements(value: str) -> list[str] | None:
+    """The words of a list that was written as JSON; None when it is no such list."""
+    if len(value) > _LONGEST_USAGE or not _LIST.fullmatch(value):
+        return None
+    listed: list[str] = json.loads(value)
+    return listed
+
+
+def _same(name: str, value: Any, _: Any) -> Iterator[Said]:
+    if isinstance(value, _TYPES.get(ATTRIBUTES[name].type, ())):
+        yield name, value
+
+
+def _word(name: str, value: Any, words: Mapping[str, str]) -> Iterator[Said]:
+    word = _short(value)
+    ours = None if word is None else words.get(word.lower())
+    if ours is not None:
+        yield name, ours
+
+
+def _quoted(name: str, value: Any, _: Any) -> Iterator[Said]:
+    if isinstance(value, str):
+        yield name, _unquoted(value)
+
+
+def _one(name: str, value: Any, _: Any) -> Iterator[Said]:
+    word = _short(value)
+    if word:
+        yield name, (word,)
+
+
+def _seconds(name: str, value: Any, _: Any) -> Iterator[Said]:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield name, value / 1000
+
+
+def _url(_name: str, value: Any, _: Any) -> Iterator[Said]:
+    found = _URL.match(value) if isinstance(value, str) and len(value) <= _LONGEST_URL else None
+    if found is not None:
+        yield _ADDRESS, found[1]
+        if found[2]:
+            yield _PORT, int(found[2])
+
+
+def _flag(name: str, value: Any, _: Any) -> Iterator[Said]:
+    if value is True:
+        yield name, "_OTHER"
+
+
+def _usage(_name: str, value: Any, _: Any) -> Iterator[Said]:
+    if not isinstance(value, str) or len(value) > _LONGEST_USAGE:
+        return
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return
+    for path, name in USAGE.items():
+        count = parsed
+        for step in path:
+            count = count.get(step) if isinstance(count, dict) else None
+        if type(count) is int:
+            yield name, count
+
+
+def _short(value: Any) -> str | None:
+    """A word without JSON's quotes; None for anything longer than a word."""
+    if not isinstance(value, str) or len(value) > _LONGEST_WORD:
+        return None
+    return _unquoted(value)
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] == '"'
+    return value[1:-1] if quoted else value
+
+
+_HOW: Final[dict[str, Callable[[str, Any, Any], Iterator[Said]]]] = {
+    "same": _same,
+    "word": _word,
+    "quoted": _quoted,
+    "one": _one,
+    "ms": _seconds,
+    "url": _url,
+    "flag": _flag,
+    "usage": _usage,
+}
+_READ: Final = {
+    key: (_HOW[how], name, FOREIGN_WORDS.get(key)) for key, (name, how) in DIALECTS.items()
+}
