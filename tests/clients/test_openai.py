@@ -112,6 +112,14 @@ def test_request_facts_come_from_what_is_sent(driver, client, calls):
     assert "secret" not in repr(facts)
 
 
+def test_request_facts_of_a_body_given_as_bytes(driver, client, calls):
+    body = b'{"model": "tiny", "messages": [], "temperature": 0.5}'
+    driver.do(client.post, "/chat/completions", cast_to=object, content=body)
+    assert calls.only.model == "tiny"
+    assert calls.only.facts["request_temperature"] == 0.5
+    assert answered(calls.only, USAGE)
+
+
 def test_streams_read_to_the_end(driver, client, calls, streamed):
     create, events, (_, operation, facts) = streamed
     stream = driver.do(create, client)

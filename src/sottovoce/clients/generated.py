@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from sottovoce import exchange, guard
 from sottovoce.protocols import routes
+from sottovoce.protocols.reader import request_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -172,7 +173,9 @@ def _facts(route: Any, options: Any) -> Any:
 def _read_request(route: Any, options: Any) -> Any:
     body = options.json_data
     if not isinstance(body, dict):
-        return None
+        # `content=` of `client.post`: a body given as it is sent; seen in openai 3.52.
+        content = getattr(options, "content", None)
+        return request_facts(route.protocol, content) if isinstance(content, bytes) else None
     # `extra_body=` of the public methods; merged over the body by the SDK, absent in 1.0.
     extra = getattr(options, "extra_json", None)
     return route.protocol.request({**body, **extra} if isinstance(extra, dict) else body)
