@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from definition import RULES, SENSITIVITIES
+from definition import PROFILES, RULES, SENSITIVITIES
 from document import LEDGER
 from reviews import kind_of
 
@@ -26,6 +26,7 @@ def render(registry: Registry, reviews: list[Review], lock: Lock) -> str:
             "reason": attribute.reason,
             "sensitivity": attribute.sensitivity,
             "contract": attribute.contract,
+            "rules": [attribute.rules[profile] for profile in PROFILES],
             "review": review(f"{kind_of(attribute)} {key}"),
         }
         for key, attribute in registry.attributes.items()

@@ -14,6 +14,8 @@ from rich.text import Text
 from sottovoce import settings
 from sottovoce.cli import launch, shown, view
 from sottovoce.cli.local import DEFAULT_PORT, CannotListen, Receiver
+from sottovoce.cli.models import models
+from sottovoce.cli.policy import policy
 from sottovoce.cli.search import search
 from sottovoce.cli.store import Store, StoreError
 
@@ -83,6 +85,10 @@ def local(context: click.Context, port: int, host: str, db: Path, command: tuple
         raise click.ClickException(str(error)) from None
     finally:
         store.close()
+
+
+commands.add_command(policy)
+commands.add_command(models)
 
 
 @commands.command(name="view")
