@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.instrumentation.distro import BaseDistro
+from opentelemetry.util._importlib_metadata import entry_points
 
 from sottovoce import settings
 from sottovoce.guard import failed
@@ -65,6 +66,8 @@ def apply_defaults(chosen: Settings) -> None:
     default("OTEL_PYTHON_CONFIGURATOR", "sottovoce")
     if not chosen.has_destination:
         return
+    _speak()
+    _mend()
     # `anthropic` >= 2 makes spans of its own beside ours, with the organisation's id …
     default("ANTHROPIC_OPEN_TELEMETRY", "false")
     # … and, even without them, sends `traceparent` and baggage to the provider.
@@ -86,6 +89,53 @@ def apply_defaults(chosen: Settings) -> None:
             default(f"OTEL_{signal.upper()}_EXPORTER", "otlp")
     # OTEL_EXPORTER_OTLP_TIMEOUT stays as it is: at exit we do not wait for it, and while the
     # app runs a slow network should get its ten seconds.
+
+
+def _mend() -> None:
+    """Remove what the SDK, or the API, would fail on: the default is better than no start."""
+    from sottovoce.delivery import variables  # noqa: PLC0415 - of use only with a destination
+
+    wrong = variables.unusable(os.environ)
+    for signal in ("tracer", "meter", "logger"):
+        variable = f"OTEL_PYTHON_{signal.upper()}_PROVIDER"
+        name = os.environ.get(variable)
+        group = f"opentelemetry_{signal}_provider"
+        if name is not None and not entry_points(group=group, name=name):
+            known = ", ".join(sorted(entry.name for entry in entry_points(group=group)))
+            wrong[variable] = f"{variable}: {name!r} cannot be used; choose of {known}. Using none."
+    for variable in wrong:
+        del os.environ[variable]
+    report(list(wrong.values()))
+
+
+class _Voice(logging.Handler):
+    """Shows our warnings on stderr when nobody else does.
+
+    Python does that by itself for a program without `logging` set up, but no more once
+    OpenTelemetry's handler sits on the root logger, whose records leave without their text.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Leave it to a handler of the app's, if there is one."""
+        here: logging.Logger | None = log
+        while here is not None:
+            if any(map(_shows, here.handlers)):
+                return
+            here = here.parent if here.propagate else None
+        last = logging.lastResort
+        if last is not None and record.levelno >= last.level:
+            last.handle(record)
+
+
+def _shows(handler: logging.Handler) -> bool:
+    return not isinstance(handler, _Voice) and not type(handler).__module__.startswith(
+        "opentelemetry."
+    )
+
+
+def _speak() -> None:
+    if not any(isinstance(handler, _Voice) for handler in log.handlers):
+        log.addHandler(_Voice())
 
 
 class SottovoceDistro(BaseDistro):  # type: ignore[misc]

@@ -24,6 +24,7 @@ PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc
 
 # A scheme is needed, but for gRPC, which takes a bare host and port.
 _ENDPOINT: Final = re.compile(r"(?:(?:https?|unix)://\S+|(?![a-z]+://)[^\s/]+:\d+)$", re.IGNORECASE)
+_HOST: Final = re.compile(r"(?:\*\.)?[\w.\-]+|\[?[0-9a-f:.%]+\]?")
 _CREDENTIALS: Final = re.compile(r"//[^/@\s]*@")
 _NOT_OURS: Final = ("SOTTOVOCE_BACKEND", "SOTTOVOCE_CACHE", "SOTTOVOCE_COLLECTOR_")
 """Variables of the Collector's configurations and of the Makefile, not of the package."""
@@ -81,7 +82,10 @@ def _seconds(text: str) -> float:
 
 
 def _hosts(text: str) -> tuple[str, ...]:
-    return tuple(host.strip().lower() for host in text.split(",") if host.strip())
+    hosts = tuple(host.strip().lower() for host in text.split(",") if host.strip())
+    if not all(map(_HOST.fullmatch, hosts)):
+        raise _Unusable("list hosts, without scheme, port and path, or *.example.org")
+    return hosts
 
 
 def _text(text: str) -> str | None:
@@ -97,7 +101,8 @@ def _endpoint(text: str) -> str | None:
 
 def _names(text: str) -> tuple[str, ...] | None:
     """Comma-separated exporters; None when nothing is said, empty when `none` is."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    # Each once: an exporter that is named twice would send everything twice.
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     return tuple(name for name in names if name.lower() != "none") if names else None
 
 

@@ -229,6 +229,22 @@ BAD = {
         1,
     ),
     "sampler": ({"OTEL_TRACES_SAMPLER": "some"}, ["some"], 1),
+    "hosts": ({"SOTTOVOCE_OWN_HOSTS": "http://x/"}, ["SOTTOVOCE_OWN_HOSTS", "*.example.org"], 1),
+    "limit": (
+        {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "-1"},
+        ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT: '-1'", "from 0"],
+        1,
+    ),
+    "length": ({"OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "x"}, ["VALUE_LENGTH_LIMIT: 'x'"], 1),
+    "batch": ({"OTEL_BSP_SCHEDULE_DELAY": "soon"}, ["OTEL_BSP_SCHEDULE_DELAY: 'soon'"], 1),
+    "patience": ({"OTEL_EXPORTER_OTLP_TIMEOUT": "-1"}, ["OTLP_TIMEOUT: '-1'", "above 0"], 1),
+    "exemplars": ({"OTEL_METRICS_EXEMPLAR_FILTER": "some"}, ["'some'", "trace_based"], 1),
+    "tracer provider": (
+        {"OTEL_PYTHON_TRACER_PROVIDER": "some"},
+        ["OTEL_PYTHON_TRACER_PROVIDER: 'some'", "sdk_tracer_provider"],
+        1,
+    ),
+    "meter provider": ({"OTEL_PYTHON_METER_PROVIDER": "some"}, ["'some'"], 1),
 }
 
 
@@ -257,3 +273,53 @@ def test_an_address_without_a_scheme_is_no_destination_and_is_said():
     seen, err = look(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")
     assert "OTEL_EXPORTER_OTLP_ENDPOINT: 'collector:4318' cannot be used" in err
     assert seen["providers"][0] == "ProxyTracerProvider"
+
+
+def test_usable_values_of_the_sdks_variables_are_left_alone():
+    theirs = {
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "0",
+        "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": "",
+        "OTEL_BSP_SCHEDULE_DELAY": "5000",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "2.5",
+        "OTEL_METRICS_EXEMPLAR_FILTER": "always_off",
+    }
+    seen, err = look(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", **theirs)
+    assert err == ""
+    assert theirs.items() <= seen["environ"].items()
+
+
+def test_an_exporter_that_is_named_twice_sends_once():
+    with Sink() as sink:
+        run(SPAN, OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint, OTEL_TRACES_EXPORTER="otlp,otlp")
+    assert sink.span_names == ["chat"]
+
+
+LATE_WARNING = """
+import logging, sys
+SETUP
+import sottovoce
+sottovoce.start()
+sottovoce.start(semconv="latest")
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "shown"),
+    [
+        ("", 1),
+        ("logging.basicConfig(stream=sys.stderr)", 1),
+        ("logging.basicConfig(stream=sys.stdout)", 0),
+        ("logging.getLogger('sottovoce').addHandler(logging.StreamHandler())", 1),
+        ("logging.getLogger('sottovoce').setLevel(logging.ERROR)", 0),
+    ],
+)
+@pytest.mark.parametrize("bridged", ["true", "false"])
+def test_our_warnings_are_shown_once_whoever_listens_to_logging(setup, shown, bridged):
+    with Sink() as sink:
+        ran = run(
+            LATE_WARNING.replace("SETUP", setup),
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+            OTEL_LOGS_EXPORTER="otlp",
+            OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED=bridged,
+        )
+    assert ran.err.count("already started") == shown

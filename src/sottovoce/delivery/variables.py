@@ -1,0 +1,50 @@
+"""Variables of the SDK's own that it fails on, or sends nothing by, when it cannot use them.
+
+OpenTelemetry would have an unusable value ignored, with a warning; its Python SDK raises an
+error at import or when a provider is made (1.45), and the app would start without telemetry.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SDKS: Final = tuple(
+    (re.compile(variable), re.compile(usable, re.IGNORECASE), choices)
+    for variable, usable, choices in (
+        (
+            r"OTEL_(?:SPAN_|EVENT_|LINK_|LOGRECORD_)?(?:ATTRIBUTE|EVENT|LINK)_(?:COUNT|VALUE_LENGTH)_LIMIT",
+            r"\d*",
+            "give a whole number from 0",
+        ),
+        (
+            r"OTEL_B(?:S|LR)P_(?:SCHEDULE_DELAY|EXPORT_TIMEOUT|MAX_QUEUE_SIZE|MAX_EXPORT_BATCH_SIZE)",
+            r"0*[1-9]\d*",
+            "give a whole number from 1",
+        ),
+        (
+            r"OTEL_EXPORTER_OTLP_(?:(?:TRACES|METRICS|LOGS)_)?TIMEOUT",
+            r"(?=[\d.]*[1-9])(?:\d+\.?\d*|\.\d+)(?:e[+\-]?\d{1,2})?",
+            "give a number of seconds above 0",
+        ),
+        (
+            r"OTEL_METRICS_EXEMPLAR_FILTER",
+            r"always_on|always_off|trace_based",
+            "choose one of always_on, always_off, trace_based",
+        ),
+    )
+)
+
+
+def unusable(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the SDK cannot use, with a warning for each."""
+    return {
+        variable: f"{variable}: {value[:64]!r} cannot be used; {choices}. Using the default."
+        for variable, value in sorted(environ.items())
+        if variable.startswith("OTEL_")
+        for pattern, usable, choices in _SDKS
+        if pattern.fullmatch(variable) and not usable.fullmatch(value.strip())
+    }
