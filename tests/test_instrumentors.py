@@ -6,7 +6,7 @@ import httpx
 import httpx2
 import openai
 import pytest
-from opentelemetry import baggage, context, propagate
+from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.propagators.composite import CompositePropagator
@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sottovoce import instrumentors
+from sottovoce.call import current_call
 from sottovoce.privacy import policy
 from sottovoce.privacy.propagation import GatedPropagator
 from sottovoce.settings import Settings
@@ -155,6 +156,37 @@ def test_a_call_made_in_a_hook_of_another_is_its_child(bench):
     inner, outer = bench.spans
     assert inner.parent.span_id == outer.context.span_id
     assert outer.parent is None
+
+
+def test_calls_that_are_left_in_the_wrong_order_leave_nothing_behind(bench):
+    """As under a scheduler of one's own, whose coroutines share a context."""
+    bench.apply(instrumentors.HTTPXInstrumentor)
+
+    class Pause:
+        def __await__(self):
+            yield
+
+    async def pause(_):
+        await Pause()
+
+    def finish(coroutine):
+        with pytest.raises(StopIteration):
+            while True:
+                coroutine.send(None)
+
+    client = httpx2.AsyncClient(
+        transport=httpx2.MockTransport(lambda _: httpx2.Response(200, json=ANSWER)),
+        event_hooks={"request": [pause]},
+    )
+    url = "http://localhost:8080/v1/chat/completions"
+    asked = [client.post(url, json={"model": name, "messages": []}) for name in "abc"]
+    for coroutine in asked:
+        coroutine.send(None)
+    for coroutine in asked:
+        finish(coroutine)
+    assert len(bench.spans) == 3
+    assert current_call.get() is None
+    assert trace.get_current_span() is trace.INVALID_SPAN
 
 
 def test_suppressed_instrumentation_is_obeyed(bench):

@@ -67,12 +67,14 @@ class HTTPCall(Call):
         sending: the request of this call that a transport is sending right now, else ``None``;
             what the app's own hooks and transports do meanwhile is no attempt of this call.
         entered: the frame that opened the call has not left it yet.
+        left: what undoes `enter`, while one that entered later has yet to leave.
         watched: whoever reads the response's body ends the call; whoever opened it does not.
     """
 
-    __slots__ = ("entered", "sending", "watched")
+    __slots__ = ("entered", "left", "sending", "watched")
 
     entered: bool
+    left: Tokens | None
     sending: Any
     watched: bool
 
@@ -99,7 +101,7 @@ def open_call(
         port=target.port,
     )
     call.entered = call.watched = False
-    call.sending = None
+    call.sending = call.left = None
     call.facts.update(facts)
     call.stream = facts.get("request_stream") is True
     return call
@@ -136,14 +138,26 @@ def _enter(call: Call) -> Any:
 
 @guard.never_raise("exchange.leave")
 def leave(call: HTTPCall, tokens: Tokens) -> None:
-    """Undo `enter`. Never raises."""
+    """Undo `enter`. Never raises.
+
+    Coroutines that share a context may leave in another order than they entered: what was
+    current before is restored once the last that entered has left.
+    """
     call.entered = False
-    try:
-        current_call.reset(tokens[1])
-    except ValueError:
-        # A coroutine that was dropped is closed in another context, which was never entered.
+    call.left = tokens
+    top = current_call.get()
+    if top is not call:
         return
-    call.recorder.leave(tokens[0])
+    while isinstance(top, HTTPCall) and top.left is not None:
+        span, before = top.left
+        try:
+            current_call.reset(before)
+        except ValueError:
+            # A coroutine that was dropped is closed in another context, which was never entered.
+            return
+        top.left = None
+        top.recorder.leave(span)
+        top = current_call.get()
 
 
 @guard.never_raise("exchange.cut_short")
