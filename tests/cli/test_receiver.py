@@ -320,6 +320,18 @@ def test_numbers_that_sqlite_cannot_hold_are_clamped(receiver, store):
     assert store.points()[0].count == 2**63 - 1
 
 
+@pytest.mark.parametrize("scale", [-(2**31), -11, -10, -9, 0, 20, 21, 2**31 - 1])
+@pytest.mark.parametrize("offset", [-(2**31), 0, 2**31 - 1])
+def test_exponential_histograms_of_any_scale_are_taken(receiver, store, scale, offset):
+    metrics = ExportMetricsServiceRequest()
+    metric = metrics.resource_metrics.add().scope_metrics.add().metrics.add(name="h")
+    point = metric.exponential_histogram.data_points.add(count=2, sum=3, scale=scale)
+    point.positive.offset = offset
+    point.positive.bucket_counts.extend([1, 1])
+    assert send(receiver, "/v1/metrics", metrics.SerializeToString())[0] == 200
+    assert store.points()[0].count == 2
+
+
 def test_many_clients_at_once(receiver, store):
     failures = []
 

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+import threading
 
 import pytest
 
@@ -136,6 +137,70 @@ def test_a_file_that_is_no_store_is_left_alone(tmp_path):
     assert not (tmp_path / "absent.db").exists()
     with pytest.raises(StoreError):
         Store(text / "below.db", create=True)
+
+
+def test_many_who_make_the_same_store_at_once_all_get_it(tmp_path):
+    errors = []
+
+    def make(path, together):
+        together.wait()
+        try:
+            Store(path, create=True).close()
+        except StoreError as error:
+            errors.append(error)
+
+    for attempt in range(20):
+        together = threading.Barrier(4)
+        threads = [
+            threading.Thread(target=make, args=(tmp_path / f"{attempt}.db", together))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not errors
+
+
+def test_two_receivers_fill_one_store(tmp_path, store):
+    other = Store(tmp_path / "local.db", create=True)
+    threads = [
+        threading.Thread(target=lambda to=to: [to.add(request(b"x"), Rows()) for _ in range(50)])
+        for to in (store, other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.totals().requests == other.totals().requests == 100
+    other.close()
+
+
+def test_a_full_disk_refuses_what_does_not_fit_and_nothing_after_it(store):
+    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+    store._connection.execute(f"PRAGMA max_page_count = {pages + 5}")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="full"):
+            store.add(request(b"x" * 400_000), Rows())
+    store.add(request(b"small"), Rows())
+    assert store.totals().requests == 1
+
+
+def test_a_damaged_file_is_named_when_it_is_read(tmp_path, store):
+    store.add(request(b"x" * 50_000), Rows(spans=[span()], points=[point()]))
+    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    path = tmp_path / "local.db"
+    sound = path.read_bytes()
+    for name, bytes_ in (
+        ("pages.db", sound[:4096] + b"\xee" * (len(sound) - 4096)),
+        ("row.db", sound.replace(b"scope{}{}[]", b"scope{]{}[]")),
+    ):
+        assert bytes_ != sound
+        (tmp_path / name).write_bytes(bytes_)
+        damaged = Store(tmp_path / name)
+        with pytest.raises(StoreError, match=f"{name} cannot be read"):
+            damaged.spans()
+        damaged.close()
 
 
 def test_an_error_while_writing_leaves_nothing_half_written(store):

@@ -283,6 +283,16 @@ def test_attributes_of_any_type_are_shown(text, value, tmp_path_factory):
         store.close()
 
 
+def test_a_histogram_of_very_many_buckets_is_drawn_in_part(store):
+    many = 20_000
+    bounds, buckets = json.dumps(list(range(many))), json.dumps([1] * (many + 1))
+    wide = ("h", "histogram", "s", 2, 0, 0, 1, many + 1, 1.0, None, None, bounds, buckets)
+    store.add(request(), Rows(points=[(*wide, "", "{}", "{}")]))
+    text = seen(store)
+    assert "more buckets" in text
+    assert len(text) < 10_000
+
+
 def test_parents_in_a_circle_and_deep_trees_end(store):
     circle = [
         ("circle", key, parent, f"span {key}", 1, 1, 2, 0, "", "", "{}", "{}", "[]")

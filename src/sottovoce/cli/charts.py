@@ -24,6 +24,7 @@ _CHART_WIDTH: Final = 48
 _RANGE_WIDTH: Final = 15
 _MAX_CHARTS: Final = 200
 _EIGHTHS: Final[tuple[str, ...]] = ("", *"▏▎▍▌▋▊▉")
+_MAX_BARS: Final = 64
 _GAP: Final = 2  # empty buckets in a row that are still drawn
 
 # What an attribute set is called, in this order; the other attributes follow as key=value.
@@ -147,19 +148,24 @@ def _bars(point: Point, *, ascii_only: bool) -> Iterator[Text]:
     most = max(point.buckets)
     edges = [None, *point.bounds, None]
     width = _CHART_WIDTH - _RANGE_WIDTH - len(f"{most:,}") - 6
-    for index in range(filled[0], filled[-1] + 1):
-        count = point.buckets[index]
-        before = max(at for at in filled if at <= index)
-        after = min(at for at in filled if at >= index)
-        if not count and after - before > _GAP + 1:
-            if index == before + 1:
-                yield Text(f"{'⋮':>{_RANGE_WIDTH}}", style="dim")
-            continue
-        label = shown.bucket(edges[index], edges[index + 1], point.unit)
-        line = Text(f"{label:>{_RANGE_WIDTH}} ", no_wrap=True, overflow="ellipsis")
-        if count:
-            line.append(bar(count, most, width, ascii_only=ascii_only), style="green")
-            line.append(f" {count:,}")
+    before = filled[0]
+    for index in filled[:_MAX_BARS]:
+        empty = range(before + 1, index)
+        if len(empty) > _GAP:
+            yield Text(f"{'⋮':>{_RANGE_WIDTH}}", style="dim")
         else:
-            line.append("·", style="dim")
-        yield line
+            for at in empty:
+                yield _range(edges, at, point.unit).append("·", style="dim")
+        before = index
+        count = point.buckets[index]
+        line = _range(edges, index, point.unit)
+        line.append(bar(count, most, width, ascii_only=ascii_only), style="green")
+        yield line.append(f" {count:,}")
+    if len(filled) > _MAX_BARS:
+        yield Text(f"… and {len(filled) - _MAX_BARS:,} more buckets", style="dim")
+
+
+def _range(edges: Sequence[float | None], index: int, unit: str) -> Text:
+    """The label of a bar."""
+    label = shown.bucket(edges[index], edges[index + 1], unit)
+    return Text(f"{label:>{_RANGE_WIDTH}} ", no_wrap=True, overflow="ellipsis")

@@ -246,8 +246,8 @@ def _exponential(point: Any) -> tuple[Sequence[float], Sequence[int]]:
     counts = list(point.positive.bucket_counts)
     if point.scale not in _EXPONENTIAL_SCALES or not counts:
         return (), ()
-    base = 2.0 ** (2.0**-point.scale)
     try:
+        base = 2.0 ** (2.0**-point.scale)
         edges = [base ** (point.positive.offset + step) for step in range(len(counts) + 1)]
     except OverflowError:
         return (), ()

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -167,6 +167,8 @@ class Totals:
 class Store:
     """An open store; every method may be called from any thread.
 
+    A file that turns out to be damaged when it is read raises `StoreError` there and then.
+
     Args:
         path: the file.
         create: make the file when it is absent, else that is an error.
@@ -204,20 +206,29 @@ class Store:
 
     def _prepare(self) -> None:
         run = self._connection.execute
-        (tables,) = run("SELECT count(*) FROM sqlite_master").fetchone()
+        if self._is_empty():
+            run("PRAGMA auto_vacuum = INCREMENTAL")
+            with self._transaction():
+                # Looked at again: another process may have been making it as well.
+                if self._is_empty():
+                    for statement in SCHEMA.split(";"):
+                        run(statement)
+                    run(f"PRAGMA application_id = {_APPLICATION}")
+                    run(f"PRAGMA user_version = {_VERSION}")
+            # Locked: by who is doing the same.
+            with suppress(sqlite3.OperationalError):
+                run("PRAGMA journal_mode = WAL")
         (application,) = run("PRAGMA application_id").fetchone()
         (version,) = run("PRAGMA user_version").fetchone()
-        if tables and (application, version) != (_APPLICATION, _VERSION):
+        if (application, version) != (_APPLICATION, _VERSION):
             raise StoreError(f"{self.path} is no store of this version; name another with --db")
         run("PRAGMA foreign_keys = ON")
-        if not tables:
-            run("PRAGMA auto_vacuum = INCREMENTAL")
-            run("PRAGMA journal_mode = WAL")
-            run(f"PRAGMA application_id = {_APPLICATION}")
-            run(f"PRAGMA user_version = {_VERSION}")
-            self._connection.executescript(SCHEMA)
         run("PRAGMA synchronous = NORMAL")
         run("PRAGMA journal_size_limit = 4194304")
+
+    def _is_empty(self) -> bool:
+        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return not tables
 
     def close(self) -> None:
         """Close the file; the store cannot be used any more."""
@@ -284,14 +295,26 @@ class Store:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection.execute
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # A full disk may have rolled it back already; one left open would block the next.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def _rows(self, query: str, *parameters: Any) -> list[Any]:
-        with self._lock, closing(self._connection.execute(query, parameters)) as cursor:
-            return cursor.fetchall()
+        try:
+            with self._lock, closing(self._connection.execute(query, parameters)) as cursor:
+                return cursor.fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path} cannot be read: {error}") from error
+
+    def _json(self, text: str) -> Any:
+        """What `otlp` wrote as JSON into a column."""
+        try:
+            return json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{self.path} cannot be read: a row was damaged") from error
 
     def totals(self) -> Totals:
         """Counts of everything in the store."""
@@ -341,7 +364,7 @@ class Store:
             trace, after,
         ):  # fmt: skip
             # An exporter that got no answer sends again: one span, however often it came.
-            read = {name: json.loads(row[name]) for name in ("attributes", "resource", "events")}
+            read = {name: self._json(row[name]) for name in ("attributes", "resource", "events")}
             found[row["id"]] = Span(**{**dict(row), **read})
         return list(found.values())
 
@@ -364,9 +387,9 @@ class Store:
             point = Point(
                 **{
                     **dict(row),
-                    "bounds": tuple(json.loads(row["bounds"])),
-                    "buckets": tuple(json.loads(row["buckets"])),
-                    "attributes": json.loads(row["attributes"]),
+                    "bounds": tuple(self._json(row["bounds"])),
+                    "buckets": tuple(self._json(row["buckets"])),
+                    "attributes": self._json(row["attributes"]),
                 }
             )
             key = (point.name, point.kind, point.bounds, row["attributes"])
@@ -384,7 +407,7 @@ class Store:
     def logs(self, after: int = 0) -> list[Log]:
         """Log records, oldest first."""
         return [
-            Log(**{**dict(row), "attributes": json.loads(row["attributes"])})
+            Log(**{**dict(row), "attributes": self._json(row["attributes"])})
             for row in self._rows(
                 "SELECT at_ns, severity, event, body, trace, span, scope, attributes FROM log "
                 "WHERE request > ? ORDER BY at_ns",
