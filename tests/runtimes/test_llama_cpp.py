@@ -327,6 +327,14 @@ def test_generate_is_a_stream_of_tokens_that_takes_what_is_sent(llama_hooks, ggu
     assert two.facts["output_tokens"] == 2
 
 
+def test_a_prompt_that_cannot_be_counted_has_no_count(llama_hooks, llama):
+    stream = llama.generate(iter(llama.tokenize(b"hello")))
+    next(stream)
+    stream.close()
+    assert "input_tokens" not in llama_hooks.recorder.call.facts
+    assert llama_hooks.recorder.call.facts["output_tokens"] == 1
+
+
 def test_embeddings(llama_hooks, embedder):
     answer = embedder.create_embedding(["ab", "cde"])
     call = llama_hooks.recorder.call

@@ -87,7 +87,7 @@ class EngineCall(Call):
 
     def finish(self, error: BaseException | None = None) -> None:
         """The engine is done, or failed with `error`. Never raises."""
-        self._settle_once()
+        self.gather()
         if error is None:
             self.end()
         else:
@@ -95,15 +95,13 @@ class EngineCall(Call):
 
     def leave(self) -> None:
         """The app stopped reading; once the answer is complete that is no abandonment."""
-        self._settle_once()
+        # At once: the thread that may end it must not touch the engine.
+        self.gather()
         dropped.stop(self)
 
-    @never_raise("runtime.blame")
-    def _blamed(self, error: BaseException) -> BaseException | str:
-        return self.blame(error)
-
     @never_raise("runtime.settle")
-    def _settle_once(self) -> None:
+    def gather(self) -> None:
+        """Write what is known of the engine's work. Never raises; at exit nothing else comes."""
         if not self.is_open:
             return
         facts = self.facts
@@ -114,6 +112,10 @@ class EngineCall(Call):
                 per_token = (self.busy_ns - self.first_ns) / (self.made - 1)
                 facts["time_per_output_token_s"] = max(0.0, per_token * NS)
         self.settle()
+
+    @never_raise("runtime.blame")
+    def _blamed(self, error: BaseException) -> BaseException | str:
+        return self.blame(error)
 
 
 _loading: ContextVar[bool] = ContextVar("sottovoce_loading", default=False)

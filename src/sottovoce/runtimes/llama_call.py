@@ -36,8 +36,8 @@ class LlamaCall(EngineCall):
     )
 
     llama: Any
-    # Tokens of the prompts, and how many of them had to be evaluated.
-    prompt: int
+    # Tokens of the prompts (None when one did not tell), and how many had to be evaluated.
+    prompt: int | None
     evaluated: int
     passes: int
     # Whether what is evaluated now is prompt.
@@ -66,7 +66,7 @@ class LlamaCall(EngineCall):
         """A pass of the engine begins, with that many tokens of prompt."""
         self.drop_end()
         self.passes += 1
-        self.prompt += tokens or 0
+        self.prompt = None if tokens is None or self.prompt is None else self.prompt + tokens
         self.prefilling = True
 
     def prefilled(self) -> None:
@@ -88,11 +88,12 @@ class LlamaCall(EngineCall):
         facts.update(checked(self.seen.candidates()))
         if self.passes:
             self.drop_end()
-            facts["input_tokens"] = self.prompt
             facts["output_tokens"] = self.made
-            cached = self.prompt - self.evaluated
-            if self.first_ns and cached > 0:
-                facts["cache_read_tokens"] = cached
+            if self.prompt is not None:
+                facts["input_tokens"] = self.prompt
+                cached = self.prompt - self.evaluated
+                if self.first_ns and cached > 0:
+                    facts["cache_read_tokens"] = cached
             if self.passes > 1:
                 facts["passes"] = self.passes
         self.llama = None
