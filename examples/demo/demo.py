@@ -21,6 +21,7 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -270,7 +271,7 @@ class Collector:
             post = urllib.request.Request(url, request.body, headers, method="POST")
             with urllib.request.urlopen(post, timeout=5):
                 self.accepted += 1
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             self.failures.append(f"{request.signal}: {error}")
 
     def report(self) -> None:
@@ -296,10 +297,13 @@ def collector() -> Collector | None:
         f"{usual}/v1/traces", b"", {"Content-Type": "application/x-protobuf"}, method="POST"
     )
     try:
-        with urllib.request.urlopen(empty, timeout=2):
+        with urllib.request.urlopen(empty, timeout=2) as answer:
+            # Whatever else may listen there gets nothing.
+            if answer.headers.get_content_type() != "application/x-protobuf":
+                raise ValueError
             say(f"a Collector answers at {usual}: everything that leaves is passed on to it, too")
             return Collector(usual, {})
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         say("no Collector answers on this machine: our own receiver stands in")
         return None
 

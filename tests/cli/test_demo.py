@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,55 @@ def run(*arguments, **environment):
         [sys.executable, str(DEMO), *arguments],
         capture_output=True, text=True, timeout=300, env={**kept, **environment},
     )  # fmt: skip
+
+
+@pytest.fixture
+def listener():
+    """Listens as something that is no Collector; set what it answers."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            self.request.sendall(self.server.answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_what_is_no_collector_is_not_taken_for_one(demo, listener, answer, monkeypatch, capsys):
+    listener.answer = answer
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.setattr(demo, "DEFAULT_PORT", listener.server_address[1])
+    assert demo.collector() is None
+    assert "no Collector" in capsys.readouterr().out
+
+
+def test_a_collector_where_collectors_answer_is_found(demo, receiver, monkeypatch):
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.setattr(demo, "DEFAULT_PORT", receiver.port)
+    assert demo.collector().endpoint == receiver.endpoint
+
+
+def test_a_named_collector_that_speaks_something_else_is_reported(demo, listener, monkeypatch):
+    listener.answer = b"SSH-2.0-x\r\n"
+    url = f"http://127.0.0.1:{listener.server_address[1]}"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    collector = demo.collector()
+    collector(request(b"x"))
+    assert len(collector.failures) == 1
 
 
 @pytest.mark.e2e
