@@ -97,15 +97,17 @@ def _scope(registry: Registry) -> list[str]:
     ]
 
 
-def _others(registry: Registry, signal: str) -> list[str]:
+def _others(registry: Registry, place: str) -> list[str]:
     """What is no attribute."""
-    if signal == "traces":
+    if place == "span":
         return ['set(span.status.message, "")', 'set(span.trace_state, "")']
-    if signal == "metrics":
+    if place == "metric":
         return [
             f"set(metric.description, {_text(metric.brief)}) where metric.name == {_text(name)}"
             for name, metric in registry.metrics.items()
         ]
+    if place != "log":
+        return []
     events, severities = _whole(_words(registry.events)), _whole(sorted(SEVERITIES))
     return [
         'set(log.body, "")',
@@ -114,14 +116,19 @@ def _others(registry: Registry, signal: str) -> list[str]:
     ]
 
 
-def _statements(registry: Registry, signal: str) -> Iterator[str]:
-    yield from _others(registry, signal)
-    yield from _scope(registry)
+def _groups(registry: Registry, signal: str) -> Iterator[list[str]]:
+    """Statements by place: those of one group run together, and only where its place exists."""
+    yield _scope(registry)
+    if signal == "metrics":
+        yield _others(registry, "metric")
     for place, name in _PLACES[signal]:
         attributes = _let(registry, name)
         keys = ", ".join(_text(attribute.key) for attribute in attributes)
-        yield f"keep_keys({place}.attributes, [{keys}])"
-        yield from (_value(registry, place, attribute) for attribute in attributes)
+        yield [
+            *_others(registry, place),
+            f"keep_keys({place}.attributes, [{keys}])",
+            *(_value(registry, place, attribute) for attribute in attributes),
+        ]
 
 
 def _list(indent: int, items: Iterable[str]) -> list[str]:
@@ -157,7 +164,9 @@ def render(registry: Registry) -> str:
         "    error_mode: propagate",
     ]
     for signal, name in _STATEMENTS.items():
-        lines += [f"    {name}_statements:", *_list(6, _statements(registry, signal))]
+        lines.append(f"    {name}_statements:")
+        for group in _groups(registry, signal):
+            lines += ["      - statements:", *_list(10, group)]
     lines += ["", "# A list replaces the list below it: these name local.yaml's processors too."]
     lines += ["service:", "  pipelines:"]
     for signal in _PLACES:
