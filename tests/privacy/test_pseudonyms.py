@@ -7,6 +7,7 @@ import pickle
 import re
 import stat
 import sys
+import threading
 import traceback
 
 import pytest
@@ -212,3 +213,22 @@ def test_the_state_directory_is_the_platforms(monkeypatch, home, platform, envir
     monkeypatch.setattr(sys, "platform", platform)
     found = state_dir(environ)
     assert (found is None) if ending is None else found.endswith(ending)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("where", ["key_file", "state"])
+def test_a_pipe_in_the_place_of_a_key_is_not_waited_for(home, tmp_path, caplog, where):
+    pipe = tmp_path / "pipe" if where == "key_file" else key_path()
+    pipe.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(pipe)
+    given = Settings(key_file=str(pipe)) if where == "key_file" else Settings()
+    asked = threading.Thread(target=from_settings, args=(given,), daemon=True)
+    asked.start()
+    asked.join(10)
+    assert not asked.is_alive()
+    assert "secret" in caplog.text
+
+
+def test_a_key_file_that_no_file_system_can_name_is_warned_about(home, caplog):
+    from_settings(Settings(key_file="a\0b"))
+    assert "SOTTOVOCE_KEY" in caplog.text

@@ -29,11 +29,15 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from sottovoce import guard
+from sottovoce.privacy.ledger import NAME as LEDGER
+from sottovoce.privacy.ledger import Ledger
 from sottovoce.privacy.origin import Origins, schema_url
 from sottovoce.registry import METRICS, UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from sottovoce.privacy.policy import Policy
 
@@ -65,6 +69,7 @@ class MetricGate:
         self.policy = policy
         self._collect = collect
         self._origins = Origins(policy, "metric")
+        self._ledger = Ledger(policy)
 
     def __call__(self, metric_reader: Any, timeout_millis: float = 10_000) -> MetricsData | None:
         """Collect for `metric_reader`; None, which exports nothing, when cleaning fails.
@@ -76,11 +81,25 @@ class MetricGate:
         if data is None:
             return None
         try:
-            return self.clean(data)
+            clean = self.clean(data)
+            told_by = None if self.policy.off else self._told_by()
+            if told_by is not None:
+                resource = self._origins.resource(data.resource_metrics[0].resource)
+                clean = self._ledger.closed(metric_reader, clean, resource, told_by)
         except Exception:  # noqa: BLE001 - fail closed
             self.policy.count("metric", "gate_error")
             guard.failed("metric gate")
             return None
+        return clean
+
+    def _told_by(self) -> InstrumentationScope | None:
+        """The scope of our counter, if a recorder made it."""
+        # `_async_instruments` of the measurement consumer, read in opentelemetry-sdk 1.45.
+        consumer = getattr(self._collect, "__self__", None)
+        for instrument in list(getattr(consumer, "_async_instruments", ())):
+            if instrument.name == LEDGER and instrument.instrumentation_scope.name == SCOPE:
+                return self._origins.scope(instrument.instrumentation_scope)
+        return None
 
     def clean(self, data: MetricsData) -> MetricsData | None:
         """`data` rebuilt; None when nothing of it may leave. May raise."""

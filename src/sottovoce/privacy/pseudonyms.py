@@ -135,11 +135,20 @@ def _file(settings: Settings) -> bytes | None:
     if settings.key_file is None:
         return None
     try:
-        with open(settings.key_file, "rb") as file:  # noqa: PTH123 - pathlib costs more to import
-            return file.read(4096).strip()
-    except OSError:
+        return _bytes(settings.key_file)
+    except (OSError, ValueError):
         log.debug("sottovoce: the key file cannot be read", exc_info=True)
         return b""
+
+
+def _bytes(path: str) -> bytes:
+    """The beginning of a file; a pipe in its place gives what it holds and is not waited for."""
+
+    def open_now(path: str, flags: int) -> int:
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", opener=open_now) as file:
+        return (file.read(4096) or b"").strip()
 
 
 def _kept(directory: str) -> bytes:
@@ -187,10 +196,9 @@ def _create(draft: str, path: str) -> None:
 
 def _read(path: str) -> bytes:
     for _ in range(20):
-        with open(path, encoding="ascii") as file:  # noqa: PTH123 - as above
-            text = file.read(_HEX_LENGTH + 2).strip()
+        text = _bytes(path)
         if len(text) == _HEX_LENGTH:
-            return bytes.fromhex(text)
+            return bytes.fromhex(text.decode("ascii"))
         # Another process may be between creating and writing it.
         time.sleep(0.005)
     raise ValueError("not a secret of ours")
