@@ -153,7 +153,7 @@ class MetricGate:
             self.policy.count("metric", "scope")
             return None
         if known is not None:
-            given_unit = UNITS.get(given.unit, given.unit) if type(given.unit) is str else None
+            given_unit = UNITS.get(given.unit, given.unit) if given.unit else None
             if not _is(known.instrument, given.data) or given_unit not in {"", None, known.unit}:
                 self.policy.count("metric", "type")
                 return None

@@ -376,7 +376,8 @@ class Policy:
         )
 
     def _is_here(self, address: str) -> bool:
-        return rules.is_loopback(address) or rules.is_own(address, self._own_hosts)
+        name = rules.host_of(address)
+        return rules.is_loopback(name) or rules.is_own(name, self._own_hosts)
 
 
 def _judge(entry: _Entry, value: str) -> rules.Verdict:

@@ -96,6 +96,9 @@ _TENANT_SUFFIXES: Final = (
     "endpoints.huggingface.cloud",
 )
 _LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]")
+_AUTHORITY: Final = re.compile(
+    r"(?:https?://(?:[^/?#@]*@)?)?(\[[0-9a-fA-F:.]+\]|[^/?#:@\s]+)(?::\d{1,5})?(?:[/?#]|$)"
+)
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
 _PRIVATE: Final = re.compile(
     r"10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}"
@@ -279,9 +282,15 @@ def is_own(address: str, own_hosts: tuple[str, ...]) -> bool:
     )
 
 
+def host_of(address: str) -> str:
+    """The host of `address`, which may be a URL or have a port: other instrumentations write so."""
+    found = _AUTHORITY.match(address)
+    return found[1] if found is not None else address
+
+
 def host(address: str, pseudonyms: Pseudonyms) -> str:
     """What may be said of a host: a known provider's name, loopback, or its class and 12 hex."""
-    name = address.lower().rstrip(".")
+    name = host_of(address).lower().rstrip(".")
     if name in _PROVIDER_HOSTS or name in _HERE or pseudonyms.has_made(name):
         return name
     if _LOOPBACK.fullmatch(name):
