@@ -372,7 +372,7 @@ class Policy:
         if address is None:
             return mapping.get(PROVIDER) in IN_PROCESS
         return isinstance(address, str) and (
-            address in self._local_addresses or self._here(address)
+            address in self._local_addresses or (len(address) <= _LONGEST and self._here(address))
         )
 
     def _is_here(self, address: str) -> bool:
