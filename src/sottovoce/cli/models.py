@@ -62,7 +62,9 @@ def models(form: str, text: str) -> None:
     click.echo(
         f"key {made.key_id}, catalogue {catalogue.version()}, {len(found)} ids", err=form != "table"
     )
-    click.echo(FORMATS[form](made, found))
+    printed = FORMATS[form](made, found)
+    if printed:
+        click.echo(printed)
 
 
 def named(made: Pseudonyms, text: str = "") -> list[Named]:

@@ -178,10 +178,12 @@ class _Catalogue:
     """The sections of one or more texts, found by what stands before an id.
 
     Raises:
-        Malformed: a line cannot be used; many are read only when asked for, or by `counts`.
+        Malformed: a line cannot be used; unless `checked`, most are read only when asked for.
     """
 
-    def __init__(self, texts: tuple[str, ...], last_year: int) -> None:
+    def __init__(self, texts: tuple[str, ...], last_year: int, *, checked: bool) -> None:
+        # Whether to read every template now rather than when an id begins like it.
+        self._checked = checked
         self._words: dict[str, templates.Words] = {}
         self._context = _Context(self._words, last_year)
         self._shared: dict[str, list[_Place]] = {}
@@ -193,7 +195,7 @@ class _Catalogue:
             for place in section.places:
                 self._befores[place.before].append((section, place.after))
 
-    def _read(self, text: str) -> None:
+    def _read(self, text: str) -> None:  # noqa: C901 - one kind of line after the other
         # Ids before the first header are whole ones.
         section = self._begun("own")
         places = section.places
@@ -204,6 +206,8 @@ class _Catalogue:
                 if " " not in line and "[" not in line[:1]:
                     if line:
                         section.add(line)
+                        if self._checked:
+                            templates.parse(line, *self._context)
                     continue
                 keyword, _, rest = line.partition(" ")
                 if keyword == "version:":
@@ -214,7 +218,7 @@ class _Catalogue:
                     places = self._shared.setdefault(rest, [])
                 elif rest.startswith(":="):
                     self._words[keyword] = templates.vocabulary(rest[2:])
-                elif line.endswith("]"):
+                elif line.startswith("[") and line.endswith("]") and "[" not in line[1:]:
                     section = self._begun(line[1:-1])
                     places = section.places
                 else:
@@ -237,6 +241,8 @@ class _Catalogue:
     def _placed(self, rest: str, *, is_listed: bool) -> Iterator[_Place]:
         befores, _, after = rest.partition(" ")
         line = self._line(after.strip())
+        if self._checked:
+            line.template.count()
         for before in befores.split(","):
             if before != "-" and not (LETTERS.issuperset(before) and before[-1:] in _ENDS):
                 raise Malformed("a place that does not end with / _ or .")
@@ -292,11 +298,11 @@ def _version(texts: tuple[str, ...]) -> str:
     return next((line[8:].strip() for line in lines if line.startswith("version:")), "")
 
 
-def _made(texts: tuple[str, ...]) -> _Catalogue:
+def _made(texts: tuple[str, ...], *, checked: bool = False) -> _Catalogue:
     year = _version(texts)[:4]
     if not (year.isdigit() and FIRST_YEAR <= int(year) < _LAST_YEAR):
         raise Malformed("no version such as 2026.11")
-    return _Catalogue(texts, int(year) + 1)
+    return _Catalogue(texts, int(year) + 1, checked=checked)
 
 
 def _shipped() -> str:
@@ -328,7 +334,7 @@ def _texts() -> tuple[str, ...]:
         own = (read.decode("ascii"),)
         texts = own if _version(own) else shipped + own
         for each in (texts, tuple(map(str.lower, texts))):
-            if max(_made(each).counts().values(), default=0) > MOST_IDS:
+            if max(_made(each, checked=True).counts().values(), default=0) > MOST_IDS:
                 raise Malformed("a section of more than ten million ids")
     except (OSError, ValueError, RecursionError) as error:
         log.warning(

@@ -348,6 +348,7 @@ class _Reader:
     def _text(self) -> Text:
         text = literal(self.rest)
         self.rest = self.rest[len(text) :]
-        if not LETTERS.issuperset(text):
+        # Nothing was read before a brace that closes what was never opened.
+        if not text or not LETTERS.issuperset(text):
             raise Malformed("a character that ids do not have")
         return Text(text)
