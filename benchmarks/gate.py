@@ -74,6 +74,26 @@ FOREIGN = {
     **{f"acme.attribute.{n}": f"value {n}" for n in range(22)},
 }
 
+DIALECT = {
+    "openinference.span.kind": "LLM",
+    "llm.provider": "openai",
+    "llm.system": "openai",
+    "llm.model_name": "ft:gpt-4o:acme:proj",
+    "llm.token_count.prompt": 812,
+    "llm.token_count.completion": 91,
+    "llm.token_count.total": 903,
+    "llm.token_count.prompt_details.cache_read": 512,
+    "llm.token_count.completion_details.reasoning": 12,
+    "llm.finish_reason": "stop",
+    "llm.invocation_parameters": '{"temperature": 0.7}',
+    "input.value": '[{"role": "user", "content": "the quick brown fox"}]' * 20,
+    "input.mime_type": "application/json",
+    "output.value": '[{"role": "assistant", "content": "the quick brown fox"}]' * 20,
+    "output.mime_type": "application/json",
+    "session.id": "session",
+    **{f"llm.input_messages.{n}.message.content": "the quick brown fox" for n in range(24)},
+}
+
 
 class Sink(SpanProcessor):
     def on_end(self, span):
@@ -122,6 +142,7 @@ def main():
     cases = {
         "own span, 40 attributes, all kept": span_of(OURS),
         "foreign span, 40 attributes, 24 dropped": span_of(FOREIGN),
+        "span of another dialect, 40 attributes": span_of(DIALECT),
         "span of 5 attributes": span_of(dict(list(OURS.items())[:5])),
     }
     assert len(cases["own span, 40 attributes, all kept"].attributes) == 40

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sottovoce.registry import ATTRIBUTES, DIALECTS, FOREIGN_WORDS, USAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 Said = tuple[str, Any]
 """A key of the conventions and what is said under it."""
-
-_RANK: Final = {key: rank for rank, key in enumerate(DIALECTS)}
 
 _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "string": (str,),
@@ -47,11 +45,20 @@ def said(found: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
     registry lists first is heard, if its value can be. May raise.
     """
     facts: dict[str, Any] = {}
-    for key in found if len(found) == 1 else sorted(found, key=_RANK.__getitem__):
-        how, name, words = _READ[key]
-        for ours, value in how(name, found[key], words):
-            if ours not in taken and ours not in facts:
-                facts[ours] = value
+    heard: dict[str, int] = {}
+    # No call for what is said as it is: this runs for every span of a dialect.
+    for key, value in found.items():
+        rank, name, kinds, read, words = _READ[key]
+        if read is None:
+            if isinstance(value, kinds) and name not in taken and heard.get(name, rank) >= rank:
+                facts[name] = value
+                heard[name] = rank
+            continue
+        for ours, fact in read(name, value, words):
+            if ours not in taken and heard.get(ours, rank) >= rank:
+                if ours not in facts or heard[ours] > rank:
+                    facts[ours] = fact
+                heard[ours] = rank
     return facts
 
 
@@ -63,60 +70,54 @@ def elements(value: str) -> list[str] | None:
     return listed
 
 
-def _same(name: str, value: Any, _: Any) -> Iterator[Said]:
-    if isinstance(value, _TYPES.get(ATTRIBUTES[name].type, ())):
-        yield name, value
-
-
-def _word(name: str, value: Any, words: Mapping[str, str]) -> Iterator[Said]:
+def _word(name: str, value: Any, words: Mapping[str, str]) -> tuple[Said, ...]:
     word = _short(value)
     ours = None if word is None else words.get(word.lower())
-    if ours is not None:
-        yield name, ours
+    return () if ours is None else ((name, ours),)
 
 
-def _quoted(name: str, value: Any, _: Any) -> Iterator[Said]:
-    if isinstance(value, str):
-        yield name, _unquoted(value)
+def _quoted(name: str, value: Any, _: Any) -> tuple[Said, ...]:
+    return ((name, _unquoted(value)),) if isinstance(value, str) else ()
 
 
-def _one(name: str, value: Any, _: Any) -> Iterator[Said]:
+def _one(name: str, value: Any, _: Any) -> tuple[Said, ...]:
     word = _short(value)
-    if word:
-        yield name, (word,)
+    return ((name, (word,)),) if word else ()
 
 
-def _seconds(name: str, value: Any, _: Any) -> Iterator[Said]:
+def _seconds(name: str, value: Any, _: Any) -> tuple[Said, ...]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield name, value / 1000
+        return ((name, value / 1000),)
+    return ()
 
 
-def _url(_name: str, value: Any, _: Any) -> Iterator[Said]:
+def _url(_name: str, value: Any, _: Any) -> tuple[Said, ...]:
     found = _URL.match(value) if isinstance(value, str) and len(value) <= _LONGEST_URL else None
-    if found is not None:
-        yield _ADDRESS, found[1]
-        if found[2]:
-            yield _PORT, int(found[2])
+    if found is None:
+        return ()
+    address = (_ADDRESS, found[1])
+    return (address, (_PORT, int(found[2]))) if found[2] else (address,)
 
 
-def _flag(name: str, value: Any, _: Any) -> Iterator[Said]:
-    if value is True:
-        yield name, "_OTHER"
+def _flag(name: str, value: Any, _: Any) -> tuple[Said, ...]:
+    return ((name, "_OTHER"),) if value is True else ()
 
 
-def _usage(_name: str, value: Any, _: Any) -> Iterator[Said]:
+def _usage(_name: str, value: Any, _: Any) -> list[Said]:
+    counts: list[Said] = []
     if not isinstance(value, str) or len(value) > _LONGEST_USAGE:
-        return
+        return counts
     try:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
-        return
+        return counts
     for path, name in USAGE.items():
         count = parsed
         for step in path:
             count = count.get(step) if isinstance(count, dict) else None
         if type(count) is int:
-            yield name, count
+            counts.append((name, count))
+    return counts
 
 
 def _short(value: Any) -> str | None:
@@ -131,8 +132,8 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if quoted else value
 
 
-_HOW: Final[dict[str, Callable[[str, Any, Any], Iterator[Said]]]] = {
-    "same": _same,
+_HOW: Final[dict[str, Callable[[str, Any, Any], Iterable[Said]] | None]] = {
+    "same": None,
     "word": _word,
     "quoted": _quoted,
     "one": _one,
@@ -142,5 +143,6 @@ _HOW: Final[dict[str, Callable[[str, Any, Any], Iterator[Said]]]] = {
     "usage": _usage,
 }
 _READ: Final = {
-    key: (_HOW[how], name, FOREIGN_WORDS.get(key)) for key, (name, how) in DIALECTS.items()
+    key: (rank, name, _TYPES.get(ATTRIBUTES[name].type, ()), _HOW[how], FOREIGN_WORDS.get(key))
+    for rank, (key, (name, how)) in enumerate(DIALECTS.items())
 }

@@ -222,7 +222,7 @@ class Policy:
         foreign: dict[str, Any] | None = None
         get = self._tables[signal].get
         drop = self._news.append
-        unknown = 0
+        unknown = withheld = 0
         extensible = signal == "resource"
         verdict: Any
         # Every branch below is paid for each attribute of every span: no call that can be spared.
@@ -241,6 +241,9 @@ class Policy:
                         if foreign is None:
                             foreign = {}
                         foreign[entry.name] = value
+                        continue
+                    if entry.drops:
+                        withheld += 1
                         continue
                     verdict = self._slow(signal, value, entry, around or mapping, kept)
                 elif kind is str:
@@ -271,6 +274,8 @@ class Policy:
                 drop((signal, "rule_error", 1))
         if unknown:
             drop((signal, "unknown", unknown))
+        if withheld:
+            drop((signal, rules.DROPPED.rule, withheld))
         if foreign is not None:
             self._said(foreign, mapping, signal, kept)
         if len(self._news) > _FOLD_AT:
@@ -290,7 +295,12 @@ class Policy:
             if len(facts) < len(foreign):
                 self.count(signal, "drop", len(foreign) - len(facts))
             if facts:
-                kept.update(self._judged(facts, signal, {**facts, **mapping}))
+                # Whether a model is local depends on what else the span says.
+                around = facts.copy()
+                for key in (ADDRESS, PROVIDER):
+                    if key in mapping:
+                        around[key] = mapping[key]
+                kept.update(self._judged(facts, signal, around))
         except Exception:  # noqa: BLE001 - fail closed: nothing of the dialect leaves
             self.count(signal, "rule_error", len(foreign))
 
@@ -313,8 +323,6 @@ class Policy:
         kept: dict[str, Any],
     ) -> Any:
         """What the loop does not decide itself: model ids, lists, and values of a related type."""
-        if entry.drops:
-            return rules.DROPPED
         if entry.kind is tuple:
             return self._elements(signal, value, entry, kept)
         if entry.rule == "cat12" and isinstance(value, str):
