@@ -31,6 +31,9 @@ from sottovoce.registry import ATTRIBUTES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    # What a template is read with: the vocabularies, and the last year of its dates.
+    _Context = tuple[Mapping[str, templates.Words], int]
+
 log = logging.getLogger("sottovoce")
 
 VERSION: Final = "2026.11"
@@ -95,13 +98,6 @@ def reload() -> None:
     """Forget the list and every answer; the next question reads the files again."""
     for memory in (_is_public, _catalogue, _texts):
         memory.cache_clear()
-
-
-class _Context(NamedTuple):
-    """What a template is read with."""
-
-    words: Mapping[str, templates.Words]
-    last_year: int
 
 
 class _Line:
@@ -185,7 +181,7 @@ class _Catalogue:
         # Whether to read every template now rather than when an id begins like it.
         self._checked = checked
         self._words: dict[str, templates.Words] = {}
-        self._context = _Context(self._words, last_year)
+        self._context: _Context = (self._words, last_year)
         self._shared: dict[str, list[_Place]] = {}
         self._sections: list[_Section] = []
         for text in texts:
