@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
-from sottovoce.registry import ATTRIBUTES, SCOPES, WORDS
+from sottovoce.registry import ATTRIBUTES, SCOPES, SHAPES, WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,27 +116,11 @@ _ROUTE_PART: Final = re.compile(
     re.ASCII,
 )
 
-VERSION: Final = re.compile(
-    r"v?\d{1,4}(?:\.\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\d{0,4}){0,3}"
-)
-"""A version as packages and runtimes have it: numbers, and the stages of a release."""
-
-_SHAPES: Final = {
-    # By default a random UUID for each process; anything else may be a machine or a person.
-    "service.instance.id": re.compile(
-        r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
-    ),
-    "service.version": re.compile(r"[\w.+\-]{1,64}", re.ASCII),
-    "telemetry.sdk.name": re.compile(r"opentelemetry"),
-    "telemetry.sdk.version": VERSION,
-    "telemetry.auto.version": VERSION,
-    "telemetry.distro.name": re.compile(r"sottovoce|opentelemetry(?:-distro)?|elastic|splunk"),
-    "telemetry.distro.version": VERSION,
-    "process.runtime.name": re.compile(r"cpython|pypy|graalpy|ironpython|jython"),
-    "process.runtime.version": VERSION,
-    "os.version": re.compile(r"\d{1,3}(?:\.\d{1,3}){0,2}"),
-}
+_SHAPES: Final = {name: re.compile(pattern, re.ASCII) for name, pattern in SHAPES.items()}
 """Attribute → what a kept value of it must look like; stricter than the tripwire."""
+
+VERSION: Final = _SHAPES["telemetry.sdk.version"]
+"""A version as packages and runtimes have it: numbers, and the stages of a release."""
 
 _TRIPWIRE: Final = re.compile(
     r"[^\s@]@[^\s@]+\.\w|\b(?:sk|pk|rk|ghp|gho|xox[abp]|hf|AKIA|AIza|eyJ)[-_]?[A-Za-z0-9_\-]{16}"
