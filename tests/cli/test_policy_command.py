@@ -94,6 +94,13 @@ class TestShow:
         assert "gen_ai.request.model" in told
         assert "Near" not in run("show", "qqqq")
 
+    @pytest.mark.parametrize("key", ["llm.token_count.prompt", "llm.request.model_name"])
+    def test_a_word_of_a_dialect_is_told_what_it_says(self, key):
+        told = run("show", key)
+        said = registry.DIALECTS[key][0]
+        assert told.startswith(f"{key} is a dialect's word: it leaves as {said}")
+        assert "  rule " in told
+
     def test_a_terminal_is_not_led_astray_by_a_name(self):
         assert "\x1b" not in run("show", "\x1b[31mred")
 
@@ -254,6 +261,13 @@ class TestCheck:
     def test_every_kind_of_metric_is_read(self, kind, monkeypatch):
         monkeypatch.setenv("SOTTOVOCE_ALLOW", "metric:queue.size")
         assert "kept    name = queue.size" in check(metrics("queue.size", **kind))
+
+    def test_a_fact_in_another_dialect_is_told_under_its_new_name(self):
+        told = check(
+            traces({"key": "llm.token_count.prompt", "value": {"intValue": "12"}}), "--show-values"
+        )
+        assert "dropped llm.token_count.prompt by dialect (12)" in told
+        assert "added   gen_ai.usage.input_tokens = 12" in told
 
     def test_resource_and_scope_are_told_once(self):
         document = traces()

@@ -9,10 +9,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sottovoce import call, record, registry
+from sottovoce import call, record, registry, settings
+from sottovoce.privacy.policy import Policy
 from sottovoce.protocols import hosts
 from sottovoce.runtimes import identity
 
@@ -107,6 +111,11 @@ class TestGenerator:
         assert done.returncode == 1
         assert "model/gen_ai.yaml, attribute gen_ai.operation.name: `sensitivity`" in done.stderr
         assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return Policy(settings.Settings(key="a key of the tests, long enough"))
 
 
 def edit(directory, name, old, new):
@@ -377,6 +386,49 @@ class TestOurCode:
         parts |= {"pipeline", "prism_hadamard_qwen35", "rope_utils", "ssm", "switch_layers"}
         names = {module.name for module in pkgutil.iter_modules(models.__path__)}
         assert names - parts <= known
+
+
+class TestContracts:
+    def test_patterns_are_those_that_attributes_name(self, declared):
+        named = {
+            key: declared.contracts[row.contract].pattern
+            for key, row in declared.attributes.items()
+            if row.contract in {"uuid", "version", "version_of_service", "version_of_os"}
+        }
+        assert named.items() <= registry.SHAPES.items()
+        assert "service.name" not in registry.SHAPES
+
+    @pytest.mark.parametrize("key", registry.SHAPES)
+    @given(data=st.data())
+    @hypothesis.settings(max_examples=25, suppress_health_check=list(hypothesis.HealthCheck))
+    def test_the_policy_keeps_what_matches_and_nothing_else(self, policy, key, data):
+        shape = re.compile(registry.SHAPES[key], re.ASCII)
+        value = data.draw(st.from_regex(shape, fullmatch=True))
+        assert policy.attributes({key: value}, "resource") == {key: value}
+        place = data.draw(st.integers(0, len(value)))
+        near = value[:place] + data.draw(st.sampled_from(" @é/٣\n")) + value[place:]
+        assert not shape.fullmatch(near)
+        assert policy.attributes({key: near}, "resource") == {}
+
+    def test_every_contract_is_explained_on_the_page(self, declared):
+        page = (ROOT / "docs/TELEMETRY.md").read_text()
+        for name, contract in declared.contracts.items():
+            assert f"| `{name}` | {contract.meaning} |" in page
+
+    def test_every_row_of_the_page_has_contract_and_review(self, declared):
+        page = (ROOT / "docs/TELEMETRY.md").read_text()
+        rows = {
+            line.split(" | ")[0][3:-1]: line.strip("| ").split(" | ")
+            for line in page.splitlines()
+            if line.startswith("| `") and line.count(" | ") == 10
+        }
+        shown = [row for row in declared.attributes.values() if not row.file.endswith("ld.yaml")]
+        assert len(shown) > 100
+        for attribute in shown:
+            cells = rows[attribute.key]
+            assert cells[2] == attribute.contract
+            assert cells[6:10] == list(attribute.rules.values())
+            assert cells[10].startswith("[")
 
 
 def test_the_yaml_is_in_weavers_format():

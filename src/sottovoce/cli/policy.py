@@ -13,7 +13,7 @@ import click
 
 from sottovoce import settings as settings_
 from sottovoce.cli import shown
-from sottovoce.registry import ATTRIBUTES, PREFIXES, PROFILES
+from sottovoce.registry import ATTRIBUTES, DIALECTS, PREFIXES, PROFILES
 
 if TYPE_CHECKING:
     from sottovoce.cli.verdicts import Finding, Record
@@ -53,9 +53,16 @@ def show(profile: str | None, attribute: str | None) -> None:
         _table(texts, chosen)
         return
     name = _declared(attribute)
+    if attribute in DIALECTS:
+        said = DIALECTS[attribute][0]
+        click.echo(f"{attribute} is a dialect's word: it leaves as {said}, under the rule of that.")
+        name = name or said
     if name is None:
         _undeclared(attribute)
         return
+    if name in DIALECTS:
+        _foreign(name)
+        name = DIALECTS[name][0]
     _one(texts, name, chosen)
 
 
@@ -131,10 +138,14 @@ def _texts() -> dict[str, dict[str, Any]]:
 
 def _declared(name: str) -> str | None:
     """The entry that speaks of `name`: its own, or that of a beginning of it."""
-    if name in ATTRIBUTES or name in PREFIXES:
+    if name in ATTRIBUTES or name in PREFIXES or name in DIALECTS:
         return name
     begun = [prefix for prefix in PREFIXES if name.startswith(f"{prefix}.")]
     return max(begun, key=len, default=None)
+
+
+def _foreign(name: str) -> None:
+    click.echo(f"{name} does not leave: other instrumentations say with it what leaves as\n")
 
 
 def _undeclared(name: str) -> None:
