@@ -60,9 +60,6 @@ def show(profile: str | None, attribute: str | None) -> None:
     if name is None:
         _undeclared(attribute)
         return
-    if name in DIALECTS:
-        _foreign(name)
-        name = DIALECTS[name][0]
     _one(texts, name, chosen)
 
 
@@ -138,14 +135,10 @@ def _texts() -> dict[str, dict[str, Any]]:
 
 def _declared(name: str) -> str | None:
     """The entry that speaks of `name`: its own, or that of a beginning of it."""
-    if name in ATTRIBUTES or name in PREFIXES or name in DIALECTS:
+    if name in ATTRIBUTES or name in PREFIXES:
         return name
     begun = [prefix for prefix in PREFIXES if name.startswith(f"{prefix}.")]
     return max(begun, key=len, default=None)
-
-
-def _foreign(name: str) -> None:
-    click.echo(f"{name} does not leave: other instrumentations say with it what leaves as\n")
 
 
 def _undeclared(name: str) -> None:
