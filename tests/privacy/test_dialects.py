@@ -151,6 +151,7 @@ def test_every_foreign_key_is_read_and_none_leaves(key):
 values = (
     st.text(max_size=200)
     | st.integers()
+    | st.sampled_from([2**63, -(2**63), 10**300])
     | st.floats()
     | st.booleans()
     | st.lists(st.text(max_size=5) | st.integers(), max_size=3)
@@ -210,6 +211,12 @@ def test_what_is_no_object_of_counts_says_nothing(value):
 )
 def test_what_is_no_count_is_none(key, value):
     assert POLICY.attributes({key: value}, "span") == {}
+
+
+@pytest.mark.parametrize("value", [10**400, -1, True, "250", float("nan"), float("inf")])
+def test_what_is_no_time_is_none_and_takes_nothing_with_it(policy, value):
+    said = {"ai.response.msToFirstChunk": value, "ai.usage.inputTokens": 7}
+    assert policy.attributes(said, "span") == {"gen_ai.usage.input_tokens": 7}
 
 
 LOOK_ALIKES = (

@@ -35,6 +35,7 @@ _URL: Final = re.compile(
 _LONGEST_URL: Final = 2048
 _LONGEST_USAGE: Final = 4096
 _LONGEST_WORD: Final = 64
+_LONGEST_MS: Final = 10**12
 _LIST: Final = re.compile(r'\[\s*"[\w\-]{1,64}"\s*(?:,\s*"[\w\-]{1,64}"\s*){0,15}\]', re.ASCII)
 
 
@@ -86,9 +87,10 @@ def _one(name: str, value: Any, _: Any) -> tuple[Said, ...]:
 
 
 def _seconds(name: str, value: Any, _: Any) -> tuple[Said, ...]:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return ((name, value / 1000),)
-    return ()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ()
+    # A whole number may be too large for a float, and a fact of others must not be lost with it.
+    return ((name, value / 1000),) if 0 <= value < _LONGEST_MS else ()
 
 
 def _url(_name: str, value: Any, _: Any) -> tuple[Said, ...]:
