@@ -219,6 +219,12 @@ def test_what_is_no_time_is_none_and_takes_nothing_with_it(policy, value):
     assert policy.attributes(said, "span") == {"gen_ai.usage.input_tokens": 7}
 
 
+@pytest.mark.parametrize("value", [False, "true", "", 1, MARK])
+def test_only_true_is_an_error(policy, value):
+    assert policy.attributes({"error": True}, "span") == {"error.type": "_OTHER"}
+    assert policy.attributes({"error": value}, "span") == {}
+
+
 LOOK_ALIKES = (
     str.upper,
     str.title,
