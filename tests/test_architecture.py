@@ -35,7 +35,7 @@ OURS = {
     "runtimes": {"call", "dropped", "guard", "protocols", "registry", "runtimes"},
     "transports": {"call", "dropped", "exchange", "guard", "protocols", "transports"},
     "privacy": {"privacy", "registry", "settings", "guard"},
-    "measure": {"call", "guard"},
+    "measure": {"call", "guard", "privacy"},
     "record": {"_version", "measure", "call", "guard", "privacy", "registry", "settings"},
 }
 NO_OPENTELEMETRY = {

@@ -93,8 +93,8 @@ def test_what_sends_nothing_anywhere_is_no_destination(environ):
 
 
 UNUSABLE = [
-    ("SOTTOVOCE_PROFILE", "loud", "profile", "off", "off, standard"),
-    ("SOTTOVOCE_PROFILE", "content", "profile", "off", "this version has the profiles off"),
+    ("SOTTOVOCE_PROFILE", "loud", "profile", "off", "off, aggregate, strict, standard, content"),
+    ("SOTTOVOCE_CONTENT_ACK", "maybe", "content_ack", False, "true or false"),
     ("SOTTOVOCE_SEMCONV", "v1", "semconv", "v1.41", "v1.41, latest, both"),
     ("SOTTOVOCE_REMOTE_MODEL_IDS", "raw", "remote_model_ids", "hash", "hash, catalogue"),
     ("SOTTOVOCE_PROPAGATION", "everyone", "propagation", "own", "own, all"),
@@ -149,6 +149,8 @@ def test_an_override_that_is_no_setting_is_refused():
 
 TIGHTER = [
     ("profile", "off"),
+    ("profile", "aggregate"),
+    ("profile", "strict"),
     ("remote_model_ids", "hash"),
     ("propagation", "own"),
     ("own_hosts", ["a.example"]),
@@ -179,6 +181,11 @@ def test_code_may_tighten(name, value):
 
 LOOSER = [
     (Settings(profile="off"), "profile", "standard"),
+    (Settings(profile="off"), "profile", "aggregate"),
+    (Settings(profile="aggregate"), "profile", "strict"),
+    (Settings(profile="strict"), "profile", "standard"),
+    (Settings(), "profile", "content"),
+    (Settings(), "content_ack", True),
     (Settings(), "remote_model_ids", "catalogue"),
     (Settings(), "model_catalogue", "/tmp/ids"),
     (Settings(), "propagation", "all"),
@@ -198,6 +205,34 @@ def test_code_may_not_loosen(base, name, value):
     assert settings.variable_of(name) in warning
 
 
+@pytest.mark.parametrize("profile", settings.PROFILES[:-1])
+def test_every_profile_can_be_chosen(profile):
+    made, warnings = read({"SOTTOVOCE_PROFILE": f" {profile.upper()} "})
+    assert (made.profile, warnings) == (profile, [])
+
+
+def test_content_needs_a_second_key():
+    made, [warning] = read({"SOTTOVOCE_PROFILE": "content"})
+    assert made.profile == "standard"
+    assert "SOTTOVOCE_CONTENT_ACK" in warning
+    for key in ("1", "true"):
+        made, warnings = read({"SOTTOVOCE_PROFILE": "content", "SOTTOVOCE_CONTENT_ACK": key})
+        assert (made.profile, warnings) == ("content", [])
+    without, _ = tightened(made, content_ack=False)
+    assert without.profile == "standard"
+
+
+def test_the_second_key_alone_is_nothing():
+    made, warnings = read({"SOTTOVOCE_CONTENT_ACK": "1"})
+    assert (made.profile, warnings) == ("standard", [])
+
+
+@pytest.mark.parametrize("profile", ["aggregate", "strict"])
+def test_an_allow_list_that_a_profile_does_not_heed_is_reported(profile):
+    _, [warning] = read({"SOTTOVOCE_PROFILE": profile, "SOTTOVOCE_ALLOW": "metric:mine"})
+    assert warning == f"SOTTOVOCE_ALLOW does nothing with SOTTOVOCE_PROFILE={profile}."
+
+
 def test_an_unusable_change_keeps_what_was():
     made, [warning] = tightened(Settings(exit_timeout=2.0), exit_timeout="later")
     assert made.exit_timeout == 2.0
@@ -213,7 +248,7 @@ def test_an_unusable_change_keeps_what_was():
 @limits(max_examples=200, deadline=None)
 def test_no_environment_raises_and_what_is_unsafe_is_never_the_outcome_of_a_mistake(environ):
     made, warnings = read(environ)
-    assert made.profile in {"off", "standard"}
+    assert made.profile in {"off", "standard", environ.get("SOTTOVOCE_PROFILE", "").strip().lower()}
     assert made.remote_model_ids == "hash" or "catalogue" in environ["SOTTOVOCE_REMOTE_MODEL_IDS"]
     assert 0 <= made.exit_timeout <= 60
     for signal in settings.SIGNALS:
@@ -225,7 +260,7 @@ def test_no_environment_raises_and_what_is_unsafe_is_never_the_outcome_of_a_mist
     st.fixed_dictionaries(
         {},
         optional={
-            "profile": st.sampled_from(["off", "standard", "loud"]),
+            "profile": st.sampled_from([*settings.PROFILES, "loud"]),
             "remote_model_ids": st.sampled_from(["hash", "catalogue"]),
             "propagation": st.sampled_from(["own", "all"]),
             "own_hosts": st.lists(st.sampled_from(["a.example", "b.example"])),
@@ -238,6 +273,7 @@ def test_no_environment_raises_and_what_is_unsafe_is_never_the_outcome_of_a_mist
 def test_no_change_by_code_loosens(changes):
     strict = Settings(own_hosts=("a.example",))
     made, _ = tightened(strict, **changes)
+    assert made.profile != "content"
     assert made.remote_model_ids == "hash"
     assert made.propagation == "own"
     assert set(made.own_hosts) <= {"a.example"}

@@ -14,6 +14,9 @@ anything is changed. Where it looks different — another provider, a View with 
 aggregation, delta temporality (whose aggregations are replaced at each collection) — the
 public API is used; gaps are then recorded one by one as their bucket's mean, which keeps
 counts and sum exact.
+
+Under a profile whose numbers are coarse nothing exact is recorded at all: a value is replaced
+by what stands for its bucket before an aggregation, or anyone's reader, can see it.
 """
 
 from __future__ import annotations
@@ -23,16 +26,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 
-from sottovoce.call import CHUNK_BOUNDS_S
+from sottovoce.call import CHUNK_BOUNDS_S, Gaps
 from sottovoce.guard import failed
+from sottovoce.privacy import buckets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import Histogram
 
-    from sottovoce.call import Gaps
+    from sottovoce.privacy.policy import Choice
 
 _NS: Final = 1e-9
 _REMEMBERED: Final = 2000  # the SDK's own limit of attribute sets for one instrument
@@ -75,10 +79,21 @@ class Measured:
     Args:
         histogram: the instrument.
         extra: attributes to add to those of every point.
+        bounds: the bounds of its buckets.
+        choice: whether numbers are coarse; exact without one.
     """
 
-    def __init__(self, histogram: Histogram, extra: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        histogram: Histogram,
+        extra: Mapping[str, Any] | None = None,
+        *,
+        bounds: Sequence[float] = (),
+        choice: Choice | None = None,
+    ) -> None:
         self._histogram = histogram
+        self._bounds = bounds
+        self._choice = choice
         self._extra = dict(extra or {})
         self._storages: Any = None
         self._aggregations: dict[tuple[Any, ...], list[Callable[..., None]]] = {}
@@ -86,6 +101,8 @@ class Measured:
 
     def record(self, value: float, point: Point) -> None:
         """Record `value`, in the histogram's unit."""
+        if self._choice is not None and self._choice.now.coarse:
+            value = buckets.representative(value, self._bounds)
         try:
             instrument: Any = self._histogram
             storages = instrument._measurement_consumer._reader_storages  # noqa: SLF001
@@ -109,6 +126,9 @@ class Measured:
     def record_gaps(self, gaps: Gaps, point: Point) -> None:
         """Record `gaps` (nanoseconds) into this histogram of seconds."""
         attributes = {**point.attributes, **self._extra}
+        coarse = self._choice is not None and self._choice.now.coarse
+        if coarse:
+            gaps = _coarse(gaps)
         try:
             done = _add(self._histogram, gaps, attributes)
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was added yet
@@ -116,9 +136,10 @@ class Measured:
             done = False
         if done:
             return
-        for count, total in zip(gaps.counts, gaps.sums, strict=True):
+        for place, (count, total) in enumerate(zip(gaps.counts, gaps.sums, strict=True)):
             for _ in range(count):
-                self._histogram.record(total / count * _NS, attributes, point.context)
+                value = _REPRESENTATIVES[place] if coarse else total / count * _NS
+                self._histogram.record(value, attributes, point.context)
 
     def _find(self, point: Point) -> list[Callable[..., None]]:
         """The `aggregate` methods that a measurement of `point` goes to; none: unknown."""
@@ -132,6 +153,21 @@ class Measured:
         if len(self._aggregations) < _REMEMBERED:
             self._aggregations[point.key] = found
         return found
+
+
+_REPRESENTATIVES: Final = (*CHUNK_BOUNDS_S, buckets.above(CHUNK_BOUNDS_S))
+
+
+def _coarse(gaps: Gaps) -> Gaps:
+    """`gaps` of which every one is what stands for its bucket."""
+    made = Gaps()
+    made.counts = list(gaps.counts)
+    values = [round(seconds / _NS) for seconds in _REPRESENTATIVES]
+    made.sums = [count * value for count, value in zip(made.counts, values, strict=True)]
+    present = [value for count, value in zip(made.counts, values, strict=True) if count]
+    if present:
+        made.minimum, made.maximum = present[0], present[-1]
+    return made
 
 
 def _matches(instrument: Any) -> list[Any]:

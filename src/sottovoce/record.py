@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from sottovoce import guard, settings
 from sottovoce._version import __version__
 from sottovoce.measure import Measured, Point
-from sottovoce.privacy import policy
+from sottovoce.privacy import buckets, policy
 from sottovoce.privacy.propagation import WITHHOLD
 from sottovoce.registry import METRICS, SCHEMA_URLS
 
@@ -45,6 +45,7 @@ RESPONSE_MODEL: Final = "gen_ai.response.model"
 ADDRESS: Final = "server.address"
 PORT: Final = "server.port"
 ERROR_TYPE: Final = "error.type"
+USAGE: Final = "gen_ai.client.token.usage"
 TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - a token of text
 MODALITY: Final = "gen_ai.token.modality"
 FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
@@ -127,10 +128,10 @@ class SpanRecorder:
         latest = chosen.semconv in {"latest", "both"}
         self._vocabularies: list[_Legacy | _Latest] = []
         if legacy:
-            self._vocabularies.append(_Legacy(meter))
+            self._vocabularies.append(_Legacy(meter, self._policy.choice))
         if latest:
-            self._vocabularies.append(_Latest(meter, with_legacy=legacy))
-        self._engine = _Engine(meter)
+            self._vocabularies.append(_Latest(meter, self._policy.choice, with_legacy=legacy))
+        self._engine = _Engine(meter, self._policy.choice)
         _observe_ourselves(provider, meter, self._policy)
 
     def enabled(self) -> bool:
@@ -243,7 +244,7 @@ class SpanRecorder:
         if error is not None:
             kind = type(error) if isinstance(error, BaseException) else error
             attributes[ERROR_TYPE] = self._policy.error(kind)
-        self._engine.load_duration.record(seconds, attributes)
+        self._engine.load_duration.record(seconds, Point(attributes, otel_context.get_current()))
 
 
 def _histogram(meter: Meter, name: str) -> Histogram:
@@ -256,20 +257,24 @@ def _histogram(meter: Meter, name: str) -> Histogram:
     )
 
 
-def _measured(meter: Meter, name: str) -> Measured:
-    return Measured(_histogram(meter, name))
+def _measured(meter: Meter, name: str, choice: policy.Choice) -> Measured:
+    bounds = METRICS[name].boundaries or ()
+    return Measured(_histogram(meter, name), bounds=bounds, choice=choice)
 
 
 class _Legacy:
     """The metrics of conventions v1.41, which today's backends read."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._duration = _measured(meter, "gen_ai.client.operation.duration")
-        usage = _histogram(meter, "gen_ai.client.token.usage")
-        self._input = Measured(usage, {TOKEN_TYPE: "input"})
-        self._output = Measured(usage, {TOKEN_TYPE: "output"})
-        self._first = _measured(meter, "gen_ai.client.operation.time_to_first_chunk")
-        self._gaps = _measured(meter, "gen_ai.client.operation.time_per_output_chunk")
+    def __init__(self, meter: Meter, choice: policy.Choice) -> None:
+        self._duration = _measured(meter, "gen_ai.client.operation.duration", choice)
+        usage = _histogram(meter, USAGE)
+        bounds = METRICS[USAGE].boundaries or ()
+        self._input, self._output = (
+            Measured(usage, {TOKEN_TYPE: kind}, bounds=bounds, choice=choice)
+            for kind in ("input", "output")
+        )
+        self._first = _measured(meter, "gen_ai.client.operation.time_to_first_chunk", choice)
+        self._gaps = _measured(meter, "gen_ai.client.operation.time_per_output_chunk", choice)
 
     def record(self, call: Call, point: Point, failed: Point) -> None:
         facts = call.facts
@@ -284,14 +289,19 @@ class _Legacy:
 class _Latest:
     """The metrics of the conventions' development branch (`gen_ai.client.inference.*`)."""
 
-    def __init__(self, meter: Meter, *, with_legacy: bool) -> None:
+    def __init__(self, meter: Meter, choice: policy.Choice, *, with_legacy: bool) -> None:
+        self._choice = choice
+
+        def measured(name: str) -> Measured:
+            return _measured(meter, name, choice)
+
         # Embeddings keep the old duration metric, which `_Legacy` already records.
-        self._other = None if with_legacy else _measured(meter, "gen_ai.client.operation.duration")
-        self._duration = _measured(meter, "gen_ai.client.inference.duration")
-        self._first = _measured(meter, "gen_ai.client.inference.time_to_first_chunk")
-        self._gaps = _measured(meter, "gen_ai.client.inference.time_per_output_chunk")
-        self._input = _measured(meter, "gen_ai.client.inference.operation.input_tokens")
-        self._output = _measured(meter, "gen_ai.client.inference.operation.output_tokens")
+        self._other = None if with_legacy else measured("gen_ai.client.operation.duration")
+        self._duration = measured("gen_ai.client.inference.duration")
+        self._first = measured("gen_ai.client.inference.time_to_first_chunk")
+        self._gaps = measured("gen_ai.client.inference.time_per_output_chunk")
+        self._input = measured("gen_ai.client.inference.operation.input_tokens")
+        self._output = measured("gen_ai.client.inference.operation.output_tokens")
         self._counters = {
             fact: meter.create_counter(
                 name, unit=METRICS[name].unit, description=METRICS[name].description
@@ -320,20 +330,24 @@ class _Latest:
         by_modality = {**point.attributes, MODALITY: modality}
         for fact, counter in self._counters.items():
             if fact in facts:
-                counter.add(facts[fact], by_modality, point.context)
+                counter.add(self._counted(facts[fact]), by_modality, point.context)
             elif fact in {"input_tokens", "output_tokens"}:
                 counter.add(0, {**point.attributes, MODALITY: "unknown"}, point.context)
         _record_stream(call, self._first, self._gaps, point)
+
+    def _counted(self, tokens: int) -> int:
+        """`tokens`, or their bucket: a counter that was added to once betrays what was added."""
+        return (buckets.count(tokens) or 0) if self._choice.now.coarse else tokens
 
 
 class _Engine:
     """The model server's metrics, for engines that run in this process."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._duration = _measured(meter, "gen_ai.server.request.duration")
-        self._first = _measured(meter, "gen_ai.server.time_to_first_token")
-        self._per_token = _measured(meter, "gen_ai.server.time_per_output_token")
-        self.load_duration = _histogram(meter, "sottovoce.model.load.duration")
+    def __init__(self, meter: Meter, choice: policy.Choice) -> None:
+        self._duration = _measured(meter, "gen_ai.server.request.duration", choice)
+        self._first = _measured(meter, "gen_ai.server.time_to_first_token", choice)
+        self._per_token = _measured(meter, "gen_ai.server.time_per_output_token", choice)
+        self.load_duration = _measured(meter, "sottovoce.model.load.duration", choice)
 
     def record(self, call: Call, point: Point, failed: Point) -> None:
         facts = call.facts

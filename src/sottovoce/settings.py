@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SIGNALS: Final = ("traces", "metrics", "logs")
 LOCAL_ENDPOINT: Final = "http://127.0.0.1:4318"
 
+PROFILES: Final = ("off", "aggregate", "strict", "standard", "content")
+"""The privacy profiles, the tightest first."""
+
 PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 """OTLP protocols, with the exporter entry point that speaks each."""
 
@@ -45,13 +48,6 @@ def _choice(*choices: str) -> Callable[[str], str]:
         return value
 
     return parse
-
-
-def _profile(text: str) -> str:
-    value = text.strip().lower()
-    if value in {"aggregate", "strict", "content"}:
-        raise _Unusable("this version has the profiles off and standard")
-    return _choice("off", "standard")(value)
 
 
 def _boolean(text: str) -> bool:
@@ -150,9 +146,15 @@ class Settings:
     profile: str = _setting(
         "SOTTOVOCE_PROFILE",
         "standard",
-        _profile,
-        "privacy profile: `standard`, or `off` for no telemetry at all",
+        _choice(*PROFILES),
+        "privacy profile, the tightest first: `off` (no telemetry at all), `aggregate` (metrics only, by the hour), `strict` (numbers in buckets), `standard`, `content` (needs `SOTTOVOCE_CONTENT_ACK`; sends what `standard` sends)",
         safe="off",
+    )
+    content_ack: bool = _setting(
+        "SOTTOVOCE_CONTENT_ACK",
+        default=False,
+        parse=_boolean,
+        meaning="`true`: the second key of profile `content`, without which it is `standard`",
     )
     semconv: str = _setting(
         "SOTTOVOCE_SEMCONV",
@@ -369,7 +371,9 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
         )
         absent: dict[str, Any] = {name: None}
         chosen = replace(chosen, **absent)
-    return chosen, warnings
+    if chosen.allow and chosen.profile in _NO_NAMES_OF_ONES_OWN:
+        warnings.append(f"SOTTOVOCE_ALLOW does nothing with SOTTOVOCE_PROFILE={chosen.profile}.")
+    return _acknowledged(chosen, warnings)
 
 
 def state_dir(environ: Mapping[str, str] | None = None) -> str | None:
@@ -431,13 +435,30 @@ def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
             )
             continue
         accepted[name] = value
-    return replace(base, **accepted), warnings
+    return _acknowledged(replace(base, **accepted), warnings)
 
 
+def _acknowledged(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
+    """`chosen`, whose profile is not `content` unless it has the second key as well."""
+    if chosen.profile != "content" or chosen.content_ack:
+        return chosen, warnings
+    warning = (
+        "SOTTOVOCE_PROFILE: 'content' also needs SOTTOVOCE_CONTENT_ACK=true. Using 'standard'."
+    )
+    return replace(chosen, profile="standard"), [*warnings, warning]
+
+
+def is_looser(profile: str, than: str) -> bool:
+    """Whether `profile` lets more leave than the profile `than`."""
+    return PROFILES.index(profile) > PROFILES.index(than)
+
+
+_NO_NAMES_OF_ONES_OWN: Final = frozenset({"aggregate", "strict"})
 _NEUTRAL: Final = frozenset({"semconv", "exit_timeout", "local"})
 
 _LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
-    "profile": lambda old, new: old == "off" and new != "off",
+    "profile": lambda old, new: is_looser(new, than=old),
+    "content_ack": lambda old, new: new and not old,
     "remote_model_ids": lambda old, new: old == "hash" and new != "hash",
     "model_catalogue": lambda old, new: new != old,
     "propagation": lambda old, new: old == "own" and new != "own",

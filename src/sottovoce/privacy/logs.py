@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-    from sottovoce.privacy.policy import Policy
+    from sottovoce.privacy.policy import Compiled, Policy
 
 _SEVERITIES: Final = frozenset(
     {"TRACE", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL", "NOTSET"}
@@ -46,7 +46,8 @@ class LogGate(SynchronousMultiLogRecordProcessor):
         """Copy what may leave of `log_record` and hand it on; never raises."""
         if not self._log_record_processors:
             return
-        if self.policy.off:
+        compiled = self.policy.choice.now
+        if compiled.off or (not compiled.logs and not self._is_event(log_record, compiled)):
             self.policy.count("log", "off")
             return
         try:
@@ -57,6 +58,12 @@ class LogGate(SynchronousMultiLogRecordProcessor):
             return
         for processor in self._log_record_processors:
             _safely("on_emit", processor.on_emit, clean)
+
+    @staticmethod
+    def _is_event(given: ReadWriteLogRecord, compiled: Compiled) -> bool:
+        """Whether `given` is an event of the conventions, which leaves where spans do."""
+        name = given.log_record.event_name
+        return compiled.spans and type(name) is str and name in EVENTS
 
     def enabled(
         self,

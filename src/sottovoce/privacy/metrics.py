@@ -4,7 +4,8 @@ Every reader, pushing or pulling, asks the provider's measurement consumer; the 
 front of that one method, so readers that are added later get clean data as well. A View is no
 substitute: it drops attributes from points, but hands them to exemplars.
 
-Points whose attributes become equal are one series afterwards and are merged as such.
+Points whose attributes become equal are one series afterwards and are merged as such. What the
+tighter profiles leave of a point's numbers and times is decided last (`coarse.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from sottovoce import guard
+from sottovoce.privacy import coarse
 from sottovoce.privacy.ledger import NAME as LEDGER
 from sottovoce.privacy.ledger import Ledger
 from sottovoce.privacy.origin import Origins, schema_url
@@ -86,6 +88,8 @@ class MetricGate:
             if told_by is not None:
                 resource = self._origins.resource(data.resource_metrics[0].resource)
                 clean = self._ledger.closed(metric_reader, clean, resource, told_by)
+            if clean is not None and self.policy.choice.now.hourly:
+                clean = coarse.by_the_hour(clean)
         except Exception:  # noqa: BLE001 - fail closed
             self.policy.count("metric", "gate_error")
             guard.failed("metric gate")
@@ -119,7 +123,9 @@ class MetricGate:
                 for metric in scope_metrics.metrics:
                     self._add(metric, key, series)
             for (key, *_), metric in series.items():
-                scopes[key].metrics.append(metric)  # type: ignore[attr-defined]
+                reduced = self._reduced(metric, key[0])
+                if reduced is not None:
+                    scopes[key].metrics.append(reduced)  # type: ignore[attr-defined]
             kept = [scope for scope in scopes.values() if scope.metrics]
             if kept:
                 resources.append(
@@ -128,6 +134,18 @@ class MetricGate:
                     )
                 )
         return MetricsData(resources) if resources else None
+
+    def _reduced(self, metric: Metric, scope: str) -> Metric | None:
+        compiled = self.policy.choice.now
+        if not compiled.coarse:
+            return metric
+        try:
+            # What our recorder counts is bucketed already, unless it began before `tighten`.
+            return coarse.reduced(metric, counted=scope == SCOPE and not compiled.late)
+        except Exception:  # noqa: BLE001 - fail closed: this metric alone is dropped
+            self.policy.count("metric", "rule_error")
+            guard.failed("metric gate")
+            return None
 
     def _add(self, given: Metric, scope: Any, series: dict[Any, Metric]) -> None:
         try:

@@ -19,7 +19,7 @@ from sottovoce.privacy.rules import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sottovoce.privacy.policy import Policy
+    from sottovoce.privacy.policy import Choice, Compiled, Policy
 
 T = TypeVar("T")
 
@@ -31,22 +31,27 @@ _MOST: Final = 512
 
 
 class _Once(Generic[T]):
-    """Remembers what was made of an object, by identity; holds on to it, so that ids last."""
+    """Remembers what was made of an object, by identity; holds on to it, so that ids last.
 
-    __slots__ = ("_made", "_make")
+    A policy that was tightened since makes it anew.
+    """
 
-    def __init__(self, make: Callable[[T], T]) -> None:
+    __slots__ = ("_choice", "_made", "_make")
+
+    def __init__(self, make: Callable[[T], T], choice: Choice) -> None:
         self._make = make
-        self._made: dict[int, tuple[T, T]] = {}
+        self._choice = choice
+        self._made: dict[int, tuple[T, T, Compiled]] = {}
 
     def __call__(self, item: T) -> T:
+        compiled = self._choice.now
         found = self._made.get(id(item))
-        if found is not None:
+        if found is not None and found[2] is compiled:
             return found[1]
         clean = self._make(item)
         if len(self._made) >= _MOST:
             self._made.clear()
-        self._made[id(item)] = (item, clean)
+        self._made[id(item)] = (item, clean, compiled)
         return clean
 
 
@@ -56,8 +61,10 @@ class Origins:
     def __init__(self, policy: Policy, signal: str) -> None:
         self._policy = policy
         self._signal = signal
-        self.resource: Callable[[Resource], Resource] = _Once(self._resource)
-        self.scope: Callable[[InstrumentationScope], InstrumentationScope] = _Once(self._scope)
+        self.resource: Callable[[Resource], Resource] = _Once(self._resource, policy.choice)
+        self.scope: Callable[[InstrumentationScope], InstrumentationScope] = _Once(
+            self._scope, policy.choice
+        )
 
     def _resource(self, resource: Resource) -> Resource:
         return Resource(

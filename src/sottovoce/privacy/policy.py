@@ -1,8 +1,12 @@
-"""The policy of this process: what of each attribute may leave, compiled once for a profile.
+"""The policy of this process: what of each attribute may leave, compiled for a profile.
 
 Default deny. An attribute leaves only if the registry declares it for the signal, its value
 has the declared type, and its rule lets it; whatever does not leave is counted under
 ``(signal, rule)``. Nothing here raises: an error inside a rule drops the item.
+
+At run time a policy can be tightened (`tighten`), never loosened. What a profile decides is
+therefore one frozen object, `Compiled`, that is exchanged as a whole: whoever works with one
+finishes with it, and what is begun afterwards finds the tighter one.
 """
 
 from __future__ import annotations
@@ -12,11 +16,12 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import settings as settings_
-from sottovoce.privacy import catalogue, dialects, rules
+from sottovoce.privacy import buckets, catalogue, dialects, rules
 from sottovoce.privacy.pseudonyms import Pseudonyms, from_settings
 from sottovoce.privacy.rules import Changed, Drop
 from sottovoce.registry import ATTRIBUTES, DIALECTS, RULES, SCOPES
@@ -76,20 +81,58 @@ class _Entry:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """What one profile decides.
+
+    Attributes:
+        profile: its name.
+        off: nothing leaves.
+        spans: spans may leave.
+        logs: log records that are no events of the conventions may leave.
+        coarse: numbers leave as buckets, and only what the registry names leaves.
+        hourly: metric points say the hour alone.
+        late: it was chosen after exact numbers may have been recorded.
+        tables: signal → attribute → how it is judged.
+    """
+
+    profile: str
+    off: bool
+    spans: bool
+    logs: bool
+    coarse: bool
+    hourly: bool
+    late: bool
+    tables: Mapping[str, Mapping[str, _Entry]]
+
+
+class Choice:
+    """What is `Compiled` now, for a policy and all that was made of it."""
+
+    __slots__ = ("now",)
+
+    def __init__(self, now: Compiled) -> None:
+        self.now = now
+
+
 class Policy:
-    """What may leave, for one set of settings. Thread-safe; no method raises."""
+    """What may leave, for one set of settings. Thread-safe; no method raises.
+
+    Attributes:
+        choice: what the profile decides now.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.off = settings.profile == "off" or settings.profile not in RULES
+        off = settings.profile == "off" or settings.profile not in RULES
         self._own_hosts = settings.own_hosts
         self._remote_catalogue = settings.remote_model_ids == "catalogue"
         # Made now rather than at the first model: a forked worker must have the same secret. With
         # telemetry off none is kept on disk.
-        self._pseudonyms = Pseudonyms(os.urandom(32)) if self.off else from_settings(settings)
+        self._pseudonyms = Pseudonyms(os.urandom(32)) if off else from_settings(settings)
         self._allowed = {
             kind: _Names(settings.allow, kind) for kind in ("span", "metric", "resource", "scope")
         }
-        self._tables = self._compile({} if self.off else RULES[settings.profile])
+        self.choice = Choice(self._compiled("off" if off else settings.profile))
         self._local_addresses: set[str] = set()
         self._cat12 = lru_cache(maxsize=rules.REMEMBERED)(self._model)
         self._here = lru_cache(maxsize=rules.REMEMBERED)(self._is_here)
@@ -99,7 +142,38 @@ class Policy:
         self._news: deque[tuple[str, str, int]] = deque()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
-        _policies.add(self)
+        with _process:
+            _policies.add(self)
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing may leave."""
+        return self.choice.now.off
+
+    @property
+    def profile(self) -> str:
+        """The profile that holds now."""
+        return self.choice.now.profile
+
+    def tighten(self, profile: str) -> None:
+        """Let no more leave than `profile` does, from now on; a looser one changes nothing."""
+        with _process:
+            if settings_.is_looser(self.profile, than=profile):
+                self.choice.now = self._compiled(profile, late=True)
+
+    def _compiled(self, profile: str, *, late: bool = False) -> Compiled:
+        # What `content` keeps besides goes to no exporter.
+        chosen = "standard" if profile == "content" else profile
+        return Compiled(
+            profile=profile,
+            off=chosen == "off",
+            spans=chosen in {"strict", "standard"},
+            logs=chosen == "standard",
+            coarse=chosen != "standard",
+            hourly=chosen == "aggregate",
+            late=late,
+            tables=self._compile({} if chosen == "off" else RULES[chosen]),
+        )
 
     def _compile(self, chosen: Mapping[str, str]) -> dict[str, dict[str, _Entry]]:
         tables: dict[str, dict[str, _Entry]] = {signal: {} for signal in SIGNALS}
@@ -168,7 +242,9 @@ class Policy:
 
     def allows(self, kind: str, name: str) -> bool:
         """Whether the operator let his own `name` of `kind` (span, metric, resource, scope) leave."""
-        return type(name) is str and name in self._allowed[kind] and rules.text(name) is name
+        if self.choice.now.coarse or type(name) is not str:
+            return False
+        return name in self._allowed[kind] and rules.text(name) is name
 
     def model(self, raw: str, *, local: bool) -> str:
         """What may be said of a model id: the id if it is public and local, else a pseudonym."""
@@ -220,7 +296,7 @@ class Policy:
     ) -> dict[str, Any]:
         kept: dict[str, Any] = {}
         foreign: dict[str, Any] | None = None
-        get = self._tables[signal].get
+        get = self.choice.now.tables[signal].get
         drop = self._news.append
         unknown = withheld = 0
         extensible = signal == "resource"
@@ -330,13 +406,16 @@ class Policy:
             return shown if shown == value else Changed(shown, "cat12")
         if entry.kind is str and isinstance(value, str):
             return _judge(entry, value)
-        if isinstance(value, bool) or entry.rule != "keep":
+        if isinstance(value, bool) or entry.rule not in _NUMERIC:
             return rules.WRONG_TYPE
+        verdict: Any = rules.WRONG_TYPE
         if entry.kind is int and isinstance(value, int):
-            return _whole(int.__int__(value))
-        if entry.kind is float and isinstance(value, (int, float)):
-            return _real(float(value))
-        return rules.WRONG_TYPE
+            verdict = _whole(int.__int__(value))
+        elif entry.kind is float and isinstance(value, (int, float)):
+            verdict = _real(float(value))
+        if entry.rule == "bucket" and type(verdict) is not Drop:
+            return _bucketed(entry, verdict)
+        return verdict
 
     def _elements(self, signal: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
         if isinstance(value, str):
@@ -344,7 +423,7 @@ class Policy:
         if not isinstance(value, (tuple, list)):
             return rules.WRONG_TYPE
         if entry.rule == "count":
-            if entry.counted_as in self._tables[signal]:
+            if entry.counted_as in self.choice.now.tables[signal]:
                 kept[entry.counted_as] = len(value)
             return Drop("count")
         if len(value) > _MOST_ELEMENTS:
@@ -393,6 +472,23 @@ def _judge(entry: _Entry, value: str) -> rules.Verdict:
     return (entry.judge if len(text) <= _LONGEST else entry.unkept)(text)
 
 
+_NUMERIC: Final = frozenset({"keep", "bucket"})
+_SCORES: Final = frozenset({"gen_ai.evaluation.score.value"})
+
+
+def _bucketed(entry: _Entry, value: float) -> int | float | Drop | Changed:
+    shown: float | None
+    if entry.kind is int:
+        shown = buckets.count(int(value))
+    elif entry.name in _SCORES:
+        shown = buckets.score(value)
+    else:
+        shown = buckets.seconds(value)
+    if shown is None:
+        return rules.RANGE
+    return shown if shown == value else Changed(shown, "bucket")
+
+
 def _whole(value: int) -> int | Drop:
     if 0 <= value < _LARGEST:
         return value
@@ -423,15 +519,20 @@ class _Names:
         return name in self._exact or (bool(self._beginnings) and name.startswith(self._beginnings))
 
 
+_process = threading.RLock()
+"""Held while the policies of this process are made, listed or tightened."""
 _policies: weakref.WeakSet[Policy] = weakref.WeakSet()
 _active: list[Policy] = []
+_tightest = settings_.PROFILES[-1]
 
 
 def activate(settings: Settings) -> Policy:
-    """Make the policy of this process anew, from `settings`."""
+    """Make the policy of this process anew, from `settings`; no looser than `tighten` allows."""
     policy = Policy(settings)
-    _active[:] = [policy]
-    return policy
+    with _process:
+        policy.tighten(_tightest)
+        _active[:] = [policy]
+        return policy
 
 
 def active(settings: Settings | None = None) -> Policy:
@@ -442,9 +543,45 @@ def active(settings: Settings | None = None) -> Policy:
         return activate(settings or settings_.read()[0])
 
 
+def tighten(profile: str) -> None:
+    """Let no more leave this process than `profile` does, from now on and until it ends.
+
+    It holds at once for everything that was instrumented before, for what is started later
+    and for forked children. Only the environment may loosen: for the next process.
+
+    Args:
+        profile: ``off``, ``aggregate``, ``strict``, ``standard`` or ``content``.
+
+    Raises:
+        ValueError: there is no such profile, or it would let more leave than the one that
+            holds; nothing is changed.
+    """
+    global _tightest  # noqa: PLW0603 - one process, one floor
+    if profile not in settings_.PROFILES:
+        choices = ", ".join(settings_.PROFILES)
+        raise ValueError(f"no such profile: {profile!r}; choose one of {choices}")
+    with _process:
+        held = _active[0].profile if _active else settings_.read()[0].profile
+        if settings_.is_looser(held, than=_tightest):
+            held = _tightest
+        if settings_.is_looser(profile, than=held):
+            raise ValueError(
+                f"the profile is {held!r}, and code may only tighten it: {profile!r} would let "
+                "more leave. Set SOTTOVOCE_PROFILE in the environment instead."
+            )
+        # First what will be made, then what there is: nothing can come in between.
+        _tightest = profile
+        for policy in list(_policies):
+            policy.tighten(profile)
+
+
 def _forked() -> None:
+    global _process  # noqa: PLW0603 - the thread that held it is not in the child
+    _process = threading.RLock()
     for policy in list(_policies):
         policy.forked()
+        # The parent may have been at it.
+        policy.tighten(_tightest)
 
 
 if hasattr(os, "register_at_fork"):

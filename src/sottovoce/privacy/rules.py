@@ -45,7 +45,7 @@ class Changed:
 
     __slots__ = ("rule", "value")
 
-    def __init__(self, value: str | tuple[str, ...], rule: str) -> None:
+    def __init__(self, value: str | float | tuple[str, ...], rule: str) -> None:
         self.value = value
         self.rule = rule
 
@@ -249,7 +249,7 @@ _FACTORIES: Final[dict[str, _Factory]] = {
 }
 
 
-NAMES: Final = frozenset(_FACTORIES) | {"cat12", "count"}
+NAMES: Final = frozenset(_FACTORIES) | {"bucket", "cat12", "count"}
 """Rules that let something leave; any other drops whatever it is given."""
 
 

@@ -62,7 +62,7 @@ class SpanGate(SynchronousMultiSpanProcessor):
 
     def on_start(self, span: Any, parent_context: Context | None = None) -> None:
         """Show every processor a facade of the span that was started."""
-        if not self._span_processors:
+        if not self._span_processors or not self.policy.choice.now.spans:
             return
         facade = Facade(span, self._peek)
         for processor in self._span_processors:
@@ -70,6 +70,8 @@ class SpanGate(SynchronousMultiSpanProcessor):
 
     def _on_ending(self, span: Any) -> None:
         # A private hook of the SDK (1.30 to 1.45): most processors have none of their own.
+        if not self.policy.choice.now.spans:
+            return
         base = getattr(SpanProcessor, "_on_ending", None)
         facade = None
         for processor in self._span_processors:
@@ -117,7 +119,7 @@ class SpanCleaner:
     def clean(self, span: ReadableSpan) -> ReadableSpan | None:
         """`span`, rebuilt from what may leave; None when nothing may. May raise."""
         policy, origins = self.policy, self._origins
-        if policy.off:
+        if not policy.choice.now.spans:
             policy.count("span", "off")
             return None
         attributes = policy.attributes(_plain(span.attributes), "span")

@@ -1,0 +1,68 @@
+"""Numbers said so coarsely that they single nothing out: what profile `strict` keeps of them.
+
+A number becomes the upper bound of the bucket that it falls in (a bound belongs to the bucket
+below it, as in OpenTelemetry's histograms), so that it stays a number of the same attribute,
+and a bucketed number is its own bucket: who buckets twice changes nothing.
+
+================  ==================================================================
+counts            0, 1, 4, 16, 64, … (each four times the one before)
+seconds           1, 5, 15, 60, 300; 3600 stands for all that is longer
+scores            one significant digit, and nothing finer than 0.1
+histograms        the upper bound of the metric's own bucket; twice the last bound above it
+================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COUNTS: Final = (0, *(4**power for power in range(15)))
+"""Upper bounds of the buckets of counts; what is larger is no count. Nothing is no bucket of
+its own in a histogram, but of what is said of one call it is the most useful and the most
+harmless number: no tokens came from a cache, none were used for reasoning."""
+
+SECONDS: Final = (1.0, 5.0, 15.0, 60.0, 300.0)
+LONGER: Final = 3600.0
+
+FOURS: Final = tuple(float(4**power) if power >= 0 else 1 / 4**-power for power in range(-5, 16))
+"""Bounds for a histogram whose own are not known to be harmless."""
+
+_LARGEST_SCORE: Final = 1e6
+
+
+def count(value: int) -> int | None:
+    """The bucket of a count that is not negative; None for one that is too large."""
+    place = bisect_left(COUNTS, value)
+    return COUNTS[place] if place < len(COUNTS) else None
+
+
+def seconds(value: float) -> float | None:
+    """The bucket of a time; None for what is none."""
+    if not 0 <= value < math.inf:
+        return None
+    place = bisect_left(SECONDS, value)
+    return SECONDS[place] if place < len(SECONDS) else LONGER
+
+
+def score(value: float) -> float | None:
+    """A score with one significant digit, in steps of 0.1 at least; None for what is none."""
+    if not -_LARGEST_SCORE < value < _LARGEST_SCORE:
+        return None
+    size = abs(value)
+    return round(value, 1 if size < 1 else -math.floor(math.log10(size))) + 0.0
+
+
+def representative(value: float, bounds: Sequence[float]) -> float:
+    """What is recorded in the place of `value` into a histogram with `bounds`."""
+    place = bisect_left(bounds, value)
+    return bounds[place] if place < len(bounds) else above(bounds)
+
+
+def above(bounds: Sequence[float]) -> float:
+    """What stands for values above the last of `bounds`."""
+    return 2 * bounds[-1] if bounds and bounds[-1] > 0 else 1.0
