@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Makes the project's own environment (.venv) from nothing: tools/environment.sh demo|test
+# Makes the project's own environment (.venv) from nothing: tools/environment.sh demo|check|test
+# `check` is `test` without llama-cpp-python, which has to be built.
 # Needs Python >= 3.10 and nothing else; installs nothing outside .venv and the cache folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-want=${1:?usage: tools/environment.sh demo|test}
+purpose=${1:?usage: tools/environment.sh demo|check|test}
+want=$([ "$purpose" = demo ] && echo demo || echo test)
 venv=.venv
 say() { if [ -t 2 ]; then printf '\033[2m── %s\033[0m\n' "$*" >&2; else printf -- '-- %s\n' "$*" >&2; fi; }
 die() { printf '\n%s\n' "$*" >&2; exit 1; }
@@ -51,7 +53,7 @@ fi
 
 cache=${SOTTOVOCE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sottovoce}
 wheels=$cache/wheels/$("$venv/bin/python" -c 'import platform,sys; print("%s-%s-cp%d%d" % (sys.platform, platform.machine(), *sys.version_info[:2]))')-$(hash_of requirements/llama.txt)
-if [ "$want" = test ] && ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
+if [ "$purpose" = test ] && ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
   if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     command -v c++ >/dev/null || die "llama-cpp-python has no ready-made wheel and no C++ compiler was found, so its tests cannot run. Debian/Ubuntu: sudo apt install g++; macOS: xcode-select --install"
     mkdir -p "$wheels"
