@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk._logs.export import (
+    BatchLogRecordProcessor,
+    InMemoryLogRecordExporter,
+    SimpleLogRecordProcessor,
+)
 from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import (
@@ -26,7 +30,7 @@ from opentelemetry.sdk.metrics.view import (
 )
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sottovoce import privacy
@@ -525,6 +529,27 @@ class TestTighten:
         bench.spans.clear()
         privacy.tighten("strict")
         assert exact(bench.sent()) == []
+
+    @pytest.mark.parametrize("to", ["strict", "off"])
+    def test_what_waits_to_be_sent_is_discarded(self, to):
+        bench = Bench("standard")
+        spans, logs = InMemorySpanExporter(), InMemoryLogRecordExporter()
+        bench.tracers.add_span_processor(BatchSpanProcessor(spans, schedule_delay_millis=60_000))
+        bench.loggers.add_log_record_processor(
+            BatchLogRecordProcessor(logs, schedule_delay_millis=60_000)
+        )
+        bench.foreign()
+        privacy.tighten(to)
+        bench.foreign()
+        bench.tracers.force_flush()
+        bench.loggers.force_flush()
+        assert len(spans.get_finished_spans()) == len(logs.get_finished_logs()) == (to == "strict")
+        assert exact([encode_spans(spans.get_finished_spans())]) == []
+        assert exact([encode_logs(logs.get_finished_logs())]) == []
+        assert bench.policy.dropped["span", "off"] == (1 if to == "strict" else 2)
+        assert bench.policy.dropped["log", "off"] == (3 if to == "strict" else 4)
+        bench.tracers.shutdown()
+        bench.loggers.shutdown()
 
     def test_a_live_span_is_seen_tightly(self):
         bench = Bench("standard")

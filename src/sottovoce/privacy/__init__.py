@@ -10,7 +10,8 @@ def tighten(profile: str) -> None:
 
     It holds at once for everything that was instrumented before, for what is started later
     and for forked children. Only the environment may loosen (`SOTTOVOCE_PROFILE`), for the
-    next process.
+    next process. What waits in the SDK's queues is discarded, since it was judged before;
+    what an exporter is sending at this moment is sent.
 
     Args:
         profile: ``off``, ``aggregate``, ``strict``, ``standard`` or ``content``.

@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import TraceFlags
 
 from sottovoce import guard
-from sottovoce.privacy.origin import Origins, is_id, is_time
+from sottovoce.privacy.origin import Origins, emptied, is_id, is_time
 from sottovoce.registry import EVENTS
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class LogGate(SynchronousMultiLogRecordProcessor):
     def __init__(self, policy: Policy) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.policy = policy
+        policy.choice.gates.add(self)
         self._origins = Origins(policy, "log")
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
@@ -47,11 +48,15 @@ class LogGate(SynchronousMultiLogRecordProcessor):
         if not self._log_record_processors:
             return
         compiled = self.policy.choice.now
-        if compiled.off or (not compiled.logs and not self._is_event(log_record, compiled)):
+        if self._is_silent(log_record, compiled):
             self.policy.count("log", "off")
             return
         try:
             clean = self.clean(log_record)
+            if self.policy.choice.now is not compiled:
+                # Tightened meanwhile: what was judged before must not be queued after.
+                self.policy.count("log", "off")
+                return
         except Exception:  # noqa: BLE001 - fail closed
             self.policy.count("log", "gate_error")
             guard.failed("log gate")
@@ -60,10 +65,13 @@ class LogGate(SynchronousMultiLogRecordProcessor):
             _safely("on_emit", processor.on_emit, clean)
 
     @staticmethod
-    def _is_event(given: ReadWriteLogRecord, compiled: Compiled) -> bool:
-        """Whether `given` is an event of the conventions, which leaves where spans do."""
+    def _is_silent(given: ReadWriteLogRecord, compiled: Compiled) -> bool:
+        """Whether records like `given` do not leave at all."""
+        if compiled.logs:
+            return False
+        # An event of the conventions leaves where spans do.
         name = given.log_record.event_name
-        return compiled.spans and type(name) is str and name in EVENTS
+        return not (compiled.spans and type(name) is str and name in EVENTS)
 
     def enabled(
         self,
@@ -86,6 +94,12 @@ class LogGate(SynchronousMultiLogRecordProcessor):
         except Exception:  # noqa: BLE001 - a processor's error is not the app's
             guard.failed("log processor enabled")
             return True
+
+    def discard(self) -> None:
+        """Forget records that wait to be sent: they were let through by a looser profile."""
+        forgotten = emptied(self._log_record_processors)
+        if forgotten:
+            self.policy.count("log", "off", forgotten)
 
     def shutdown(self) -> None:
         """Shut every processor down, whatever the ones before it do."""

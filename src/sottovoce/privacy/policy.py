@@ -107,12 +107,18 @@ class Compiled:
 
 
 class Choice:
-    """What is `Compiled` now, for a policy and all that was made of it."""
+    """What is `Compiled` now, for a policy and all that was made of it.
 
-    __slots__ = ("now",)
+    Attributes:
+        now: it.
+        gates: what must forget, at a change, what it let through before.
+    """
+
+    __slots__ = ("gates", "now")
 
     def __init__(self, now: Compiled) -> None:
         self.now = now
+        self.gates: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Policy:
@@ -160,6 +166,8 @@ class Policy:
         with _process:
             if settings_.is_looser(self.profile, than=profile):
                 self.choice.now = self._compiled(profile, late=True)
+                for gate in list(self.choice.gates):
+                    gate.discard()
 
     def _compiled(self, profile: str, *, late: bool = False) -> Compiled:
         # What `content` keeps besides goes to no exporter.
@@ -547,7 +555,9 @@ def tighten(profile: str) -> None:
     """Let no more leave this process than `profile` does, from now on and until it ends.
 
     It holds at once for everything that was instrumented before, for what is started later
-    and for forked children. Only the environment may loosen: for the next process.
+    and for forked children. Only the environment may loosen: for the next process. Spans and
+    log records that wait in the SDK's queues are discarded, since they were judged before;
+    what an exporter is sending at this moment is sent.
 
     Args:
         profile: ``off``, ``aggregate``, ``strict``, ``standard`` or ``content``.

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import (
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from sottovoce import guard
-from sottovoce.privacy.origin import Origins, is_time
+from sottovoce.privacy.origin import Origins, emptied, is_time
 from sottovoce.privacy.rules import OTHER
 from sottovoce.registry import EVENTS
 
@@ -56,6 +56,7 @@ class SpanGate(SynchronousMultiSpanProcessor):
     def __init__(self, policy: Policy) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.policy = policy
+        policy.choice.gates.add(self)
         self._clean = SpanCleaner(policy).clean
         # What a facade is asked for has not left: it is not counted.
         self._peek = SpanCleaner(policy.quiet()).clean
@@ -84,8 +85,12 @@ class SpanGate(SynchronousMultiSpanProcessor):
         """Rebuild `span` and hand it on; never raises."""
         if not self._span_processors:
             return
+        compiled = self.policy.choice.now
         try:
             clean = self._clean(span)
+            if self.policy.choice.now is not compiled:
+                # Tightened meanwhile: what was judged before must not be queued after.
+                clean = self._clean(span)
         except Exception:  # noqa: BLE001 - fail closed
             self.policy.count("span", "gate_error")
             guard.failed("span gate")
@@ -94,6 +99,12 @@ class SpanGate(SynchronousMultiSpanProcessor):
             return
         for processor in self._span_processors:
             _safely("on_end", processor.on_end, clean)
+
+    def discard(self) -> None:
+        """Forget spans that wait to be sent: they were let through by a looser profile."""
+        forgotten = emptied(self._span_processors)
+        if forgotten:
+            self.policy.count("span", "off", forgotten)
 
     def shutdown(self) -> None:
         """Shut every processor down, whatever the ones before it do."""
