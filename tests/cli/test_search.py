@@ -7,7 +7,7 @@ import json
 import urllib.parse
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from sottovoce.cli.search import Needle, search
@@ -61,9 +61,15 @@ def test_a_text_is_found_in_every_form(form, text):
     after=st.binary(max_size=20),
 )
 @settings(max_examples=200, deadline=None)
+@example(text="000000:/", form="percent", before=b"", after=b"")
 def test_any_text_is_found_in_every_form(text, form, before, after):
     assume(text.strip())
     assert Needle(text).find(before + FORMS[form](text) + after) is not None
+
+
+def test_whatever_an_encoder_leaves_alone_the_text_is_found():
+    for encoded in (b"http%3A//x/se%63ret", b"http:%2f%2fx%2fsecret", b"http%3A%2F%2Fx/secret"):
+        assert Needle("http://x/secret").find(b"a" + encoded + b"b") is not None
 
 
 @given(data=st.binary(max_size=2000))

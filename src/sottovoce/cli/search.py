@@ -13,7 +13,7 @@ import json
 from base64 import b64encode, urlsafe_b64encode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote_to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,7 +76,8 @@ class Needle:
                 ),
                 "JSON in JSON": json.dumps(json.dumps(text)[1:-1])[1:-1].encode(),
                 "percent-encoded": quote(raw, safe="").encode(),
-                "percent-encoded path": quote(raw, safe="/:").encode(),
+                "percent-encoded path": quote(raw, safe="/").encode(),
+                "percent-encoded URL": quote(raw, safe="/:").encode(),
                 "form-encoded": quote_plus(raw).encode(),
                 "HTML": html.escape(text).encode(errors="surrogatepass"),
                 "hexadecimal": raw.hex().encode(),
@@ -103,6 +104,13 @@ class Needle:
             offset = data.find(needle)
             if offset >= 0:
                 return form, offset
+        if b"%" in data:
+            # Encoders differ in what they leave alone, so the rest is found by decoding.
+            plain = unquote_to_bytes(data).lower()
+            for needle in (self._folded["UTF-8"], self._folded["UTF-8"].replace(b" ", b"+")):
+                offset = plain.find(needle)
+                if offset >= 0:
+                    return "percent-encoded", offset
         return None
 
 
