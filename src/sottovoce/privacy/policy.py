@@ -15,6 +15,7 @@ import copy
 import os
 import threading
 import weakref
+from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,13 +47,15 @@ _LARGEST: Final = 10**9
 _DECIMALS: Final = 6
 _FOLD_AT: Final = 1024
 _LONGEST: Final = rules.LONGEST
+_SCORES: Final = frozenset({"gen_ai.evaluation.score.value"})
+_NUMERIC: Final = frozenset({"keep", "bucket"})
 
 
 class _Entry:
     """How one attribute is judged: its declared type, and the rule for its strings."""
 
     __slots__ = (
-        "counted_as", "drops", "foreign", "judge", "kind", "name", "rule", "special", "unkept"
+        "bounds", "counted_as", "drops", "foreign", "judge", "kind", "lists", "name", "rule", "special", "unkept"
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +77,12 @@ class _Entry:
         # The same without a memory, in which a long string would stay for good.
         self.unkept: Callable[[str], rules.Verdict] = getattr(judge, "__wrapped__", judge)
         self.counted_as = rules.COUNTED_AS.get(name, "")
+        # Lists of words of the vocabulary that were judged: few, and on every span.
+        self.lists: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        # Upper bounds of the buckets that a number leaves as; those of `_bucketed`.
+        self.bounds: tuple[float, ...] = ()
+        if rule == "bucket" and name not in _SCORES:
+            self.bounds = buckets.COUNTS if kind is int else buckets.SECONDS
         # What the loop of `Policy.attributes` leaves to `_slow`.
         self.drops = rule not in rules.NAMES
         self.special = (
@@ -306,7 +315,7 @@ class Policy:
         foreign: dict[str, Any] | None = None
         get = self.choice.now.tables[signal].get
         drop = self._news.append
-        unknown = withheld = 0
+        unknown = withheld = bucketed = 0
         extensible = signal == "resource"
         verdict: Any
         # Every branch below is paid for each attribute of every span: no call that can be spared.
@@ -328,6 +337,13 @@ class Policy:
                         continue
                     if entry.drops:
                         withheld += 1
+                        continue
+                    bounds = entry.bounds
+                    if bounds and kind is entry.kind and 0 <= value <= bounds[-1]:
+                        shown = bounds[bisect_left(bounds, value)]
+                        if shown != value:
+                            bucketed += 1
+                        kept[entry.name] = shown
                         continue
                     verdict = self._slow(signal, value, entry, around or mapping, kept)
                 elif kind is str:
@@ -360,6 +376,8 @@ class Policy:
             drop((signal, "unknown", unknown))
         if withheld:
             drop((signal, rules.DROPPED.rule, withheld))
+        if bucketed:
+            drop((signal, "bucket", bucketed))
         if foreign is not None:
             self._said(foreign, mapping, signal, kept)
         if len(self._news) > _FOLD_AT:
@@ -426,6 +444,21 @@ class Policy:
         return verdict
 
     def _elements(self, signal: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
+        if type(value) is not tuple or entry.rule != "enum":
+            return self._each(signal, value, entry, kept)
+        try:
+            known = entry.lists.get(value)
+        except TypeError:
+            return rules.WRONG_TYPE
+        if known is not None:
+            # What is handed on is what was judged, not what claims to equal it.
+            return known
+        verdict = self._each(signal, value, entry, kept)
+        if type(verdict) is tuple and len(entry.lists) < rules.REMEMBERED:
+            entry.lists[verdict] = verdict
+        return verdict
+
+    def _each(self, signal: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
         if isinstance(value, str):
             value = dialects.elements(value)
         if not isinstance(value, (tuple, list)):
@@ -478,10 +511,6 @@ class Policy:
 def _judge(entry: _Entry, value: str) -> rules.Verdict:
     text = str.__str__(value)
     return (entry.judge if len(text) <= _LONGEST else entry.unkept)(text)
-
-
-_NUMERIC: Final = frozenset({"keep", "bucket"})
-_SCORES: Final = frozenset({"gen_ai.evaluation.score.value"})
 
 
 def _bucketed(entry: _Entry, value: float) -> int | float | Drop | Changed:
