@@ -342,7 +342,8 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
     for entry in fields(Settings):
         meta = entry.metadata
         text = environ.get(meta["variable"])
-        if text is None:
+        # An empty value is an unset one, as OpenTelemetry has it.
+        if text is None or not text.strip():
             continue
         try:
             values[entry.name] = meta["parse"](text)

@@ -151,7 +151,6 @@ def test_a_command_runs_instrumented_sends_here_and_keeps_its_exit_code(tmp_path
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:9",
         "OTEL_TRACES_EXPORTER": "none",
-        "OTEL_SDK_DISABLED": "true",
         "XDG_STATE_HOME": str(tmp_path),
     }
     done = command("local", "--port", "0", "--", sys.executable, "-c", REPORT, env=environment)
@@ -160,11 +159,19 @@ def test_a_command_runs_instrumented_sends_here_and_keeps_its_exit_code(tmp_path
     seen = json.loads(first)
     assert set(seen) == {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"}
     assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+", seen["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    assert "not for this command: OTEL_EXPORTER_OTLP_ENDPOINT" in done.stderr
     # The span went through the launcher, our distribution and its gate.
     assert "1 spans" in rest
     assert "violet" not in rest
     again = command("view", env=environment)
     assert "1 spans" in again.stdout
+
+
+def test_a_command_that_sends_nothing_is_told_why_that_may_be(tmp_path):
+    environment = {**os.environ, "OTEL_SDK_DISABLED": "true", "XDG_STATE_HOME": str(tmp_path)}
+    done = command("local", "--port", "0", "--", sys.executable, "-c", REPORT, env=environment)
+    assert done.returncode == 7
+    assert "OTEL_SDK_DISABLED=true" in " ".join(done.stderr.split())
 
 
 def test_what_came_before_the_command_is_not_shown(tmp_path):

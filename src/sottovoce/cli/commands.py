@@ -141,6 +141,13 @@ def _search(store: Store, text: str) -> Report:
         raise click.BadParameter(str(error), param_hint="--search") from None
 
 
+_NOTHING_CAME: Final = (
+    "Nothing came. Usual reasons: the command made no model call; its Python is another one, "
+    "without sottovoce (python -I and frozen apps skip the launcher too: use sottovoce.start()); "
+    "SOTTOVOCE_PROFILE=off or OTEL_SDK_DISABLED=true; or it was killed before its last export."
+)
+
+
 def _listen(store: Store, port: int, host: str, err: Console) -> None:
     """Receive until interrupted."""
     each = _announce(err) if err.is_terminal else None
@@ -170,6 +177,10 @@ def _run(store: Store, command: tuple[str, ...], port: int, host: str, err: Cons
     before = store.totals().last_id
     with Receiver(store, port=port, host=host) as receiver:
         err.print(Text(f"receiving OTLP at {receiver.endpoint} into {store.path}", style="dim"))
+        if ignored := launch.overridden():
+            err.print(Text(f"not for this command: {', '.join(ignored)}", style="dim"))
         code = launch.run(launch.instrumented(command), launch.environment(receiver.endpoint))
     view.render(store, view.console(), after=before)
+    if store.totals().last_id == before:
+        err.print(Text(_NOTHING_CAME, style="yellow"))
     return code

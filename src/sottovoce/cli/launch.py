@@ -18,7 +18,6 @@ _LAUNCHER: Final = "opentelemetry-instrument"
 _ELSEWHERE: Final = frozenset(
     {
         "OTEL_CONFIG_FILE",
-        "OTEL_SDK_DISABLED",
         "OTEL_TRACES_EXPORTER",
         "OTEL_METRICS_EXPORTER",
         "OTEL_LOGS_EXPORTER",
@@ -47,13 +46,18 @@ def instrumented(command: Sequence[str]) -> list[str]:
     return [found, *command]
 
 
+def overridden(base: Mapping[str, str] | None = None) -> list[str]:
+    """Names of the variables of `base` that a command run by us does not get."""
+    names = os.environ if base is None else base
+    return sorted(
+        name for name in names if name.startswith("OTEL_EXPORTER_OTLP_") or name in _ELSEWHERE
+    )
+
+
 def environment(endpoint: str, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """`base` (this process's environment) with `endpoint` as the only place to send to."""
-    inherited = {
-        name: value
-        for name, value in (os.environ if base is None else base).items()
-        if not name.startswith("OTEL_EXPORTER_OTLP_") and name not in _ELSEWHERE
-    }
+    base = os.environ if base is None else base
+    inherited = {name: base[name] for name in base.keys() - set(overridden(base))}
     return {
         **inherited,
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,

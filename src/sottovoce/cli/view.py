@@ -320,7 +320,7 @@ def _ledger(points: list[Point], *, ascii_only: bool) -> Iterator[Text]:
         line.append(charts.bar(count, most, 30, ascii_only=ascii_only), style="magenta")
         yield line
     if not dropped:
-        yield Text("nothing, or nobody counted", style="dim")
+        yield Text("nothing was removed, or no metrics came that tell", style="dim")
     wrong = {place: count for place, count in errors.items() if count}
     if wrong:
         yield Text("errors of our own, which the app never saw:", style="bold red")
