@@ -105,4 +105,6 @@ def _weights(hidden: int, layers: int, vocabulary: int) -> dict[str, np.ndarray]
 
 
 if __name__ == "__main__":
-    print(make(sys.argv[1] if len(sys.argv) > 1 else "tiny.gguf"))
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: tiny_gguf.py FILE")
+    print(make(sys.argv[1]))

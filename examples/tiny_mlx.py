@@ -135,4 +135,6 @@ def _write_tokenizer(path: Path) -> tuple[int, set[int]]:
 
 
 if __name__ == "__main__":
-    print(make(sys.argv[1] if len(sys.argv) > 1 else "tiny-mlx"))
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: tiny_mlx.py DIRECTORY")
+    print(make(sys.argv[1]))

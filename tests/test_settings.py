@@ -279,3 +279,21 @@ def test_no_change_by_code_loosens(changes):
     assert set(made.own_hosts) <= {"a.example"}
     assert made.allow == ()
     assert 0 <= made.exit_timeout <= 60
+
+
+def test_an_empty_value_is_an_unset_one():
+    made, warnings = read({"SOTTOVOCE_PROFILE": "", "SOTTOVOCE_EXIT_TIMEOUT": " "})
+    assert (made, warnings) == (Settings(), [])
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:4318/v1/traces", "http://x/v1/metrics"])
+def test_a_signals_path_in_the_endpoint_of_all_is_pointed_out(address):
+    made, (warning,) = read({"OTEL_EXPORTER_OTLP_ENDPOINT": address})
+    assert made.endpoint == address
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in warning and "once more" in warning
+
+
+def test_code_is_told_of_an_endpoint_without_a_scheme_too():
+    made, (warning,) = tightened(Settings(), endpoint="localhost:4318")
+    assert made.endpoint is None
+    assert "http://" in warning

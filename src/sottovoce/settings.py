@@ -365,13 +365,22 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
         and name not in known_variables
         and not name.startswith(_NOT_OURS)
     ]
-    chosen = replace(Settings(**values), **overrides)
-    for name, address in _bare_addresses(chosen):
+    return _settled(replace(Settings(**values), **overrides), warnings)
+
+
+def _settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
+    """`chosen` without what its values cannot mean together."""
+    for name, address in list(_bare_addresses(chosen)):
         warnings.append(
             f"{variable_of(name)}: {_shown(address)} cannot be used; over HTTP it must start with http:// or https://. Using none."
         )
         absent: dict[str, Any] = {name: None}
         chosen = replace(chosen, **absent)
+    path = next((f"/v1/{s}" for s in SIGNALS if (chosen.endpoint or "").endswith(f"/v1/{s}")), None)
+    if path:
+        warnings.append(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT: {path} is added to it once more; leave that out."
+        )
     if chosen.allow and chosen.profile in _NO_NAMES_OF_ONES_OWN:
         warnings.append(f"SOTTOVOCE_ALLOW does nothing with SOTTOVOCE_PROFILE={chosen.profile}.")
     return _acknowledged(chosen, warnings)
@@ -436,7 +445,7 @@ def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
             )
             continue
         accepted[name] = value
-    return _acknowledged(replace(base, **accepted), warnings)
+    return _settled(replace(base, **accepted), warnings)
 
 
 def _acknowledged(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:

@@ -54,6 +54,8 @@ NAMES = [
     (CANARY, {}, "_OTHER"),
     ("mine", {}, "mine"),
     ("mine too", {}, "mine too"),
+    ("mine too", {"http.request.method": "GET"}, "mine too"),
+    ("mine too", {"gen_ai.operation.name": "chat"}, "chat"),
     ("mine\n", {}, "_OTHER"),
     ("mine " + "x" * 128, {}, "_OTHER"),
 ]

@@ -161,13 +161,14 @@ class SpanCleaner:
         )
 
     def _name(self, name: str, attributes: Mapping[str, Any]) -> str:
+        # A model call is never named by anyone: its name would hold the model's raw id.
+        if OPERATION not in attributes and self.policy.allows("span", name):
+            return name
         template = _from_template(attributes)
         if template is not None:
             if template != name:
                 self.policy.count("span", "name")
             return template
-        if self.policy.allows("span", name):
-            return name
         self.policy.count("span", "name")
         return OTHER
 
