@@ -365,7 +365,10 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
         and name not in known_variables
         and not name.startswith(_NOT_OURS)
     ]
-    return _settled(replace(Settings(**values), **overrides), warnings)
+    chosen = replace(Settings(**values), **overrides)
+    if chosen.allow and chosen.profile in _NO_NAMES_OF_ONES_OWN:
+        warnings.append(f"SOTTOVOCE_ALLOW does nothing with SOTTOVOCE_PROFILE={chosen.profile}.")
+    return _settled(chosen, warnings)
 
 
 def _settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
@@ -381,8 +384,6 @@ def _settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]
         warnings.append(
             f"OTEL_EXPORTER_OTLP_ENDPOINT: {path} is added to it once more; leave that out."
         )
-    if chosen.allow and chosen.profile in _NO_NAMES_OF_ONES_OWN:
-        warnings.append(f"SOTTOVOCE_ALLOW does nothing with SOTTOVOCE_PROFILE={chosen.profile}.")
     return _acknowledged(chosen, warnings)
 
 
