@@ -23,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.metrics import export as sdk_metrics
 from opentelemetry.sdk.trace import ReadableSpan
 
+from sottovoce.privacy.rules import BUILT_IN
 from sottovoce.registry import ATTRIBUTES, EVENTS, METRICS, SCHEMA_URLS, SCOPES, SPANS
 
 OUR_SCOPE = "sottovoce"
@@ -31,6 +32,7 @@ INFERENCE = {"chat", "text_completion", "generate_content"}
 NOT_OF_INFERENCE = ("gen_ai.client.operation.duration", "latest")
 LONGEST = 128
 PLACEHOLDERS = {"enum": "_OTHER", "error": "_OTHER", "scope": "_OTHER"}
+_PSEUDONYM = re.compile(r"h:[0-9a-f]{12}")
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[1-5]\d\d")
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -120,7 +122,7 @@ def _attributes(where: str, attributes: Mapping[str, Any], signal: str) -> Itera
             yield f"{where}: attribute {key} is not declared"
         elif signal not in declared.signals:
             yield f"{where}: attribute {key} is not declared for a {signal}"
-        elif declared.rule in {"drop", "count", "seal", "allow12", "hash_rot"}:
+        elif declared.rule in {"drop", "count", "seal", "hash_rot"}:
             yield f"{where}: attribute {key} should have been dropped"
         elif not _has_type(declared.type, value):
             yield f"{where}: attribute {key} is {value!r}, not a {declared.type}"
@@ -147,6 +149,10 @@ def _text(where: str, key: str, text: str) -> Iterator[str]:
     placeholder = "custom" if key == "gen_ai.provider.name" else PLACEHOLDERS.get(declared.rule)
     if len(text) > LONGEST:
         yield f"{where}: attribute {key} has {len(text)} characters"
+    if declared.rule == "allow12":
+        if text not in BUILT_IN.get(key, ()) and not _PSEUDONYM.fullmatch(text):
+            yield f"{where}: attribute {key} has the name {text!r}"
+        return
     if declared.values is None or text in declared.values or text == placeholder:
         return
     if declared.rule == "error" and _CLASS.fullmatch(text):

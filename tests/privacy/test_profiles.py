@@ -6,6 +6,7 @@ number of the protobuf messages; what each profile promises to keep has to be th
 
 import math
 import multiprocessing
+import re
 import threading
 import weakref
 
@@ -646,6 +647,29 @@ def test_what_leaves_is_never_more_than_under_a_looser_profile(key, value, signa
         again = POLICIES[tighter].attributes(left[looser], signal)
         if RULES.get(looser, {}).get(key) != "count":
             assert left[tighter] == {k: v for k, v in again.items() if k in left[tighter]}
+
+
+NAMES = [key for key, rule in RULES["strict"].items() if rule == "curated"]
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_names_that_somebody_gave_do_not_leave(key):
+    left = {
+        name: each.attributes({key: "look_up_bob"}, "span").get(key)
+        for name, each in POLICIES.items()
+    }
+    hashed = left.pop("standard")
+    assert re.fullmatch("h:[0-9a-f]{12}", hashed)
+    assert left == {"off": None, "aggregate": None, "strict": "_OTHER", "content": hashed}
+    # What passes two gates is the same after the second, and no model's pseudonym.
+    assert POLICIES["standard"].attributes({key: hashed}, "span") == {key: hashed}
+    assert POLICIES["standard"].model("look_up_bob", local=False) != hashed
+
+
+def test_names_that_come_with_a_provider_leave():
+    said = {"gen_ai.tool.name": "web_search", "graph.node.name": "__start__"}
+    for profile in PROFILES[1:]:
+        assert POLICIES[profile].attributes(said, "span") == said
 
 
 @given(st.integers(0, 10**9))

@@ -189,15 +189,19 @@ class Policy:
             coarse=chosen != "standard",
             hourly=chosen == "aggregate",
             late=late,
-            tables=self._compile({} if chosen == "off" else RULES[chosen]),
+            tables=self._compile(chosen),
         )
 
-    def _compile(self, chosen: Mapping[str, str]) -> dict[str, dict[str, _Entry]]:
+    def _compile(self, profile: str) -> dict[str, dict[str, _Entry]]:
+        chosen = RULES.get(profile, {})
         tables: dict[str, dict[str, _Entry]] = {signal: {} for signal in SIGNALS}
         for name, attribute in ATTRIBUTES.items():
             rule = chosen.get(name)
             if rule is None:
                 continue
+            if rule == "curated" and profile == "aggregate":
+                # A metric has no use for a series of everything that may not be named.
+                rule = "curated_only"
             kind = _TYPES.get(attribute.type)
             if kind is None:
                 rule, kind = "drop", str

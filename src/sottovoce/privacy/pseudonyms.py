@@ -49,11 +49,12 @@ def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
 class Pseudonyms:
     """Makes pseudonyms with one secret. Thread-safe, the same after fork."""
 
-    __slots__ = ("_host", "_model", "is_kept", "key_id")
+    __slots__ = ("_host", "_model", "_name", "is_kept", "key_id")
 
     def __init__(self, secret: bytes, *, is_kept: bool = True) -> None:
         self._model = _state(secret, b"model")
         self._host = _state(secret, b"host")
+        self._name = _state(secret, b"name")
         # Tells secrets apart and nothing else of them; derived for this purpose alone.
         self.key_id = hkdf(secret, salt=_SALT, info=b"key id", length=4).hex()
         # Whether other processes and other days have the same secret.
@@ -72,6 +73,10 @@ class Pseudonyms:
     def host(self, raw: str, kind: str) -> str:
         """`kind`, a dash and 12 hex characters for a host name."""
         return _remembered(f"{kind}-{_digest(self._host, raw)}")
+
+    def name(self, raw: str) -> str:
+        """``h:`` and 12 hex characters for a name that somebody gave: a tool's, a table's."""
+        return _remembered(f"h:{_digest(self._name, raw)}")
 
     @staticmethod
     def has_made(text: str) -> bool:

@@ -238,6 +238,43 @@ def _scope(*_: Any) -> Callable[[str], Verdict]:
     return lambda value: value if value in SCOPES or value == OTHER else other
 
 
+BUILT_IN: Final[Mapping[str, frozenset[str]]] = {
+    "gen_ai.tool.name": frozenset({
+        "apply_patch", "bash", "bash_code_execution", "code_execution", "code_interpreter",
+        "computer", "computer_use", "computer_use_preview", "file_search", "google_maps",
+        "google_search", "google_search_retrieval", "image_generation", "local_shell", "mcp",
+        "memory", "shell", "str_replace_based_edit_tool", "str_replace_editor",
+        "text_editor_code_execution", "tool_search", "url_context", "web_fetch", "web_search",
+        "web_search_preview",
+    }),
+    "graph.node.name": frozenset({"__end__", "__start__"}),
+}  # fmt: skip
+"""Attribute → names that providers and frameworks give: whoever uses one has typed nothing."""
+
+
+def _curated(name: str, *_: Any) -> Callable[[str], Verdict]:
+    known, other = BUILT_IN.get(name, frozenset()), Changed(OTHER, "curated")
+    return lambda value: value if value in known or value == OTHER else other
+
+
+def _curated_only(name: str, *_: Any) -> Callable[[str], Verdict]:
+    known, dropped = BUILT_IN.get(name, frozenset()), Drop("curated")
+    return lambda value: value if value in known else dropped
+
+
+def _allow12(
+    name: str, _values: frozenset[str] | None, pseudonyms: Pseudonyms
+) -> Callable[[str], Verdict]:
+    known = BUILT_IN.get(name, frozenset())
+
+    def judge(value: str) -> Verdict:
+        if value in known or value == OTHER or pseudonyms.has_made(value):
+            return value
+        return Changed(pseudonyms.name(value), "allow12") if len(value) <= LONGEST else TOO_LONG
+
+    return judge
+
+
 _Factory = Callable[[str, frozenset[str] | None, "Pseudonyms"], Callable[[str], Verdict]]
 _FACTORIES: Final[dict[str, _Factory]] = {
     "keep": _keep,
@@ -246,6 +283,9 @@ _FACTORIES: Final[dict[str, _Factory]] = {
     "host": _host,
     "route": _route,
     "scope": _scope,
+    "curated": _curated,
+    "curated_only": _curated_only,
+    "allow12": _allow12,
 }
 
 
