@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
+from sottovoce.privacy import tripwire
 from sottovoce.registry import ATTRIBUTES, SCOPES, SHAPES, WORDS
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def text(value: str) -> Verdict:
     # False for control, format, surrogate and private-use characters and for odd spaces.
     if not value.isprintable():
         return CONTROL
-    return value
+    return TRIPWIRE if tripwire.hit(value) else value
 
 
 def make(
@@ -147,7 +148,19 @@ def make(
     A rule that this version does not know drops everything.
     """
     judge = _FACTORIES.get(rule, _drop)(name, values, pseudonyms)
+    judge = _looked_at(judge)
     return judge if name in _CHANGING else lru_cache(maxsize=REMEMBERED)(judge)
+
+
+def _looked_at(judge: Callable[[str], Verdict]) -> Callable[[str], Verdict]:
+    """`judge`, and the tripwire behind it, whatever the rule says."""
+
+    def look(value: str) -> Verdict:
+        verdict = judge(value)
+        shown = verdict.value if isinstance(verdict, Changed) else verdict
+        return TRIPWIRE if isinstance(shown, str) and tripwire.hit(shown) else verdict
+
+    return look
 
 
 def _drop(
