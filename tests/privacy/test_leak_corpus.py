@@ -89,6 +89,7 @@ def facts(policy, profile):
             shown[key] = buckets.count(FACTS[key])
         key = "gen_ai.response.time_to_first_chunk"
         shown[key] = buckets.seconds(FACTS[key])
+        shown["sottovoce.duration.bucket"] = "1_5s"
     return shown
 
 

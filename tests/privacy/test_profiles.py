@@ -57,6 +57,7 @@ EXACT = {INPUT, OUTPUT, CACHED, INPUT + OUTPUT, *SECONDS}
 DURATION = "gen_ai.client.operation.duration"
 USAGE = "gen_ai.client.token.usage"
 FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
+LASTED = "sottovoce.duration.bucket"
 GAPS = "gen_ai.client.operation.time_per_output_chunk"
 
 
@@ -288,6 +289,7 @@ class TestStrict:
         assert said["server.address"] == "api.openai.com"
         assert said["server.port"] == 443
         assert said["sottovoce.call.outcome"] == "completed"
+        assert said["sottovoce.duration.bucket"] == "1_5s"
         assert said["gen_ai.response.finish_reasons"].values[0].string_value == "stop"
         assert span.end_time_unix_nano - span.start_time_unix_nano == round(SECONDS[1] * 1e9)
         assert {DURATION, USAGE, FIRST_CHUNK, GAPS} <= set(metrics_of(sent))
@@ -572,7 +574,7 @@ class TestTighten:
         privacy.tighten("strict")
         assert reads.span.attributes["gen_ai.usage.input_tokens"] == 4096
         span.end()
-        assert seen == [{"gen_ai.usage.input_tokens": 4096}]
+        assert seen == [{"gen_ai.usage.input_tokens": 4096, LASTED: "lt_1s"}]
 
     def test_many_threads_at_once_end_at_the_tightest(self):
         bench = Bench("content")
@@ -670,6 +672,21 @@ def test_names_that_come_with_a_provider_leave():
     said = {"gen_ai.tool.name": "web_search", "graph.node.name": "__start__"}
     for profile in PROFILES[1:]:
         assert POLICIES[profile].attributes(said, "span") == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "word"),
+    [(0, "lt_1s"), (0.9999, "lt_1s"), (1, "1_5s"), (5, "5_15s"), (15, "15_60s"), (60, "1_5m"),
+     (299.9, "1_5m"), (300, "gte_5m"), (10**6, "gte_5m")],
+)  # fmt: skip
+def test_how_long_a_span_lasted_is_one_of_six_words(seconds, word):
+    for profile in ("strict", "standard"):
+        bench = Bench(profile)
+        tracer = bench.tracers.get_tracer("sottovoce")
+        tracer.start_span("x", start_time=10**18).end(10**18 + round(seconds * 10**9))
+        (span,) = bench.spans.get_finished_spans()
+        assert span.attributes == ({LASTED: word} if profile == "strict" else {})
+        assert word in ATTRIBUTES[LASTED].values
 
 
 @given(st.integers(0, 10**9))

@@ -15,7 +15,7 @@ histograms        the upper bound of the metric's own bucket; twice the last bou
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ harmless number: no tokens came from a cache, none were used for reasoning."""
 
 SECONDS: Final = (1.0, 5.0, 15.0, 60.0, 300.0)
 LONGER: Final = 3600.0
+_BOUNDS_NS: Final = tuple(int(bound) * 10**9 for bound in SECONDS)
+_WORDS: Final = ("lt_1s", "1_5s", "5_15s", "15_60s", "1_5m", "gte_5m")
 
 FOURS: Final = tuple(float(4**power) if power >= 0 else 1 / 4**-power for power in range(-5, 16))
 """Bounds for a histogram whose own are not known to be harmless."""
@@ -47,6 +49,11 @@ def seconds(value: float) -> float | None:
         return None
     place = bisect_left(SECONDS, value)
     return SECONDS[place] if place < len(SECONDS) else LONGER
+
+
+def lasted(nanoseconds: int) -> str:
+    """The word for how long a span lasted, of `sottovoce.duration.bucket`."""
+    return _WORDS[bisect_right(_BOUNDS_NS, nanoseconds)]
 
 
 def score(value: float) -> float | None:

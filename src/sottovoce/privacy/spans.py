@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import (
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from sottovoce import guard
+from sottovoce.privacy import buckets
 from sottovoce.privacy.origin import Origins, emptied, is_time
 from sottovoce.privacy.rules import OTHER
 from sottovoce.registry import EVENTS
@@ -35,6 +36,7 @@ _STATUS: Final = {code: Status(code) for code in StatusCode}
 
 OPERATION: Final = "gen_ai.operation.name"
 MODEL: Final = "gen_ai.request.model"
+LASTED: Final = "sottovoce.duration.bucket"
 _NAMED_BY: Final = (
     ("db.operation.name", ""),
     ("db.system.name", ""),
@@ -129,8 +131,8 @@ class SpanCleaner:
 
     def clean(self, span: ReadableSpan) -> ReadableSpan | None:
         """`span`, rebuilt from what may leave; None when nothing may. May raise."""
-        policy, origins = self.policy, self._origins
-        if not policy.choice.now.spans:
+        policy, origins, compiled = self.policy, self._origins, self.policy.choice.now
+        if not compiled.spans:
             policy.count("span", "off")
             return None
         attributes = policy.attributes(_plain(span.attributes), "span")
@@ -145,6 +147,9 @@ class SpanCleaner:
         if not isinstance(kind, SpanKind):
             policy.count("span", "type")
             kind = SpanKind.INTERNAL
+        started, ended = self._time(span.start_time), self._time(span.end_time)
+        if compiled.coarse and started is not None and ended is not None:
+            attributes[LASTED] = buckets.lasted(ended - started)
         return ReadableSpan(
             name=self._name(span.name, attributes),
             context=context,
@@ -155,8 +160,8 @@ class SpanCleaner:
             links=self._links(links) if links else (),
             kind=kind,
             status=_STATUS[status.status_code],
-            start_time=self._time(span.start_time),
-            end_time=self._time(span.end_time),
+            start_time=started,
+            end_time=ended,
             instrumentation_scope=None if scope is None else origins.scope(scope),
         )
 
