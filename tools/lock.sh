@@ -8,4 +8,6 @@ compile requirements/uv.in -o requirements/uv.txt
 compile requirements/test.in -o requirements/test.txt
 # The demo's versions are the tests' versions: one environment can hold both.
 compile -c requirements/test.txt requirements/demo.in -o requirements/demo.txt
+# The peers run in an environment of their own, on the same OpenTelemetry.
+compile -c requirements/test.txt requirements/peers.in -o requirements/peers.txt
 compile --no-deps requirements/llama.in -o requirements/llama.txt
