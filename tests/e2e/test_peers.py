@@ -82,9 +82,9 @@ def peers(tmp_path_factory):
     # From uv's cache, when everything is there: without a look at any index.
     if not run("pip", "install", "-q", "--offline", *pinned, check=False):
         run("pip", "install", "-q", *pinned)
-    # uv would take the package that it built last from its cache.
-    fresh = ("--refresh-package", "sottovoce", "--reinstall-package", "sottovoce")
-    run("pip", "install", "-q", "--offline", "--no-deps", "--no-build-isolation", *fresh, ROOT)
+    # In place: uv would take the package as it built it last from its cache.
+    here = ("--no-deps", "--no-build-isolation", "-e", ROOT)
+    run("pip", "install", "-q", "--offline", *here)
     return folder / "bin"
 
 
