@@ -647,7 +647,8 @@ def test_what_leaves_is_never_more_than_under_a_looser_profile(key, value, signa
         assert set(left[tighter]) <= set(left[looser])
         # What leaves tightly can be told from what leaves loosely: it adds nothing.
         again = POLICIES[tighter].attributes(left[looser], signal)
-        if RULES.get(looser, {}).get(key) != "count":
+        # (A list that was counted is gone, and a hash of sessions is hashed anew.)
+        if RULES.get(looser, {}).get(key) not in {"count", "hash_rot", "hash_user"}:
             assert left[tighter] == {k: v for k, v in again.items() if k in left[tighter]}
 
 
@@ -661,7 +662,7 @@ def test_names_that_somebody_gave_do_not_leave(key):
         for name, each in POLICIES.items()
     }
     hashed = left.pop("standard")
-    assert re.fullmatch("h:[0-9a-f]{12}", hashed)
+    assert re.fullmatch("(?:h:)?[0-9a-f]{12}", hashed)
     assert left == {"off": None, "aggregate": None, "strict": "_OTHER", "content": hashed}
     # What passes two gates is the same after the second, and no model's pseudonym.
     assert POLICIES["standard"].attributes({key: hashed}, "span") == {key: hashed}
