@@ -443,7 +443,9 @@ PLACES: dict[str, Callable[[Process, Case], None]] = {
     "log exception": lambda p, c: p.log(exception=ValueError(c.value)),
     "metric name": lambda p, c: p.metric(name="acme." + re.sub(r"[^\w.]", "_", c.value)[:200]),
     "metric description": lambda p, c: p.metric(description=str(c.value)),
-    "metric unit": lambda p, c: p.metric(unit=f"{{{c.value}}}"[:63]),
+    "metric unit": lambda p, c: p.metric(
+        name="orders", scope=("shop",), unit=f"{{{c.value}}}"[:63]
+    ),
     "metric attribute": lambda p, c: p.metric({c.key: c.value}),
     "metric attribute key": lambda p, c: p.metric({str(c.value): "x"}),
     "exemplar": lambda p, c: p.metric({c.key: c.value}, name="gen_ai.client.token.usage"),
