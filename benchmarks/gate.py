@@ -1,13 +1,18 @@
-"""What the gate costs for one span of 40 attributes, over handing the span on as it is.
+"""What the gate costs for a span, a log record and a metric point, over handing it on as it is.
 
 Run: ``python benchmarks/gate.py [rounds]``. Prints medians of interleaved rounds and their
-spread (the 10th and the 90th percentile), in microseconds a span.
+spread (the 10th and the 90th percentile), in microseconds for one of them.
 """
 
 import statistics
 import sys
 import time
 
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
+from opentelemetry.sdk._logs._internal import SynchronousMultiLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import (
     ReadableSpan,
@@ -18,7 +23,8 @@ from opentelemetry.sdk.trace import (
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from sottovoce.privacy.gate import gated_tracer_provider
+from sottovoce.privacy.gate import gated_meter_provider, gated_tracer_provider
+from sottovoce.privacy.logs import LogGate
 from sottovoce.privacy.policy import Policy
 from sottovoce.privacy.spans import SpanGate
 from sottovoce.settings import Settings
@@ -95,9 +101,22 @@ DIALECT = {
 }
 
 
-class Sink(SpanProcessor):
+LOG = {
+    "error.type": "429",
+    "http.response.status_code": 429,
+    "gen_ai.request.model": "ft:gpt-4o:acme:proj",
+    "code.file.path": "/srv/app/main.py",
+    **{f"acme.attribute.{n}": f"value {n}" for n in range(6)},
+}
+SERIES = 200
+
+
+class Sink(SpanProcessor, LogRecordProcessor):
     def on_end(self, span):
         self.last = span
+
+    def on_emit(self, log_record):
+        self.last = log_record
 
 
 def span_of(attributes):
@@ -118,12 +137,62 @@ def span_of(attributes):
     return made[0]
 
 
-def cost(processor, span, spans=2000):
-    on_end = processor.on_end
+def record_of(attributes):
+    made = []
+
+    class Catch(LogRecordProcessor):
+        def on_emit(self, log_record):
+            made.append(log_record)
+
+        def shutdown(self):
+            pass
+
+        def force_flush(self, timeout_millis=30000):
+            return True
+
+    provider = LoggerProvider(
+        resource=Resource({"service.name": "benchmark"}), shutdown_on_exit=False
+    )
+    provider.add_log_record_processor(Catch())
+    provider.get_logger("sottovoce", "1").emit(
+        LogRecord(
+            severity_number=SeverityNumber.WARN,
+            severity_text="WARN",
+            body="the quick brown fox jumps",
+            attributes=attributes,
+        )
+    )
+    return made[0]
+
+
+def reader_of(policy=None):
+    """A reader of a histogram with `SERIES` points of 5 attributes, gated by `policy` or not."""
+    reader = InMemoryMetricReader()
+    options = {"metric_readers": [reader], "shutdown_on_exit": False}
+    provider = gated_meter_provider(policy, **options) if policy else MeterProvider(**options)
+    histogram = provider.get_meter("sottovoce", "1").create_histogram(
+        "gen_ai.client.operation.duration", "s"
+    )
+    for port in range(SERIES):
+        histogram.record(0.7, {**dict(list(OURS.items())[:4]), "server.port": port})
+    return reader
+
+
+def cost(method, argument, times=2000):
     begin = time.process_time_ns()
-    for _ in range(spans):
-        on_end(span)
-    return (time.process_time_ns() - begin) / spans / 1000
+    for _ in range(times):
+        method(argument)
+    return (time.process_time_ns() - begin) / times / 1000
+
+
+def collecting(reader, times=5):
+    begin = time.process_time_ns()
+    for _ in range(times):
+        data = reader.get_metrics_data()
+    spent = time.process_time_ns() - begin
+    ((metric,),) = ((s.metrics) for s in data.resource_metrics[0].scope_metrics)
+    assert len(metric.data.data_points) == SERIES
+    return spent / times / SERIES / 1000
 
 
 def whole(tracer, attributes, spans=500):
@@ -153,7 +222,18 @@ def main():
     assert len(own.attributes) == 40
     gate.on_end(own)
     assert len(gate._span_processors[0].last.attributes) == 40, policy.dropped
-    seen = {name: ([], []) for name in cases}
+    record = record_of(LOG)
+    plain_logs, logs = SynchronousMultiLogRecordProcessor(), LogGate(policy)
+    strict_logs = LogGate(strict_policy)
+    for processor in (plain_logs, logs, strict_logs):
+        processor.add_log_record_processor(Sink())
+    strict_log = "strict: log record, which does not leave"
+    plain_reader = reader_of()
+    readers = {
+        "metric point, 5 attributes": reader_of(policy),
+        "strict: metric point, 5 attributes": reader_of(strict_policy),
+    }
+    seen = {name: ([], []) for name in [*cases, "log record, 10 attributes", strict_log, *readers]}
     resource = Resource({"service.name": "benchmark"})
     bare = TracerProvider(resource=resource, shutdown_on_exit=False)
     gated = gated_tracer_provider(policy, resource=resource, shutdown_on_exit=False)
@@ -167,9 +247,15 @@ def main():
         for tracer, costs in zip(tracers, seen[start_to_end], strict=True):
             costs.append(whole(tracer, OURS))
         for name, (processor, span) in cases.items():
-            seen[name][0].append(cost(plain, span))
-            seen[name][1].append(cost(processor, span))
-    print(f"{'µs a span':42}{'ungated':>9}{'gated':>9}{'added':>9}   10 % .. 90 %")
+            seen[name][0].append(cost(plain.on_end, span))
+            seen[name][1].append(cost(processor.on_end, span))
+        for name, judge in (("log record, 10 attributes", logs), (strict_log, strict_logs)):
+            seen[name][0].append(cost(plain_logs.on_emit, record))
+            seen[name][1].append(cost(judge.on_emit, record))
+        for name, reader in readers.items():
+            seen[name][0].append(collecting(plain_reader))
+            seen[name][1].append(collecting(reader))
+    print(f"{'µs for one':42}{'ungated':>9}{'gated':>9}{'added':>9}   10 % .. 90 %")
     for name, (without, within) in seen.items():
         added = sorted(b - a for a, b in zip(without, within, strict=True))
         low, high = added[len(added) // 10], added[-1 - len(added) // 10]
