@@ -26,6 +26,7 @@ _BY_RULE: Final = (
     ("route", "template"),
     ("scope", "scope"),
     ("hash_rot", "pseudonym"),
+    ("hash_user", "pseudonym"),
     ("allow12", "name"),
     ("curated", "name"),
     ("count", "length"),

@@ -22,6 +22,9 @@ LOCAL_ENDPOINT: Final = "http://127.0.0.1:4318"
 PROFILES: Final = ("off", "aggregate", "strict", "standard", "content")
 """The privacy profiles, the tightest first."""
 
+ALLOWED_KINDS: Final = ("span", "metric", "resource", "scope", "tool", "agent", "name")
+"""Kinds of names that the operator can let leave; ``name``: of workflows, prompts, tables, …"""
+
 PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 """OTLP protocols, with the exporter entry point that speaks each."""
 
@@ -110,8 +113,8 @@ def _allow(text: str) -> tuple[str, ...]:
     items = tuple(item.strip() for item in text.split(",") if item.strip())
     for item in items:
         kind, _, name = item.partition(":")
-        if kind not in {"span", "metric", "resource", "scope"} or not name.strip("*"):
-            raise _Unusable("list span:NAME, metric:NAME, resource:KEY, scope:NAME")
+        if kind not in ALLOWED_KINDS or not name.strip("*"):
+            raise _Unusable(f"list {', '.join(f'{known}:NAME' for known in ALLOWED_KINDS)}")
     return items
 
 
@@ -184,6 +187,18 @@ class Settings:
     key_file: str | None = _setting(
         "SOTTOVOCE_KEY_FILE", None, _text, "file that holds the secret of the pseudonyms"
     )
+    hash_mode: str = _setting(
+        "SOTTOVOCE_HASH_MODE",
+        "keyed",
+        _choice("keyed", "public"),
+        "`public`: models are hashed with a public constant, so that deployments can be compared; whoever has a list of model ids can reverse it",
+    )
+    user_ids: str = _setting(
+        "SOTTOVOCE_USER_IDS",
+        "drop",
+        _choice("drop", "hash"),
+        "`hash`: `user.id` and `enduser.pseudo.id` leave as pseudonyms that change every week",
+    )
     own_hosts: tuple[str, ...] = _setting(
         "SOTTOVOCE_OWN_HOSTS",
         (),
@@ -194,7 +209,7 @@ class Settings:
         "SOTTOVOCE_ALLOW",
         (),
         _allow,
-        "comma-separated names of your own that may leave: `span:NAME`, `metric:NAME`, `resource:KEY`, `scope:NAME`; a trailing `*` stands for any ending",
+        "comma-separated names of your own that may leave: `span:NAME`, `metric:NAME`, `resource:KEY`, `scope:NAME`, `tool:NAME`, `agent:NAME`, `name:NAME` (workflows, prompts, tables, queues, …); a trailing `*` stands for any ending",
     )
     propagation: str = _setting(
         "SOTTOVOCE_PROPAGATION",
@@ -472,6 +487,8 @@ _LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "content_ack": lambda old, new: new and not old,
     "remote_model_ids": lambda old, new: old == "hash" and new != "hash",
     "model_catalogue": lambda old, new: new != old,
+    "hash_mode": lambda old, new: old == "keyed" and new != "keyed",
+    "user_ids": lambda old, new: old == "drop" and new != "drop",
     "propagation": lambda old, new: old == "own" and new != "own",
     "own_hosts": lambda old, new: not set(new) <= set(old),
     "allow": lambda old, new: not set(new) <= set(old),

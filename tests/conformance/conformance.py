@@ -32,7 +32,6 @@ INFERENCE = {"chat", "text_completion", "generate_content"}
 NOT_OF_INFERENCE = ("gen_ai.client.operation.duration", "latest")
 LONGEST = 128
 PLACEHOLDERS = {"enum": "_OTHER", "error": "_OTHER", "scope": "_OTHER"}
-_PSEUDONYM = re.compile(r"h:[0-9a-f]{12}")
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[1-5]\d\d")
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -122,7 +121,7 @@ def _attributes(where: str, attributes: Mapping[str, Any], signal: str) -> Itera
             yield f"{where}: attribute {key} is not declared"
         elif signal not in declared.signals:
             yield f"{where}: attribute {key} is not declared for a {signal}"
-        elif declared.rule in {"drop", "count", "seal", "hash_rot"}:
+        elif declared.rule in {"drop", "count", "seal"}:
             yield f"{where}: attribute {key} should have been dropped"
         elif not _has_type(declared.type, value):
             yield f"{where}: attribute {key} is {value!r}, not a {declared.type}"
@@ -149,8 +148,12 @@ def _text(where: str, key: str, text: str) -> Iterator[str]:
     placeholder = "custom" if key == "gen_ai.provider.name" else PLACEHOLDERS.get(declared.rule)
     if len(text) > LONGEST:
         yield f"{where}: attribute {key} has {len(text)} characters"
+    if declared.rule in {"hash_rot", "hash_user"}:
+        if not re.fullmatch("[0-9a-f]{16}", text):
+            yield f"{where}: attribute {key} has the id {text!r}"
+        return
     if declared.rule == "allow12":
-        if text not in BUILT_IN.get(key, ()) and not _PSEUDONYM.fullmatch(text):
+        if text not in BUILT_IN.get(key, ()) and not re.fullmatch("[0-9a-f]{12}", text):
             yield f"{where}: attribute {key} has the name {text!r}"
         return
     if declared.values is None or text in declared.values or text == placeholder:

@@ -22,7 +22,7 @@ from sottovoce.runtimes import identity
 
 ROOT = Path(__file__).resolve().parents[2]
 SEMCONV = ROOT / "semconv"
-NOTHING_LEAVES = {"drop", "seal", "count", "hash_rot", "allow12"}
+NOTHING_LEAVES = {"drop", "seal", "count", "hash_rot", "hash_user", "allow12"}
 
 # Let through though no pinned table has them: what other dialects write, and what the SDK does.
 DIALECTS = ("llm.", "embedding.", "ai.")

@@ -44,7 +44,9 @@ SPANS = [
 POLICY = Policy(Settings(key="a secret of the tests"))
 
 # Judged by rules of their own, whose tests are elsewhere: names that somebody gave, sessions.
-OF_SOMEBODY = {key for key, row in ATTRIBUTES.items() if row.rule in {"allow12", "hash_rot"}}
+OF_SOMEBODY = {
+    key for key, row in ATTRIBUTES.items() if row.rule in {"allow12", "hash_rot", "hash_user"}
+}
 
 
 def leaves(policy, given):

@@ -31,7 +31,6 @@ CASES = [
     ("acme.key", "x", None, "unknown"),
     ("gen_ai.input.messages", '[{"content": "x"}]', None, "drop"),
     ("gen_ai.input.messages", ({"content": "x"},), None, "drop"),
-    ("gen_ai.conversation.id", "c-1", None, "drop"),
     ("gen_ai.tool.name", "web_search", "web_search", None),
     ("gen_ai.tool.name", "x" * 129, None, "length"),
     ("gen_ai.operation.name", "chat", "chat", None),

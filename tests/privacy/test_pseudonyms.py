@@ -1,3 +1,4 @@
+import hmac
 import io
 import logging
 import multiprocessing
@@ -232,3 +233,79 @@ def test_a_pipe_in_the_place_of_a_key_is_not_waited_for(home, tmp_path, caplog, 
 def test_a_key_file_that_no_file_system_can_name_is_warned_about(home, caplog):
     from_settings(Settings(key_file="a\0b"))
     assert "SOTTOVOCE_KEY" in caplog.text
+
+
+WEEK = 7 * 24 * 3600
+
+
+class Clock:
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def expected_weekly(secret, purpose, number, raw):
+    key = hkdf(
+        secret, salt=b"sottovoce pseudonyms v1", info=f"{purpose} {number}".encode(), length=32
+    )
+    return hmac.digest(key, raw.encode(), "sha256").hex()[:16]
+
+
+def test_known_answers_of_a_week():
+    made = Pseudonyms(b"a secret of the tests", clock=Clock(2900 * WEEK))
+    assert made.session("s-1") == expected_weekly(b"a secret of the tests", "session", 2900, "s-1")
+    assert made.user("s-1") == expected_weekly(b"a secret of the tests", "user", 2900, "s-1")
+    assert made.session("s-1") == "a397cebd13467047"
+    assert made.name("look_up") == "aa6acbc1cdda"
+
+
+def test_ids_change_at_the_end_of_a_week_and_names_do_not():
+    clock = Clock(2900 * WEEK)
+    made = Pseudonyms(b"a secret of the tests", clock=clock)
+    first = made.session("s-1"), made.user("u-1")
+    name, model = made.name("look_up"), made.model("a model")
+    clock.now = 2901 * WEEK - 0.001
+    assert (made.session("s-1"), made.user("u-1")) == first
+    clock.now = 2901 * WEEK
+    second = made.session("s-1"), made.user("u-1")
+    assert not set(first) & set(second)
+    assert (made.name("look_up"), made.model("a model")) == (name, model)
+    # A clock that is set back is in the week that it says.
+    clock.now -= 1
+    assert (made.session("s-1"), made.user("u-1")) == first
+
+
+def test_purposes_have_keys_of_their_own():
+    made = Pseudonyms(b"a secret of the tests")
+    model, host = made.model("x")[2:], made.host("x", "private")[-12:]
+    shown = [model, host, made.name("x"), made.session("x")[:12], made.user("x")[:12]]
+    assert len(set(shown)) == len(shown)
+
+
+def test_public_mode_is_about_models_alone(home, caplog, monkeypatch):
+    monkeypatch.setattr("sottovoce.privacy.pseudonyms._warned", [])
+    with caplog.at_level(logging.WARNING, "sottovoce"):
+        one, other = (
+            from_settings(Settings(key=f"a secret of the tests {n}", hash_mode="public"))
+            for n in range(2)
+        )
+    assert one.model("gpt-4o") == other.model("gpt-4o") == "h:a6da71eadb04"
+    for make in ("name", "session", "user"):
+        assert getattr(one, make)("x") != getattr(other, make)("x")
+    assert one.host("x", "private") != other.host("x", "private")
+    assert len([text for text in caplog.messages if "SOTTOVOCE_HASH_MODE is public" in text]) == 1
+
+
+def test_no_key_of_a_week_is_shown_or_pickled():
+    made = Pseudonyms(b"a secret of the tests", clock=Clock(2900 * WEEK))
+    made.session("s-1")
+    key = hkdf(
+        b"a secret of the tests", salt=b"sottovoce pseudonyms v1", info=b"session 2900", length=32
+    )
+    for shown in (repr(made), repr(made._epoch), repr(made._root)):
+        assert key.hex() not in shown and "a secret" not in shown
+    for held in (made, made._epoch):
+        with pytest.raises((TypeError, AttributeError)):
+            pickle.dumps(held)

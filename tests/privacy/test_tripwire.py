@@ -246,3 +246,9 @@ def test_what_the_operator_let_leave_is_looked_at_too(make_policy):
     assert policy.dropped == {("resource", "tripwire"): 1}
     assert policy.allows("span", "find books")
     assert not policy.allows("span", "find joe@acme.example")
+
+
+@pytest.mark.parametrize("version", ["1.2.3.4", "001.0.00000", "3.12.0"])
+def test_a_version_is_no_address_where_only_a_version_can_be(policy, version):
+    said = {"process.runtime.version": version}
+    assert policy.attributes(said, "resource") == said

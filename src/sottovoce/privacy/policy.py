@@ -140,13 +140,12 @@ class Policy:
     def __init__(self, settings: Settings) -> None:
         off = settings.profile == "off" or settings.profile not in RULES
         self._own_hosts = settings.own_hosts
+        self._user_ids = settings.user_ids == "hash"
         self._remote_catalogue = settings.remote_model_ids == "catalogue"
         # Made now rather than at the first model: a forked worker must have the same secret. With
         # telemetry off none is kept on disk.
         self._pseudonyms = Pseudonyms(os.urandom(32)) if off else from_settings(settings)
-        self._allowed = {
-            kind: _Names(settings.allow, kind) for kind in ("span", "metric", "resource", "scope")
-        }
+        self._allowed = {kind: _Names(settings.allow, kind) for kind in settings_.ALLOWED_KINDS}
         self.choice = Choice(self._compiled("off" if off else settings.profile))
         self._local_addresses: set[str] = set()
         self._cat12 = lru_cache(maxsize=rules.REMEMBERED)(self._model)
@@ -199,15 +198,13 @@ class Policy:
             rule = chosen.get(name)
             if rule is None:
                 continue
-            if rule == "curated" and profile == "aggregate":
-                # A metric has no use for a series of everything that may not be named.
-                rule = "curated_only"
+            rule = self._rule(rule, profile)
             kind = _TYPES.get(attribute.type)
             if kind is None:
                 rule, kind = "drop", str
-            entry = _Entry(
-                name, kind, rule, rules.make(name, rule, attribute.values, self._pseudonyms)
-            )
+            allowed = self._allowed[rules.KINDS_OF_NAMES.get(name, "name")]
+            judge = rules.make(name, rule, attribute.values, self._pseudonyms, allowed)
+            entry = _Entry(name, kind, rule, judge)
             for signal in attribute.signals:
                 if signal in tables:
                     tables[signal][name] = entry
@@ -218,6 +215,13 @@ class Policy:
                 if ours in tables[signal]:
                     tables[signal][key] = entry
         return tables
+
+    def _rule(self, rule: str, profile: str) -> str:
+        """`rule` as it is meant in `profile` and with these settings."""
+        if rule == "curated" and profile == "aggregate":
+            # A metric has no use for a series of everything that may not be named.
+            return "curated_only"
+        return "drop" if rule == "hash_user" and not self._user_ids else rule
 
     @property
     def dropped(self) -> Counter[tuple[str, str]]:
@@ -556,8 +560,10 @@ class _Names:
         self._exact = frozenset(name for name in mine if not name.endswith("*"))
         self._beginnings = tuple(name[:-1] for name in mine if name.endswith("*") and name != "*")
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._exact or (bool(self._beginnings) and name.startswith(self._beginnings))
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (
+            name in self._exact or (bool(self._beginnings) and name.startswith(self._beginnings))
+        )
 
 
 _process = threading.RLock()

@@ -2,6 +2,8 @@
 
 A pseudonym is HMAC-SHA256 under a key of its own purpose; the purposes' keys come by HKDF
 (RFC 5869) from one master secret, so that a model's pseudonym tells nothing about a host's.
+Ids of sessions and users have a key for each week (`EPOCH`), so that nothing links one week
+of a person with the next. In public mode the secret of models alone is a known constant.
 The secret is the operator's (`SOTTOVOCE_KEY`, `SOTTOVOCE_KEY_FILE`) or one made at first use
 and kept in the state directory, where every process of the same user finds it.
 
@@ -15,17 +17,26 @@ import hmac
 import logging
 import os
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from sottovoce.settings import state_dir
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sottovoce.settings import Settings
 
 log = logging.getLogger("sottovoce")
 
 SHORTEST: Final = 16
 """Bytes that an operator's secret has at least."""
+
+EPOCH: Final = 7 * 24 * 3600
+"""Seconds that a session's or a user's pseudonym stays the same, counted from 1970."""
+
+PUBLIC: Final = b"sottovoce: models hash alike everywhere"
+"""The secret of model ids in public mode: anyone can list what the public ids hash to."""
 
 _FILE: Final = "key"
 _HEX_LENGTH: Final = 64
@@ -34,6 +45,8 @@ _SALT: Final = b"sottovoce pseudonyms v1"
 _MOST: Final = 1 << 16
 _made: set[str] = set()
 """The pseudonyms of this process. What merely looks like one is somebody's text."""
+_warned: list[str] = []
+"""What was warned of already: once a process is enough."""
 
 
 def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
@@ -49,16 +62,27 @@ def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
 class Pseudonyms:
     """Makes pseudonyms with one secret. Thread-safe, the same after fork."""
 
-    __slots__ = ("_host", "_model", "_name", "is_kept", "key_id")
+    __slots__ = ("_clock", "_epoch", "_host", "_model", "_name", "_root", "is_kept", "key_id")
 
-    def __init__(self, secret: bytes, *, is_kept: bool = True) -> None:
-        self._model = _state(secret, b"model")
+    def __init__(
+        self,
+        secret: bytes,
+        *,
+        is_kept: bool = True,
+        public: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._model = _state(PUBLIC if public else secret, b"model")
         self._host = _state(secret, b"host")
         self._name = _state(secret, b"name")
         # Tells secrets apart and nothing else of them; derived for this purpose alone.
         self.key_id = hkdf(secret, salt=_SALT, info=b"key id", length=4).hex()
         # Whether other processes and other days have the same secret.
         self.is_kept = is_kept
+        # The half of HKDF that all epochs share; the other half is a block for each.
+        self._root = hmac.new(hmac.digest(_SALT, secret, "sha256"), digestmod=hashlib.sha256)
+        self._clock = clock
+        self._epoch = _Epoch(self._root, int(clock() // EPOCH))
 
     def __repr__(self) -> str:
         return "Pseudonyms(<secret>)"
@@ -75,13 +99,59 @@ class Pseudonyms:
         return _remembered(f"{kind}-{_digest(self._host, raw)}")
 
     def name(self, raw: str) -> str:
-        """``h:`` and 12 hex characters for a name that somebody gave: a tool's, a table's."""
-        return _remembered(f"h:{_digest(self._name, raw)}")
+        """12 hex characters for a name that somebody gave: a tool's, a table's."""
+        return _remembered(_digest(self._name, raw))
+
+    def session(self, raw: str) -> str:
+        """16 hex characters for the id of a session or conversation, others every week."""
+        return self._now().session(raw)
+
+    def user(self, raw: str) -> str:
+        """16 hex characters for the id of a user, others every week."""
+        return self._now().user(raw)
+
+    def _now(self) -> _Epoch:
+        number = int(self._clock() // EPOCH)
+        epoch = self._epoch
+        if epoch.number != number:
+            # Two threads at once make the same one.
+            epoch = self._epoch = _Epoch(self._root, number)
+        return epoch
 
     @staticmethod
     def has_made(text: str) -> bool:
         """Whether `text` is a pseudonym that this process made."""
         return text in _made
+
+
+class _Epoch:
+    """The pseudonyms of one week."""
+
+    __slots__ = ("made", "number", "session", "user")
+
+    def __init__(self, root: hmac.HMAC, number: int) -> None:
+        self.number = number
+        self.made: set[str] = set()
+        self.session = _weekly(root, b"session", number, self.made)
+        self.user = _weekly(root, b"user", number, self.made)
+
+
+def _weekly(root: hmac.HMAC, purpose: bytes, number: int, made: set[str]) -> Callable[[str], str]:
+    # The first block of HKDF: `hkdf(secret, salt=_SALT, info=b"session 2900", length=32)`.
+    block = root.copy()
+    block.update(b"%s %d\x01" % (purpose, number))
+    state = hmac.new(block.digest(), digestmod=hashlib.sha256)
+
+    def pseudonym(raw: str) -> str:
+        if raw in made:
+            # It has passed a gate before.
+            return raw
+        shown = _digest(state, raw, 16)
+        if len(made) < _MOST:
+            made.add(shown)
+        return shown
+
+    return lru_cache(maxsize=1024)(pseudonym)
 
 
 def from_settings(settings: Settings) -> Pseudonyms:
@@ -90,6 +160,13 @@ def from_settings(settings: Settings) -> Pseudonyms:
     In this order: the secret of the settings, the file that they name, the secret of the
     state directory (made now if there is none), a secret of this process alone.
     """
+    public = settings.hash_mode == "public"
+    if public and not _warned:
+        _warned.append("public")
+        log.warning(
+            "SOTTOVOCE_HASH_MODE is public: pseudonyms of models are the same everywhere, and "
+            "anyone can find out which known model id stands behind one."
+        )
     for source, secret in (
         ("SOTTOVOCE_KEY", _given(settings)),
         ("SOTTOVOCE_KEY_FILE", _file(settings)),
@@ -97,32 +174,32 @@ def from_settings(settings: Settings) -> Pseudonyms:
         if secret is None:
             continue
         if len(secret) >= SHORTEST:
-            return Pseudonyms(secret)
+            return Pseudonyms(secret, public=public)
         log.warning(
             "%s: a secret needs at least %d bytes; using a generated one instead.", source, SHORTEST
         )
     directory = state_dir()
     try:
         if directory is not None:
-            return Pseudonyms(_kept(directory))
+            return Pseudonyms(_kept(directory), public=public)
     except (OSError, ValueError):
         log.debug("sottovoce: the secret of the state directory cannot be used", exc_info=True)
     log.warning(
         "sottovoce: no secret could be kept in the state directory; pseudonyms of this process "
         "will not match those of any other. Set SOTTOVOCE_KEY or SOTTOVOCE_KEY_FILE."
     )
-    return Pseudonyms(os.urandom(32), is_kept=False)
+    return Pseudonyms(os.urandom(32), is_kept=False, public=public)
 
 
 def _state(secret: bytes, purpose: bytes) -> hmac.HMAC:
     return hmac.new(hkdf(secret, salt=_SALT, info=purpose, length=32), digestmod=hashlib.sha256)
 
 
-def _digest(state: hmac.HMAC, raw: str) -> str:
+def _digest(state: hmac.HMAC, raw: str, length: int = 12) -> str:
     keyed = state.copy()
     # A lone surrogate is possible in a file name and must not be an error here.
     keyed.update(raw.encode("utf-8", "surrogatepass"))
-    return keyed.hexdigest()[:12]
+    return keyed.hexdigest()[:length]
 
 
 def _remembered(pseudonym: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,6 +64,12 @@ TRIPWIRE: Final = Drop("tripwire")
 
 _CHANGING: Final = frozenset({"sottovoce.hook.place"})
 """Attributes of which a value may be let through later that was not before."""
+
+_ROTATING: Final = frozenset({"hash_rot", "hash_user"})
+"""Rules with another verdict every week."""
+
+KINDS_OF_NAMES: Final = {"gen_ai.tool.name": "tool", "gen_ai.agent.name": "agent"}
+"""Attribute of rule *allow12* → how `SOTTOVOCE_ALLOW` calls its names; the others are ``name``."""
 
 COUNTED_AS: Final = {"gen_ai.request.stop_sequences": "sottovoce.request.stop_sequences.count"}
 """Attribute of rule *count* → the attribute that says how many values it had."""
@@ -131,25 +137,47 @@ _TRIPWIRE: Final = re.compile(
 
 
 def text(value: str) -> Verdict:
+    """The checks of a string that leaves as it is and has no rule of its own."""
+    verdict = _printable(value)
+    return TRIPWIRE if verdict is value and tripwire.hit(value) else verdict
+
+
+def _printable(value: str) -> Verdict:
     """The checks that every string passes that leaves as it is."""
     if len(value) > LONGEST:
         return TOO_LONG
     # False for control, format, surrogate and private-use characters and for odd spaces.
     if not value.isprintable():
         return CONTROL
-    return TRIPWIRE if tripwire.hit(value) else value
+    return value
 
 
 def make(
-    name: str, rule: str, values: frozenset[str] | None, pseudonyms: Pseudonyms
+    name: str,
+    rule: str,
+    values: frozenset[str] | None,
+    pseudonyms: Pseudonyms,
+    allowed: Container[Any] = (),
 ) -> Callable[[str], Verdict]:
     """The rule called `rule` for the attribute `name`, as a function of one string.
 
-    A rule that this version does not know drops everything.
+    A rule that this version does not know drops everything. `allowed` are names that the
+    operator lets leave, where the rule is one for names.
     """
     judge = _FACTORIES.get(rule, _drop)(name, values, pseudonyms)
-    judge = _looked_at(judge)
-    return judge if name in _CHANGING else lru_cache(maxsize=REMEMBERED)(judge)
+    if rule == "allow12":
+        judge = _or_allowed(judge, allowed)
+    if _SHAPES.get(name) != VERSION:
+        # A version of four numbers cannot be told from an address; the SDK says those.
+        judge = _looked_at(judge)
+    changes = name in _CHANGING or rule in _ROTATING
+    return judge if changes else lru_cache(maxsize=REMEMBERED)(judge)
+
+
+def _or_allowed(
+    judge: Callable[[str], Verdict], allowed: Container[Any]
+) -> Callable[[str], Verdict]:
+    return lambda value: text(value) if value in allowed else judge(value)
 
 
 def _looked_at(judge: Callable[[str], Verdict]) -> Callable[[str], Verdict]:
@@ -181,7 +209,7 @@ def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[
     def keep(value: str) -> Verdict:
         if values is not None:
             return value if value in values else DROPPED
-        verdict = text(value)
+        verdict = _printable(value)
         if verdict is not value:
             return verdict
         if shape is not None:
@@ -288,6 +316,29 @@ def _allow12(
     return judge
 
 
+def _hash_rot(
+    _name: str, _values: frozenset[str] | None, pseudonyms: Pseudonyms
+) -> Callable[[str], Verdict]:
+    return _weekly(pseudonyms.session)
+
+
+def _hash_user(
+    _name: str, _values: frozenset[str] | None, pseudonyms: Pseudonyms
+) -> Callable[[str], Verdict]:
+    return _weekly(pseudonyms.user)
+
+
+def _weekly(hashed: Callable[[str], str]) -> Callable[[str], Verdict]:
+    def judge(value: str) -> Verdict:
+        if len(value) > LONGEST:
+            return TOO_LONG
+        # What only has the shape of a pseudonym is hashed as well: it may be anything.
+        shown = hashed(value)
+        return value if shown == value else Changed(shown, "hash_rot")
+
+    return judge
+
+
 _Factory = Callable[[str, frozenset[str] | None, "Pseudonyms"], Callable[[str], Verdict]]
 _FACTORIES: Final[dict[str, _Factory]] = {
     "keep": _keep,
@@ -299,6 +350,8 @@ _FACTORIES: Final[dict[str, _Factory]] = {
     "curated": _curated,
     "curated_only": _curated_only,
     "allow12": _allow12,
+    "hash_rot": _hash_rot,
+    "hash_user": _hash_user,
 }
 
 
