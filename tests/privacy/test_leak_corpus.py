@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from opentelemetry import trace
 
-from privacy import leaks
+from privacy import leak_places, leaks
 from sottovoce.privacy import buckets
 
 PROFILES = ("off", "aggregate", "strict", "standard", "content")
@@ -31,9 +31,9 @@ def test_no_secret_leaves_in_any_encoding(profile):
 def test_the_search_finds_every_secret_where_nothing_is_gated():
     missed = []
     for case in leaks.corpus():
-        process = leaks.Process(None)
-        leaks.PLACES[case.place](process, case)
-        if case.place not in leaks.UNSENT and not leaks.survivors(process.messages()):
+        process = leak_places.Process(None)
+        leak_places.PLACES[case.place](process, case)
+        if case.place not in leak_places.UNSENT and not leaks.survivors(process.messages()):
             missed.append(str(case))
     assert missed == []
 
@@ -41,7 +41,7 @@ def test_the_search_finds_every_secret_where_nothing_is_gated():
 def test_the_corpus_is_as_wide_as_it_says():
     corpus = leaks.corpus()
     assert len(corpus) >= 1000
-    assert {case.place for case in corpus} == set(leaks.PLACES)
+    assert {case.place for case in corpus} == set(leak_places.PLACES)
     encodings = Counter(case.encoding for case in corpus)
     assert min(encodings[each] for each in leaks.ENCODINGS) >= 40
     dialects = {case.key.partition(" ")[0] for case in corpus if case.place == "dialect"}
@@ -96,9 +96,9 @@ def facts(policy, profile):
 @pytest.mark.parametrize("profile", ["strict", "standard", "content"])
 def test_what_a_span_may_say_arrives(profile):
     policy = leaks.policy_of(profile)
-    process = leaks.Process(policy)
+    process = leak_places.Process(policy)
     tracer = process.tracers.get_tracer(
-        leaks.GENAI, "2.4", "https://opentelemetry.io/schemas/1.40.0"
+        leak_places.GENAI, "2.4", "https://opentelemetry.io/schemas/1.40.0"
     )
     linked = trace.SpanContext(7, 8, is_remote=True, trace_flags=trace.TraceFlags(1))
     with tracer.start_as_current_span("serve") as parent:
@@ -123,14 +123,14 @@ def test_what_a_span_may_say_arrives(profile):
     (event,) = sent.events
     assert (event.name, dict(event.attributes)) == ("exception", {"exception.type": "ValueError"})
     scope = sent.instrumentation_scope
-    assert (scope.name, scope.version) == (leaks.GENAI, "2.4")
+    assert (scope.name, scope.version) == (leak_places.GENAI, "2.4")
     assert scope.schema_url == "https://opentelemetry.io/schemas/1.40.0"
     assert sent.resource.attributes == {"service.name": "shop"}
 
 
 @pytest.mark.parametrize("profile", ["standard", "content"])
 def test_what_a_log_record_may_say_arrives(profile):
-    process = leaks.Process(leaks.policy_of(profile))
+    process = leak_places.Process(leaks.policy_of(profile))
     attributes = {"error.type": "429", "http.response.status_code": 429}
     process.log(severity_text="WARN", attributes=attributes, timestamp=1_795_000_000_000_000_000)
     (sent,) = process.logs.get_finished_logs()
@@ -138,21 +138,21 @@ def test_what_a_log_record_may_say_arrives(profile):
     assert sent.log_record.severity_number.name == "WARN"
     assert sent.log_record.timestamp == 1_795_000_000_000_000_000
     assert dict(sent.log_record.attributes) == attributes
-    assert sent.instrumentation_scope.name == leaks.GENAI
+    assert sent.instrumentation_scope.name == leak_places.GENAI
 
 
 @pytest.mark.parametrize("profile", SENDING)
 def test_what_a_metric_may_say_arrives(profile):
-    process = leaks.Process(leaks.policy_of(profile))
+    process = leak_places.Process(leaks.policy_of(profile))
     for _ in range(3):
         process.metric({key: FACTS[key] for key in ON_POINTS})
     (reader,) = process.readers
     (given,) = reader.get_metrics_data().resource_metrics
     assert given.resource.attributes == {"service.name": "shop"}
     (scope,) = given.scope_metrics
-    assert scope.scope.name == leaks.GENAI
+    assert scope.scope.name == leak_places.GENAI
     (metric,) = scope.metrics
-    assert (metric.name, metric.unit) == (leaks.DURATION, "s")
+    assert (metric.name, metric.unit) == (leak_places.DURATION, "s")
     (point,) = metric.data.data_points
     assert point.count == 3
     assert point.sum > 0
@@ -163,7 +163,7 @@ def test_what_a_metric_may_say_arrives(profile):
 
 
 def test_what_the_operator_let_leave_arrives():
-    process = leaks.Process(leaks.policy_of("standard"))
+    process = leak_places.Process(leaks.policy_of("standard"))
     process.of({"team": "search"})
     process.span({"gen_ai.operation.name": None}, "checkout", scope=("shop",))
     process.metric(name="orders", scope=("shop",))
