@@ -217,14 +217,14 @@ MUTATIONS |= {
 
 
 def escaped(patch, mutate):
-    """What gets out in the profiles that send spans; some rules are of one alone."""
+    """What gets out in the first profile in which anything does; some rules are of one alone."""
     with patch.context() as inside:
         mutate(inside)
-        return [
-            each
-            for profile in ("standard", "strict")
-            for each in leaks.survivors(leaks.replay(leaks.policy_of(profile)).messages())
-        ]
+        for profile in ("standard", "strict"):
+            found = leaks.survivors(leaks.replay(leaks.policy_of(profile)).messages())
+            if found:
+                return found
+    return []
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
