@@ -93,6 +93,12 @@ def facts(policy, profile):
     return shown
 
 
+def where(policy):
+    """What the resource says."""
+    key = {} if policy.profile == "aggregate" else {"sottovoce.key.id": policy.key_id}
+    return {"service.name": "shop", **key}
+
+
 @pytest.mark.parametrize("profile", ["strict", "standard", "content"])
 def test_what_a_span_may_say_arrives(profile):
     policy = leaks.policy_of(profile)
@@ -125,7 +131,7 @@ def test_what_a_span_may_say_arrives(profile):
     scope = sent.instrumentation_scope
     assert (scope.name, scope.version) == (leak_places.GENAI, "2.4")
     assert scope.schema_url == "https://opentelemetry.io/schemas/1.40.0"
-    assert sent.resource.attributes == {"service.name": "shop"}
+    assert sent.resource.attributes == where(policy)
 
 
 @pytest.mark.parametrize("profile", ["standard", "content"])
@@ -143,12 +149,13 @@ def test_what_a_log_record_may_say_arrives(profile):
 
 @pytest.mark.parametrize("profile", SENDING)
 def test_what_a_metric_may_say_arrives(profile):
-    process = leak_places.Process(leaks.policy_of(profile))
+    policy = leaks.policy_of(profile)
+    process = leak_places.Process(policy)
     for _ in range(3):
         process.metric({key: FACTS[key] for key in ON_POINTS})
     (reader,) = process.readers
     (given,) = reader.get_metrics_data().resource_metrics
-    assert given.resource.attributes == {"service.name": "shop"}
+    assert given.resource.attributes == where(policy)
     (scope,) = given.scope_metrics
     assert scope.scope.name == leak_places.GENAI
     (metric,) = scope.metrics

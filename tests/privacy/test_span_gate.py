@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
 from sottovoce.privacy.gate import gated_tracer_provider
+from sottovoce.privacy.pseudonyms import Pseudonyms
 
 CANARY = "canary"
 
@@ -146,14 +147,27 @@ def test_a_known_scope_keeps_its_name_and_version(gated, make_policy):
     assert (theirs.name, theirs.version) == ("acme.app", None)
 
 
+KEY_ID = Pseudonyms(b"a secret of the tests").key_id
+
+
 def test_the_resource_is_cleaned(gated):
     resource = Resource(
         {"service.name": "app", "host.name": CANARY, "user.email": CANARY}, f"https://{CANARY}"
     )
     provider, exporter, _ = gated(resource=resource)
     provider.get_tracer("x").start_span("x").end()
-    assert dict(only(exporter).resource.attributes) == {"service.name": "app"}
+    attributes = dict(only(exporter).resource.attributes)
+    # Which secret pseudonyms are made with: the gate says so itself.
+    assert attributes == {"service.name": "app", "sottovoce.key.id": KEY_ID}
     assert only(exporter).resource.schema_url == ""
+
+
+def test_nobody_else_says_which_secret_pseudonyms_are_made_with(gated, make_policy):
+    claimed = Resource({"service.name": "app", "sottovoce.key.id": "deadbeef"})
+    provider, exporter, _ = gated(resource=claimed)
+    provider.get_tracer("x").start_span("x").end()
+    assert only(exporter).resource.attributes["sottovoce.key.id"] == KEY_ID
+    assert make_policy(key="another secret of the tests").key_id != KEY_ID
 
 
 class Recording(SpanProcessor):

@@ -30,6 +30,9 @@ _SCHEMA: Final = re.compile(
 )
 _MOST: Final = 512
 
+KEY_ID: Final = "sottovoce.key.id"
+"""The attribute of a resource that says which secret pseudonyms are made with."""
+
 
 class _Once(Generic[T]):
     """Remembers what was made of an object, by identity; holds on to it, so that ids last.
@@ -68,10 +71,12 @@ class Origins:
         )
 
     def _resource(self, resource: Resource) -> Resource:
-        return Resource(
-            self._policy.attributes(resource.attributes, "resource"),
-            schema_url(resource.schema_url),
-        )
+        attributes = self._policy.attributes(resource.attributes, "resource")
+        # Whatever somebody else calls so is not it.
+        attributes.pop(KEY_ID, None)
+        if KEY_ID in self._policy.choice.now.tables["resource"]:
+            attributes.update(self._policy.attributes({KEY_ID: self._policy.key_id}, "resource"))
+        return Resource(attributes, schema_url(resource.schema_url))
 
     def _scope(self, scope: InstrumentationScope) -> InstrumentationScope:
         name = self._policy.scope(scope.name)

@@ -169,6 +169,11 @@ class Policy:
         """The profile that holds now."""
         return self.choice.now.profile
 
+    @property
+    def key_id(self) -> str:
+        """What tells the secret of the pseudonyms from others."""
+        return self._pseudonyms.key_id
+
     def tighten(self, profile: str) -> None:
         """Let no more leave than `profile` does, from now on; a looser one changes nothing."""
         with _process:
