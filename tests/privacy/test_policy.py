@@ -350,3 +350,23 @@ def test_the_processor_is_named_in_the_conventions_words(detected, leaves):
     policy = Policy(Settings(key=KEY))
     assert policy.attributes({"host.arch": detected}, "resource") == {"host.arch": leaves}
     assert sum(policy.dropped.values()) == (leaves == "_OTHER")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "fits", "does_not"),
+    [
+        ("http.response.status_code", 404, 123456789),
+        ("http.request.resend_count", 3, 123456789),
+        ("server.port", 65535, 65536),
+        ("rpc.grpc.status_code", 16, 17),
+        ("gen_ai.embeddings.dimension.count", 3072, 123456789),
+        ("gen_ai.request.temperature", 2, 999999999.123456),
+        ("gen_ai.request.top_p", 0.95, 123456.5),
+        ("sottovoce.engine.passes", 3, 123456789),
+    ],
+)
+def test_a_number_leaves_only_in_the_range_that_its_meaning_has(attribute, fits, does_not):
+    policy = Policy(Settings(key=KEY))
+    assert policy.attributes({attribute: fits}, "span") == {attribute: fits}
+    assert policy.attributes({attribute: does_not}, "span") == {}
+    assert policy.dropped["span", "range"] == 1

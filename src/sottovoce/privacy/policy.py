@@ -43,6 +43,22 @@ IN_PROCESS: Final = frozenset({"mlx", "llama_cpp"})
 _TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool, "string[]": tuple}
 _MOST_ELEMENTS: Final = 64
 _LARGEST: Final = 10**9
+_MOST: Final = {
+    "gen_ai.embeddings.dimension.count": 10**6,
+    "gen_ai.evaluation.score.value": 10**4,
+    "gen_ai.request.choice.count": 10**4,
+    "gen_ai.request.frequency_penalty": 100,
+    "gen_ai.request.presence_penalty": 100,
+    "gen_ai.request.temperature": 100,
+    "gen_ai.request.top_p": 100,
+    "http.request.resend_count": 10**4,
+    "http.response.status_code": 600,
+    "rpc.grpc.status_code": 17,
+    "server.port": 1 << 16,
+    "sottovoce.engine.passes": 10**4,
+}
+"""What a number of an attribute stays below, where its meaning bounds it: a number that means
+something else, a person's or an account's, does not fit."""
 """No number of ours comes near; a phone number, an account or eight letters in an integer do."""
 _DECIMALS: Final = 6
 _FOLD_AT: Final = 1024
@@ -55,7 +71,7 @@ class _Entry:
     """How one attribute is judged: its declared type, and the rule for its strings."""
 
     __slots__ = (
-        "bounds", "counted_as", "drops", "foreign", "judge", "kind", "lists", "name", "rule", "special", "unkept"
+        "bounds", "counted_as", "drops", "foreign", "judge", "kind", "lists", "most", "name", "rule", "special", "unkept"
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +93,7 @@ class _Entry:
         # The same without a memory, in which a long string would stay for good.
         self.unkept: Callable[[str], rules.Verdict] = getattr(judge, "__wrapped__", judge)
         self.counted_as = rules.COUNTED_AS.get(name, "")
+        self.most = _MOST.get(name, _LARGEST)
         # Lists of words of the vocabulary that were judged: few, and on every span.
         self.lists: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         # Upper bounds of the buckets that a number leaves as; those of `_bucketed`.
@@ -366,12 +383,12 @@ class Policy:
                         kept[entry.name] = value
                         continue
                 elif kind is int:
-                    if 0 <= value < _LARGEST:
+                    if 0 <= value < entry.most:
                         kept[entry.name] = value
                         continue
-                    verdict = _whole(value)
+                    verdict = _whole(value, entry.most)
                 elif kind is float:
-                    verdict = _real(value)
+                    verdict = _real(value, entry.most)
                 else:
                     kept[entry.name] = value
                     continue
@@ -449,9 +466,9 @@ class Policy:
             return rules.WRONG_TYPE
         verdict: Any = rules.WRONG_TYPE
         if entry.kind is int and isinstance(value, int):
-            verdict = _whole(int.__int__(value))
+            verdict = _whole(int.__int__(value), entry.most)
         elif entry.kind is float and isinstance(value, (int, float)):
-            verdict = _real(float(value))
+            verdict = _real(float(value), entry.most)
         if entry.rule == "bucket" and type(verdict) is not Drop:
             return _bucketed(entry, verdict)
         return verdict
@@ -539,18 +556,18 @@ def _bucketed(entry: _Entry, value: float) -> int | float | Drop | Changed:
     return shown if shown == value else Changed(shown, "bucket")
 
 
-def _whole(value: int) -> int | Drop:
-    if 0 <= value < _LARGEST:
+def _whole(value: int, most: int) -> int | Drop:
+    if 0 <= value < most:
         return value
     return rules.WRONG_TYPE if value < 0 else rules.RANGE
 
 
-def _real(value: float) -> float | Drop:
+def _real(value: float, most: int) -> float | Drop:
     """`value` to the precision that a measurement has: further digits can only carry something.
 
     An infinity or a NaN does not leave: its payload can carry anything as well.
     """
-    if -_LARGEST < value < _LARGEST:
+    if -most < value < most:
         return round(value, _DECIMALS)
     return rules.WRONG_TYPE if value - value else rules.RANGE
 
