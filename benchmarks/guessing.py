@@ -2,8 +2,9 @@
 
     python benchmarks/guessing.py
 
-The guesser has what anyone has: the public ids, and words that private ids are made of. In
-public mode he knows the constant; in keyed mode he can only try constants and short keys.
+The guesser has what anyone has: the public ids, and a list of the very words that the private
+ids of this benchmark are made of, so that he finds all of those: the rate shows the mode, not
+the words. In public mode he knows the constant; in keyed mode he tries it, in vain.
 """
 
 import itertools

@@ -35,8 +35,8 @@ leave a process, why, and what becomes of each value; what is not listed here ca
   messages and stack traces are never sent: see [Deliberately left out](#deliberately-left-out).
 - **Pseudonyms are keyed**, and the key stays with you. In public mode (`SOTTOVOCE_HASH_MODE=public`)
   the one of models is a constant that anyone knows: of public ids, and of private ids made of
-  words that can be listed, 100 % were guessed, at over 100,000 guesses a second on one core;
-  with a key, none (`benchmarks/guessing.py`).
+  words that the guesser has listed, 100 % were found, at over 100,000 guesses a second on one
+  core; with a key of your own that constant finds none (`benchmarks/guessing.py`).
 
 [Spans](#spans) · [Metrics](#metrics) · [Events](#events) · [Attributes](#attributes) ·
 [Dialects](#dialects) · [Deliberately left out](#deliberately-left-out) · [Besides attributes](#besides-attributes) ·
