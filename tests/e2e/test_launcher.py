@@ -27,6 +27,7 @@ CANARIES = {kind: f"zq{number:02}{kind.replace('_', '')}" for number, kind in en
 PSEUDONYM = re.compile("h:[0-9a-f]{12}")
 RESOURCE = {
     "host.arch",
+    "sottovoce.key.id",
     "os.type",
     "os.version",
     "process.runtime.name",
