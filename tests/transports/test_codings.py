@@ -1,7 +1,7 @@
 """Bodies that do not say what they are, or grow to more than anybody wants to read."""
 
+import gzip
 import json
-import zlib
 
 import httpx2
 import pytest
@@ -48,7 +48,7 @@ def test_text_is_not_read_as_anything_else(raw_calls):
 def test_a_bomb_that_the_app_passes_on_is_not_undone(raw_calls, monkeypatch):
     monkeypatch.setattr(wire, "MOST_PLAIN", 1 << 20)
     body = b"".join(sse(*event) for event in chat_events(STREAM))
-    bomb = zlib.compress(body + b": " + bytes(1 << 22) + b"\n\n" + body, wbits=31)
+    bomb = gzip.compress(body + b": " + bytes(1 << 22) + b"\n\n" + body)
     with client(bomb, content_type="text/event-stream", content_encoding="gzip") as http:
         with http.stream("POST", URL, json=CHAT) as response:
             assert b"".join(response.iter_raw()) == bomb
@@ -58,7 +58,7 @@ def test_a_bomb_that_the_app_passes_on_is_not_undone(raw_calls, monkeypatch):
 
 def test_a_bomb_of_one_event_is_counted(raw_calls, monkeypatch):
     monkeypatch.setattr(wire, "MOST_PLAIN", 1 << 20)
-    bomb = zlib.compress(b'data: {"a": "' + bytes(1 << 22), wbits=31)
+    bomb = gzip.compress(b'data: {"a": "' + bytes(1 << 22))
     with client(bomb, content_type="text/event-stream", content_encoding="gzip") as http:
         with http.stream("POST", URL, json=CHAT) as response:
             assert b"".join(response.iter_raw()) == bomb
