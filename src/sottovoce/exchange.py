@@ -87,14 +87,20 @@ def open_call(
     Args:
         recorder: what turns the call into telemetry.
         route: what the request's path says.
-        facts: what the request's body says; may be empty.
+        facts: what the request's body says; may be empty, counts before what the path says.
         target: where the request goes.
         provider: who answers, when the client knows better than the address.
     """
+    if provider is None:
+        provider = target.provider
+        if provider == hosts.UNKNOWN and route.provider is not None:
+            provider = route.provider
+    if route.facts:
+        facts = {**route.facts, **facts}
     call = HTTPCall(
         recorder,
         operation=route.operation,
-        provider=provider or target.provider,
+        provider=provider,
         model=facts.get("request_model"),
         local=target.local,
         address=target.host,

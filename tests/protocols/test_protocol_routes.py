@@ -30,7 +30,7 @@ from sottovoce.protocols import match
 def test_a_path_is_known_by_its_end(path, operation, protocol):
     route = match("POST", path)
     assert (route.operation, route.protocol.name) == (operation, protocol)
-    assert match("post", path) is route
+    assert match("post", path) == route
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,8 @@ def test_only_a_post_asks_a_model(method):
 
 def test_a_longer_name_before_is_not_chat():
     assert match("POST", "/xchat/completions").operation == "text_completion"
+
+
+def test_a_deployment_in_the_path_is_the_model_where_the_body_names_none():
+    route = match("POST", "/openai/deployments/my%20gpt/chat/completions?api-version=1")
+    assert route.facts == {"request_model": "my gpt"}

@@ -221,10 +221,11 @@ def test_what_is_no_model_request_is_left_alone(library, raw_calls, server, url)
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "model"),
     [
-        "https://api.openai.com/v1/responses",
-        "https://gateway.example.org/openai/deployments/mine/chat/completions",
+        ("https://api.openai.com/v1/responses", None),
+        ("https://gateway.example.org/v1/chat/completions", None),
+        ("https://gateway.example.org/openai/deployments/mine/chat/completions", "mine"),
     ],
 )
 @pytest.mark.parametrize(
@@ -237,7 +238,9 @@ def test_what_is_no_model_request_is_left_alone(library, raw_calls, server, url)
     ],
     ids=["not json", "no model", "upload", "iterator"],
 )
-def test_a_body_that_names_no_model_is_a_call_where_the_path_says_so(library, raw_calls, url, body):
+def test_a_body_that_names_no_model_is_a_call_where_the_path_says_so(
+    library, raw_calls, url, model, body
+):
     def answer(request):
         request.read()
         return library.Response(200, json={"model": MODEL})
@@ -245,9 +248,9 @@ def test_a_body_that_names_no_model_is_a_call_where_the_path_says_so(library, ra
     with library.Client(transport=library.MockTransport(answer)) as client:
         client.post(url, **body())
     call = raw_calls.only
-    assert (call.operation, call.model, call.local) == ("chat", None, False)
+    assert (call.operation, call.model, call.local) == ("chat", model, False)
     assert call.facts["response_model"] == MODEL
-    assert "request_model" not in call.facts
+    assert call.facts.get("request_model") == model
 
 
 def test_own_hosts_are_local(library, raw_calls):

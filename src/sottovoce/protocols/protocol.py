@@ -177,6 +177,9 @@ class Protocol:
             is counted and timed, never parsed.
         last_data: what the data of the last event begins with, where it is not JSON.
         last_types: the `type` of events that are the last.
+        last: tells the last event where its `type` does not.
+        tail_keys: of a longer answer, the keys whose values are looked for at its end: counts,
+            objects of counts, words.
         parse_up_to: bytes up to which a whole answer is parsed; of a longer one only the
             beginning and the end are looked at.
         flat: no object in an answer but the outermost has a key `model`.
@@ -190,6 +193,8 @@ class Protocol:
     may_hold_fact: re.Pattern[bytes]
     last_data: bytes = b"[DONE]"
     last_types: frozenset[str] = frozenset()
+    last: Callable[[Body], bool] | None = None
+    tail_keys: tuple[str, ...] = ("usage",)
     parse_up_to: int = 256 * 1024
     flat: bool = False
 

@@ -1,10 +1,10 @@
-"""Bytes of an answer → chunks and facts of a call: splits event streams, collects JSON bodies.
+"""Bytes of an answer → chunks and facts of a call: splits streams, collects JSON bodies.
 
 A reader is fed what the app is fed, chunk by chunk, content encoding already undone. An
 event that cannot hold a fact is counted and timed and never parsed; memory is bounded
 whatever the length of the stream, of one event or of a body.
 
-Event streams follow https://html.spec.whatwg.org/multipage/server-sent-events.html, except
+A stream is server-sent events, or JSON objects a line each. Events follow https://html.spec.whatwg.org/multipage/server-sent-events.html, except
 that an event which the end of the stream breaks off still counts when it is complete JSON
 or the last event: servers leave out the final blank line.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sottovoce.protocols.clip import HEAD, TAIL, Clip
@@ -40,11 +41,13 @@ _SHORT = 32
 _BOM = b"\xef\xbb\xbf"
 _NEWLINE = 10
 
-_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _REASON = re.compile(rb'"finish_reason"\s*:\s*"([A-Za-z_]{1,64})"')
 _MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]{1,512}")')
-_MOST_USAGES = 8
-_MOST_USAGE_BYTES = 4096
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}").fullmatch
+_MOST_FINDS = 8
+_MOST_VALUE_BYTES = 4096
+_LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
+"""Content types of streams with an event on each line."""
 
 _parse = json.JSONDecoder().decode
 _parse_first = json.JSONDecoder().raw_decode
@@ -86,7 +89,7 @@ class Reader:
         done: the last event, or an error event, has been seen.
         error: the code of the error that the answer is (see `Protocol.error`), else None.
         json: the answer is JSON.
-        streaming: the answer is an event stream.
+        streaming: the answer is a stream of events.
     """
 
     __slots__ = (
@@ -98,6 +101,7 @@ class Reader:
         "_first",
         "_gate",
         "_held",
+        "_lines",
         "_on_malformed",
         "_protocol",
         "_seen",
@@ -120,7 +124,8 @@ class Reader:
         self._on_malformed = on_malformed
         self._gate = protocol.may_hold_fact.search
         self.json = kind == "application/json" or kind.endswith("+json")
-        self.streaming = kind == "text/event-stream"
+        self._lines = kind in _LINES
+        self.streaming = self._lines or kind == "text/event-stream"
         self.done = False
         self.error: str | None = None
         self._seen = Seen()
@@ -162,6 +167,9 @@ class Reader:
             if self._clean:
                 size = len(chunk)
                 newline = chunk.find(b"\n")
+                if self._lines and newline == size - 1:
+                    self._event(chunk, 0)
+                    return
                 start = 5 if chunk[:5] == b"data:" else 0
                 if not start and chunk[:6] == b"event:" and chunk.startswith(b"data:", newline + 1):
                     start = newline + 6
@@ -245,11 +253,18 @@ class Reader:
             return
         skip = len(_BOM) if self._at_start and head.startswith(_BOM) else 0
         self._at_start = False
+        if self._lines:
+            self._large(head, rest)
+            return
         if head.startswith(b"data:", skip):
             self._as_clip().absorb(line, skip + 5)
 
     def _take(self, line: bytes) -> None:
         """Take one line: a blank one ends an event; only data matters of the others."""
+        if self._lines:
+            if line.strip():
+                self._event(line, 0)
+            return
         if not line:
             if self._data is not None:
                 self._dispatch()
@@ -316,16 +331,21 @@ class Reader:
         facts.update(checked(self._protocol.event(body, self._seen), self._on_malformed))
         if self._first:
             self._first = 0 if "response_model" in facts else self._first - 1
-        kind = body.get("type")
         if error is not None:
             self.error = error
             self.done = True
             self._call.fail(error)
-        elif isinstance(kind, str) and kind in self._protocol.last_types:
+        elif self._is_last(body):
             self.done = True
             self._call.end()
         else:
             self._call.chunk()
+
+    def _is_last(self, body: dict[str, Any]) -> bool:
+        kind = body.get("type")
+        if isinstance(kind, str) and kind in self._protocol.last_types:
+            return True
+        return self._protocol.last is not None and self._protocol.last(body)
 
     def _flush(self) -> None:
         """The stream ended: take what lacks its line ends, unless it breaks off."""
@@ -347,7 +367,7 @@ class Reader:
     def _whole(self, held: Clip) -> None:
         head, rest = held.edges()
         body = self._shape(head, rest) if held.clipped else self._parsed(rest)
-        if held.clipped and body is not None and "usage" not in body:
+        if held.clipped and body is not None and body.keys().isdisjoint(self._protocol.tail_keys):
             self._tell("size")
         self._answer(body)
 
@@ -379,10 +399,11 @@ class Reader:
         match in text, wherever the end begins.
         """
         body = skeleton(head)
-        usage = _last_usage(tail)
-        if usage is not None:
-            inner = body.get("response")
-            (inner if isinstance(inner, dict) else body)["usage"] = usage
+        inner = body.get("response")
+        for key in self._protocol.tail_keys:
+            value = _last_value(key, tail)
+            if value is not None:
+                (inner if isinstance(inner, dict) else body)[key] = value
         if self._protocol.flat and "model" not in body:
             model = _MODEL.match(tail, max(0, tail.rfind(b'"model"')))
             if model is not None:
@@ -406,21 +427,37 @@ class Reader:
             self._tell("reader")
 
 
-def _last_usage(tail: bytes) -> dict[str, Any] | None:
+@lru_cache(maxsize=64)
+def _value_of(key: str) -> re.Pattern[bytes]:
+    return re.compile(rb'"%s"\s*:\s*(?=[{"0-9])' % re.escape(key.encode()))
+
+
+def _last_value(key: str, tail: bytes) -> dict[str, Any] | str | int | None:
+    """Find the last value of `key` that says something: a count, a word, an object of counts."""
     end = len(tail)
-    for _ in range(_MOST_USAGES):
-        end = tail.rfind(b'"usage"', 0, end)
+    for _ in range(_MOST_FINDS):
+        end = tail.rfind(b'"%s"' % key.encode(), 0, end)
         if end < 0:
             return None
-        match = _USAGE.match(tail, end)
+        match = _value_of(key).match(tail, end)
         if match is None:
             continue
-        text = tail[match.end() : match.end() + _MOST_USAGE_BYTES].decode("utf-8", "replace")
+        text = tail[match.end() : match.end() + _MOST_VALUE_BYTES].decode("utf-8", "replace")
         try:
-            usage, _ = _parse_first(text)
+            value, _ = _parse_first(text)
         except (ValueError, RecursionError):
             continue
         # A tool's schema may have a property of this name; it holds no numbers.
-        if any(type(value) is int for value in usage.values()):
-            return dict(usage)
+        if type(value) is int or (isinstance(value, dict) and _counts(value)):
+            return value
+        if isinstance(value, str) and _WORD(value):
+            return value
     return None
+
+
+def _counts(value: dict[str, Any]) -> bool:
+    return any(
+        type(item) is int
+        or (isinstance(item, dict) and any(type(inner) is int for inner in item.values()))
+        for item in value.values()
+    )

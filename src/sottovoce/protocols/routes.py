@@ -6,7 +6,9 @@ so that a gateway or a local server needs no row of its own.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import unquote
 
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
@@ -14,24 +16,64 @@ from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
 from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sottovoce.call import Facts
     from sottovoce.protocols.protocol import Protocol
 
 
 class Route(NamedTuple):
-    """An operation by its name in the conventions, and the protocol that it is asked in."""
+    """What a path asks for.
+
+    Attributes:
+        operation: by its name in the conventions.
+        protocol: what it is asked and answered in.
+        provider: who answers, where the address does not say.
+        unmistakable: nobody uses the path for anything else, so that the body need not name
+            a model, nor be readable.
+        facts: what the path itself says: a model, that the answer is streamed.
+    """
 
     operation: str
     protocol: Protocol
+    provider: str | None = None
+    unmistakable: bool = False
+    facts: Facts = {}  # noqa: RUF012 - never written to
+
+
+class PathRoute(NamedTuple):
+    """A route whose path holds facts: ``models/NAME:generateContent``, ``model/NAME/converse``.
+
+    Attributes:
+        route: without those facts.
+        read: finds them in a path; None when the path is not of this kind after all.
+    """
+
+    route: Route
+    read: Callable[[str], Facts | None]
 
 
 ROUTES: Final[dict[str, Route]] = {
-    "chat/completions": Route("chat", OPENAI_CHAT),
+    "chat/completions": Route("chat", OPENAI_CHAT, unmistakable=True),
     "completions": Route("text_completion", OPENAI_COMPLETIONS),
     "responses": Route("chat", OPENAI_RESPONSES),
     "embeddings": Route("embeddings", OPENAI_EMBEDDINGS),
 }
+"""By how a path ends: whole segments, the longest ending that fits counts."""
 
-_LAST_SEGMENTS: Final = frozenset(ending.rpartition("/")[2] for ending in ROUTES)
+VERBS: Final[dict[str, PathRoute]] = {}
+"""By the last segment of a path, or by what follows its last colon."""
+
+
+def _by_last_segment() -> dict[str, list[str]]:
+    endings: dict[str, list[str]] = {}
+    for ending in sorted(ROUTES, key=len, reverse=True):
+        endings.setdefault(ending.rpartition("/")[2], []).append(ending)
+    return endings
+
+
+_ENDINGS: Final = _by_last_segment()
+_NAMED = re.compile(r"/(?:deployments|engines)/([^/]{1,512})/").search
 
 
 def match(method: str, path: str) -> Route | None:
@@ -43,8 +85,8 @@ def match(method: str, path: str) -> Route | None:
 
     Returns:
         The route, or None, at the cost of a look at the last segment. On hosts that are not
-        known to be a provider's, a request without `request_model` among its facts is
-        somebody else's ``/responses``.
+        known to be a provider's, and paths that are not unmistakable, a request without
+        `request_model` among its facts is somebody else's ``/responses``.
     """
     if method != "POST" and method.upper() != "POST":
         return None
@@ -53,12 +95,18 @@ def match(method: str, path: str) -> Route | None:
         path = path[:query]
     if path.endswith("/"):
         path = path.rstrip("/")
-    cut = path.rfind("/")
-    last = path[cut + 1 :]
-    if last not in _LAST_SEGMENTS:
+    last = path[path.rfind("/") + 1 :]
+    for ending in _ENDINGS.get(last, ()):
+        if path.endswith("/" + ending) or path == ending:
+            return _with_deployment(ROUTES[ending], path)
+    found = VERBS.get(last[last.rfind(":") + 1 :])
+    if found is None:
         return None
-    if cut > 0:
-        two = path[path.rfind("/", 0, cut) + 1 :]
-        if two in ROUTES:
-            return ROUTES[two]
-    return ROUTES[last]
+    facts = found.read(path)
+    return None if facts is None else found.route._replace(facts=facts)
+
+
+def _with_deployment(route: Route, path: str) -> Route:
+    """Azure and old OpenAI paths name what the body then need not."""
+    named = _NAMED(path)
+    return route if named is None else route._replace(facts={"request_model": unquote(named[1])})
