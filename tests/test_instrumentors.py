@@ -223,3 +223,10 @@ def test_instrumenting_twice_warns_and_doubles_nothing(bench, caplog):
     bench.chat("https://api.openai.com/v1")
     assert len(bench.spans) == 1
     assert "already instrumented" in caplog.text
+
+
+def test_what_is_applied_together_shares_a_recorder():
+    tracers, meters = TracerProvider(), MeterProvider()
+    chosen = [Settings(key="a key of these tests") for _ in range(2)]
+    first, second = (instrumentors._recorder(tracers, meters, one) for one in chosen)
+    assert first is second

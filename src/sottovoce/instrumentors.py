@@ -1,12 +1,14 @@
 """The instrumentors, as OpenTelemetry users know them: `XInstrumentor().instrument()`.
 
-Each only names what it hooks; the hooks live in `clients`, `transports` and `runtimes`.
-Nothing is imported that the app has not imported: hooks wait for the import.
+Each only names what it hooks; the hooks live in `clients`, `transports` and `runtimes`, and
+are loaded when the app imports what they hook: nothing is imported that it does not use.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 
@@ -15,7 +17,8 @@ from sottovoce.guard import ImportHooks, Patches
 from sottovoce.record import SpanRecorder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
+    from types import ModuleType
 
 
 class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -23,11 +26,16 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     `instrument()` takes `tracer_provider` and `meter_provider` (the global ones when
     absent) and `settings` (read from the environment when absent).
+
+    Attributes:
+        modules: whose import makes it act.
     """
 
+    modules: ClassVar[tuple[str, ...]] = ()
     _patches: Patches
     _hooks: ImportHooks
     _own_hosts: tuple[str, ...]
+    _installed: bool
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Name no version: what a hook does not recognise it leaves alone."""
@@ -37,13 +45,21 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         chosen = kwargs.get("settings") or settings.read()[0]
         self._patches, self._hooks = Patches(), ImportHooks()
         self._own_hosts = chosen.own_hosts
-        self._install(
-            SpanRecorder(kwargs.get("tracer_provider"), kwargs.get("meter_provider"), chosen)
-        )
+        self._installed = False
+        recorder = _recorder(kwargs.get("tracer_provider"), kwargs.get("meter_provider"), chosen)
+
+        def imported(_: ModuleType, _late: bool) -> None:
+            if not self._installed:
+                self._installed = True
+                self._install(recorder)
+
+        for module in self.modules:
+            self._hooks.when_imported(module, imported)
 
     def _uninstrument(self, **_: Any) -> None:
         self._hooks.stop()
-        self._remove()
+        if self._installed:
+            self._remove()
         self._patches.undo()
 
     def _install(self, recorder: SpanRecorder) -> None:
@@ -53,14 +69,29 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         """Undo what is not a patch."""
 
 
-class OpenAIInstrumentor(_Instrumentor):
-    """The openai SDK, sync and async, and every client that is one (AzureOpenAI, …)."""
+@lru_cache(maxsize=1)
+def _recorder(tracers: Any, meters: Any, chosen: settings.Settings) -> SpanRecorder:
+    """Make one recorder for all that are applied together."""
+    return SpanRecorder(tracers, meters, chosen)
+
+
+class _ClientInstrumentor(_Instrumentor):
+    """A provider's SDK: its door in `clients`, and the wire beneath it.
+
+    Attributes:
+        room: module of `clients` with
+            ``install(recorder, hooks, patches, own_hosts=(), **given)``.
+        given: what the room needs to be told besides.
+    """
+
+    room: ClassVar[str]
+    given: ClassVar[Mapping[str, Any]] = {}
 
     def _install(self, recorder: SpanRecorder) -> None:
-        from sottovoce.clients import generated  # noqa: PLC0415 - only what is used is loaded
-        from sottovoce.transports import httpx  # noqa: PLC0415
+        from sottovoce.transports import httpx  # noqa: PLC0415 - only what is used is loaded
 
-        generated.install(recorder, self._hooks, self._patches, ("openai",), self._own_hosts)
+        room = import_module(f"sottovoce.clients.{self.room}")
+        room.install(recorder, self._hooks, self._patches, own_hosts=self._own_hosts, **self.given)
         httpx.install_wire()
 
     def _remove(self) -> None:
@@ -69,8 +100,18 @@ class OpenAIInstrumentor(_Instrumentor):
         httpx.remove_wire()
 
 
+class OpenAIInstrumentor(_ClientInstrumentor):
+    """The openai SDK, sync and async, and every client that is one (AzureOpenAI, …)."""
+
+    modules = ("openai._base_client",)
+    room = "generated"
+    given: ClassVar[Mapping[str, Any]] = {"families": ("openai",)}
+
+
 class HTTPXInstrumentor(_Instrumentor):
     """Model calls made with httpx or httpx2 alone, on any host."""
+
+    modules = ("httpx", "httpx2")
 
     def _install(self, recorder: SpanRecorder) -> None:
         from sottovoce.transports import httpx  # noqa: PLC0415
@@ -88,6 +129,8 @@ class HTTPXInstrumentor(_Instrumentor):
 class MLXInstrumentor(_Instrumentor):
     """mlx-lm in this process: loading and generating."""
 
+    modules = ("mlx_lm.utils", "mlx_lm.generate")
+
     def _install(self, recorder: SpanRecorder) -> None:
         from sottovoce.runtimes import mlx  # noqa: PLC0415
 
@@ -96,6 +139,8 @@ class MLXInstrumentor(_Instrumentor):
 
 class LlamaCppInstrumentor(_Instrumentor):
     """llama-cpp-python in this process: loading, completing, chatting, embedding."""
+
+    modules = ("llama_cpp.llama",)
 
     def _install(self, recorder: SpanRecorder) -> None:
         from sottovoce.runtimes import llama_cpp  # noqa: PLC0415
