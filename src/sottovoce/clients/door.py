@@ -1,0 +1,146 @@
+"""What every door of an SDK does: open a call before its request is made, close it afterwards.
+
+A door is a wrapper around one method of an SDK, above its retries. It says what is asked of
+which model where; what the answer says is read off the wire by the transport beneath. The
+SDK's own exception, or its return, ends a call whose body nobody is left to read.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sottovoce import exchange, guard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sottovoce.call import Facts, Recorder
+    from sottovoce.exchange import HTTPCall, Server, Tokens
+    from sottovoce.guard import ImportHooks
+    from sottovoce.protocols.routes import Route
+
+    Opened = tuple[HTTPCall, Tokens]
+
+
+class Asked(NamedTuple):
+    """What a method of an SDK was called for.
+
+    Attributes:
+        route: what its path asks for.
+        facts: what its arguments say.
+        server: where the request will go.
+        provider: who answers there, when the SDK knows better than the address.
+    """
+
+    route: Route
+    facts: Facts
+    server: Server
+    provider: str | None = None
+
+
+class Door:
+    """Opens and closes the calls of one method; a subclass says what it was called for.
+
+    Args:
+        recorder: what turns the calls into telemetry.
+        hooks: once they are stopped, wrappers that someone kept pass through.
+        own_hosts: hosts of the operator's own, besides this machine.
+    """
+
+    def __init__(
+        self, recorder: Recorder, hooks: ImportHooks, own_hosts: tuple[str, ...] = ()
+    ) -> None:
+        self._recorder = recorder
+        self._hooks = hooks
+        self._own_hosts = own_hosts
+
+    def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
+        """Say what the method was called for; ``None`` when that is no model call. May raise."""
+        raise NotImplementedError
+
+    def answered(self, call: HTTPCall, result: Any) -> None:
+        """Learn what only the SDK's result says. May raise."""
+
+    def error(self, raised: BaseException) -> BaseException | str:
+        """Say what `call.error` becomes: the exception, or the provider's code in it. May raise."""
+        return raised
+
+    def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Make the replacement of a method that returns when it has an answer."""
+
+        @functools.wraps(original)
+        def method(client: Any, *args: Any, **kwargs: Any) -> Any:
+            opened = self._open(client, args, kwargs)
+            if opened is None:
+                return original(client, *args, **kwargs)
+            try:
+                result = original(client, *args, **kwargs)
+            except BaseException as error:
+                self._failed(opened, error)
+                raise
+            self._returned(opened, result)
+            return result
+
+        return method
+
+    def wrap_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Make the replacement of a coroutine method."""
+
+        @functools.wraps(original)
+        async def method(client: Any, *args: Any, **kwargs: Any) -> Any:
+            opened = self._open(client, args, kwargs)
+            if opened is None:
+                return await original(client, *args, **kwargs)
+            try:
+                result = await original(client, *args, **kwargs)
+            except BaseException as error:
+                self._failed(opened, error)
+                raise
+            self._returned(opened, result)
+            return result
+
+        return method
+
+    @guard.never_raise("door.open")
+    def _open(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
+        """Open the call and make it the current one; ``None`` when this is none, or not ours."""
+        outer = exchange.current()
+        if outer is not None and not getattr(outer, "sending", None):
+            # Another SDK on top of this one has opened it. While a request is being sent no SDK
+            # is at work but the app: in a hook or a transport of its own.
+            return None
+        if not self._hooks.active or not exchange.enabled(self._recorder):
+            return None
+        asked = self.asked(client, args, kwargs)
+        if asked is None:
+            return None
+        call = exchange.open_call(self._recorder, *asked)
+        return call, exchange.enter(call)
+
+    def _failed(self, opened: Opened, error: BaseException) -> None:
+        exchange.leave(*opened)
+        code = self._code(error)
+        if isinstance(code, str):
+            _fail(opened[0], code)
+        exchange.end_cut_short(opened[0], error)
+
+    @guard.never_raise("door.error")
+    def _code(self, error: BaseException) -> BaseException | str:
+        return self.error(error)
+
+    def _returned(self, opened: Opened, result: Any) -> None:
+        exchange.leave(*opened)
+        self._close(opened[0], result)
+        if not opened[0].watched:
+            exchange.end(opened[0])
+
+    @guard.never_raise("door.answered")
+    def _close(self, call: HTTPCall, result: Any) -> None:
+        """Learn from the result; unless its body is still to be read, the call is over then."""
+        self.answered(call, result)
+
+
+@guard.never_raise("door.fail")
+def _fail(call: HTTPCall, code: str) -> None:
+    call.fail(code)
