@@ -75,8 +75,9 @@ COUNTED_AS: Final = {"gen_ai.request.stop_sequences": "sottovoce.request.stop_se
 """Attribute of rule *count* → the attribute that says how many values it had."""
 
 KNOWN_MODULES: Final = frozenset({
-    "aiohttp", "anthropic", "asyncio", "builtins", "cerebras", "cohere", "concurrent", "google",
-    "groq", "grpc", "h11", "h2", "http", "httpcore", "httpcore2", "httpx", "httpx2", "json",
+    "aiobotocore", "aiohttp", "anthropic", "asyncio", "azure", "botocore", "builtins",
+    "cerebras", "cohere", "concurrent", "google", "groq", "grpc", "h11", "h2", "http",
+    "httpcore", "httpcore2", "httpx", "httpx2", "json",
     "jsonschema", "llama_cpp", "mistralai", "mlx", "mlx_lm", "ollama", "openai", "opentelemetry",
     "pydantic", "pydantic_core", "requests", "sniffio", "socket", "sottovoce", "ssl", "together",
     "torch", "transformers", "trio", "urllib", "urllib3", "anyio",
