@@ -2,7 +2,7 @@
 # Every command runs in the project's own environment (.venv); `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock registry collector collector-path bench picture clean
+.PHONY: help demo test check lock registry collector collector-path bench peers picture clean
 
 PY := .venv/bin/python
 
@@ -51,7 +51,11 @@ collector-path: ## Print where the Collector is
 
 bench: ## Print the cost tables
 	@tools/environment.sh test
-	@for b in benchmarks/*.py; do echo "── $$b"; $(PY) $$b || exit 1; done
+	@for b in $(filter-out benchmarks/peers.py,$(wildcard benchmarks/*.py)); do echo "── $$b"; $(PY) $$b || exit 1; done
+
+peers: ## Compare with other instrumentations, each in an environment of its own (some 20 minutes)
+	@tools/environment.sh check
+	@$(PY) benchmarks/peers.py $(ARGS)
 
 picture: ## Make docs/img/demo.svg from a run of the demo
 	@tools/environment.sh demo
