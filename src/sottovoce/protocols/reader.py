@@ -4,7 +4,8 @@ A reader is fed what the app is fed, chunk by chunk, content encoding already un
 event that cannot hold a fact is counted and timed and never parsed; memory is bounded
 whatever the length of the stream, of one event or of a body.
 
-A stream is server-sent events, or JSON objects a line each. Events follow https://html.spec.whatwg.org/multipage/server-sent-events.html, except
+A stream is server-sent events, JSON objects a line each, or Amazon's binary frames
+(`eventstream.py`). Server-sent events follow https://html.spec.whatwg.org/multipage/server-sent-events.html, except
 that an event which the end of the stream breaks off still counts when it is complete JSON
 or the last event: servers leave out the final blank line.
 """
@@ -18,6 +19,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sottovoce.protocols.clip import HEAD, TAIL, Clip
+from sottovoce.protocols.eventstream import CONTENT_TYPE as FRAMES
+from sottovoce.protocols.eventstream import Desynchronised, Frames
 from sottovoce.protocols.protocol import Seen, checked
 from sottovoce.protocols.skeleton import skeleton
 
@@ -99,6 +102,7 @@ class Reader:
         "_clean",
         "_data",
         "_first",
+        "_frames",
         "_gate",
         "_held",
         "_lines",
@@ -125,12 +129,15 @@ class Reader:
         self._gate = protocol.may_hold_fact.search
         self.json = kind == "application/json" or kind.endswith("+json")
         self._lines = kind in _LINES
-        self.streaming = self._lines or kind == "text/event-stream"
+        self._frames = Frames(MAX_EVENT) if kind == FRAMES else None
+        self.streaming = self._lines or kind == "text/event-stream" or self._frames is not None
         self.done = False
         self.error: str | None = None
         self._seen = Seen()
-        self._first = _FIRST_EVENTS  # how many more may be parsed for the model's name
-        self._clean = True  # nothing is held of an event that has not ended
+        # How many more may be parsed for the model's name: an event in a frame says what it is.
+        self._first = _FIRST_EVENTS if self._frames is None else 0
+        # Nothing is held of an event that has not ended; a frame may look like anything.
+        self._clean = self._frames is None
         self._at_start = True
         self._after_cr = False
         self._data: bytes | Clip | None = None
@@ -219,10 +226,27 @@ class Reader:
         except Exception:  # noqa: BLE001 - the promise of this class
             self._broken()
 
+    def _split_frames(self, frames: Frames, chunk: bytes) -> None:
+        """Take the events of a stream of frames."""
+        try:
+            for data in frames.feed(chunk):
+                self._event(data, 0)
+                if self.done:
+                    break
+        except Desynchronised:
+            self.done = True  # what follows cannot be told apart
+            self._tell("sse")
+        if frames.oversized:
+            frames.oversized = False
+            self._tell("size")
+
     # Event streams: lines, then events.
 
     def _split(self, chunk: bytes) -> None:
         """Take lines that end in any of the three ways, wherever the chunks were cut."""
+        if self._frames is not None:
+            self._split_frames(self._frames, chunk)
+            return
         if self._after_cr:
             self._after_cr = False
             if chunk[0] == _NEWLINE:
@@ -349,6 +373,9 @@ class Reader:
 
     def _flush(self) -> None:
         """The stream ended: take what lacks its line ends, unless it breaks off."""
+        if self._frames is not None and not self._frames.whole:
+            self._tell("sse")
+            return
         if self._held.size:
             self._end_held()
         if self._data is not None:
@@ -420,7 +447,7 @@ class Reader:
 
     def _broken(self) -> None:
         """A fault of ours: go on with the next event."""
-        self._clean = True
+        self._clean = self._frames is None
         self._data = None
         self._held = Clip(self._held.limit)
         with contextlib.suppress(Exception):

@@ -25,14 +25,17 @@ WORDS: Final = frozenset(
 WALKED: Final = frozenset(
     {
         b"choices", b"completion_tokens_details", b"content", b"error", b"format",
-        b"incomplete_details", b"input", b"input_tokens_details", b"item", b"messages",
-        b"output", b"output_tokens_details", b"prompt_tokens_details", b"reasoning",
-        b"response", b"response_format", b"text", b"usage",
+        b"incomplete_details", b"inferenceConfig", b"input", b"input_tokens_details", b"item",
+        b"messages", b"output", b"output_tokens_details", b"prompt_tokens_details",
+        b"reasoning", b"response", b"response_format", b"text", b"textGenerationConfig",
+        b"toolConfig", b"usage",
     }
 )  # fmt: skip
 """Keys whose objects, and whose lists' last objects, are looked into; others are empty."""
 
-COUNTED: Final = frozenset({b"functions", b"modalities", b"stop", b"tools"})
+COUNTED: Final = frozenset(
+    {b"functions", b"modalities", b"stop", b"stopSequences", b"stop_sequences", b"tools"}
+)
 """Keys whose lists are counted item by item; so are those above when they hold objects."""
 
 _KEPT_ITEMS = 8
