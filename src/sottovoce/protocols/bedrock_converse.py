@@ -70,7 +70,8 @@ def _output_type(body: Body) -> str | None:
 
 
 @of("messages")
-def _user_turn(body: Body) -> bool | None:
+def user_turn(body: Body) -> bool | None:
+    """Tell whether the last message comes from a person, by its role and its blocks' keys."""
     messages = body.get("messages")
     if not isinstance(messages, (list, tuple)) or not messages:
         return None
@@ -86,8 +87,9 @@ def _user_turn(body: Body) -> bool | None:
 
 
 @of("stopReason")
-def _reasons(body: Body) -> list[Any]:
-    return [body.get("stopReason")]
+def _reasons(body: Body) -> list[Any] | None:
+    reason = body.get("stopReason")
+    return None if reason is None else [reason]
 
 
 @of("output")
@@ -123,7 +125,7 @@ ASKED: Final[Table] = rows(
     ("request_service_tier", at("serviceTier", "type")),
     ("request_tool_count", _tools),
     ("output_type", _output_type),
-    ("user_turn", _user_turn),
+    ("user_turn", user_turn),
 )
 
 ANSWERED: Final[Table] = counted() + rows(

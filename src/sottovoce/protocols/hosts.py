@@ -65,6 +65,15 @@ PATHS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """(Ending of a host name, beginning of a path, provider) where one host serves several."""
 
+SERVICES: Final[tuple[tuple[str, str, str], ...]] = (
+    ("bedrock-runtime", "amazonaws.com", "aws.bedrock"),
+    ("bedrock-runtime-fips", "amazonaws.com", "aws.bedrock"),
+    ("bedrock-runtime", "amazonaws.com.cn", "aws.bedrock"),
+    ("bedrock-runtime", "api.aws", "aws.bedrock"),
+    ("bedrock-mantle", "api.aws", "aws.bedrock"),
+)
+"""(Label of a host name, its ending, provider) where regions stand between the two."""
+
 LOCAL_PORTS: Final[dict[int, str]] = {1234: "lm_studio", 1337: "osaurus", 11434: "ollama"}
 """Default ports of local servers that no other well-known one shares."""
 
@@ -134,4 +143,11 @@ def _is_loopback(name: str) -> bool:
 
 @lru_cache(maxsize=512)
 def _by_domain(name: str) -> str | None:
-    return next((found for ending, found in DOMAINS if name.endswith(ending)), None)
+    for ending, found in DOMAINS:
+        if name.endswith(ending):
+            return found
+    labels = name.split(".")
+    for label, ending, found in SERVICES:
+        if label in labels and name.endswith("." + ending):
+            return found
+    return None

@@ -10,6 +10,9 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
+from sottovoce.protocols import bedrock_invoke
+from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
+from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
@@ -47,10 +50,13 @@ class PathRoute(NamedTuple):
     Attributes:
         route: without those facts.
         read: finds them in a path; None when the path is not of this kind after all.
+        operations: (part of the model's id, operation) where the model decides; the first
+            that fits counts.
     """
 
     route: Route
     read: Callable[[str], Facts | None]
+    operations: tuple[tuple[str, str], ...] = ()
 
 
 ROUTES: Final[dict[str, Route]] = {
@@ -61,7 +67,29 @@ ROUTES: Final[dict[str, Route]] = {
 }
 """By how a path ends: whole segments, the longest ending that fits counts."""
 
-VERBS: Final[dict[str, PathRoute]] = {}
+
+def _bedrock(path: str) -> Facts | None:
+    """Read ``/model/ID/VERB``; an id can be an ARN, whose slashes some libraries have decoded."""
+    before, _, rest = path.partition("/model/")
+    model = unquote(rest[: rest.rfind("/")]) if "/" in rest else ""
+    ours = not before or before.endswith("/bedrock")  # a gateway's pass-through
+    return {"request_model": model} if model and ours else None
+
+
+def _bedrock_stream(path: str) -> Facts | None:
+    facts = _bedrock(path)
+    return None if facts is None else {**facts, "request_stream": True}
+
+
+_CONVERSE = Route("chat", BEDROCK_CONVERSE, "aws.bedrock", unmistakable=True)
+_INVOKE = Route("chat", BEDROCK_INVOKE, "aws.bedrock", unmistakable=True)
+
+VERBS: Final[dict[str, PathRoute]] = {
+    "converse": PathRoute(_CONVERSE, _bedrock),
+    "converse-stream": PathRoute(_CONVERSE, _bedrock_stream),
+    "invoke": PathRoute(_INVOKE, _bedrock, bedrock_invoke.OPERATIONS),
+    "invoke-with-response-stream": PathRoute(_INVOKE, _bedrock_stream, bedrock_invoke.OPERATIONS),
+}
 """By the last segment of a path, or by what follows its last colon."""
 
 
@@ -103,7 +131,11 @@ def match(method: str, path: str) -> Route | None:
     if found is None:
         return None
     facts = found.read(path)
-    return None if facts is None else found.route._replace(facts=facts)
+    if facts is None:
+        return None
+    model = facts.get("request_model", "")
+    named = (operation for part, operation in found.operations if part in model)
+    return found.route._replace(facts=facts, operation=next(named, found.route.operation))
 
 
 def _with_deployment(route: Route, path: str) -> Route:
