@@ -1,4 +1,4 @@
-"""Generated SDKs (openai and its family): where a call is opened and closed, nothing else.
+"""Generated SDKs (openai, anthropic and their family): where a call is opened and closed.
 
 All of them come from one generator and share one seam: every resource method, `parse`,
 `.stream()`, `with_raw_response` and pagination goes through `_base_client.SyncAPIClient.request`
@@ -10,24 +10,22 @@ A new member of the family is one row in `FAMILIES`.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from sottovoce import exchange, guard
+from sottovoce import exchange
+from sottovoce.clients.door import Asked, Door
 from sottovoce.protocols import routes
 from sottovoce.protocols.reader import request_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
     from types import ModuleType
 
-    from sottovoce.call import Recorder
-    from sottovoce.exchange import HTTPCall, Tokens
+    from sottovoce.call import Facts, Recorder
     from sottovoce.guard import ImportHooks, Patches
-
-    Opened = tuple[HTTPCall, Tokens]
+    from sottovoce.protocols.routes import Route
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,20 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "AsyncBedrockOpenAI": "aws.bedrock",
         },
     ),
+    # Seen in anthropic 0.3 to 2.11, which is why its 0.x has that argument, too.
+    "anthropic": Family(
+        "anthropic._base_client",
+        {
+            "BaseBedrockClient": "aws.bedrock",
+            "BaseMantleClient": "aws.bedrock",
+            "BaseVertexClient": "gcp.vertex_ai",
+            "BaseFoundryClient": "azure.ai.inference",
+        },
+    ),
+    # Seen in groq 0.9 to 1.7, together 2.0 to 3.1, cerebras 1.0 to 1.91.
+    "groq": Family("groq._base_client"),
+    "together": Family("together._base_client"),
+    "cerebras": Family("cerebras.cloud.sdk._base_client"),
 }
 
 
@@ -80,7 +92,7 @@ def install(
     """
     for name in families:
         family = FAMILIES[name]
-        door = _Door(recorder, hooks, family, own_hosts)
+        door = _Door(recorder, hooks, own_hosts, family)
 
         def patch(module: ModuleType, _late: bool, door: _Door = door) -> None:
             patches.wrap(module.SyncAPIClient, "request", door.wrap)
@@ -89,93 +101,38 @@ def install(
         hooks.when_imported(family.module, patch)
 
 
-class _Door:
+class _Door(Door):
     """Opens and closes the calls of one family."""
 
     def __init__(
-        self, recorder: Recorder, hooks: ImportHooks, family: Family, own_hosts: tuple[str, ...]
+        self, recorder: Recorder, hooks: ImportHooks, own_hosts: tuple[str, ...], family: Family
     ) -> None:
-        self._recorder = recorder
-        self._hooks = hooks
-        self._own_hosts = own_hosts
+        super().__init__(recorder, hooks, own_hosts)
         self._providers = family.providers
 
-    def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def request(client: Any, *args: Any, **kwargs: Any) -> Any:
-            opened = self._open(client, args, kwargs)
-            if opened is None:
-                return original(client, *args, **kwargs)
-            try:
-                result = original(client, *args, **kwargs)
-            except BaseException as error:
-                exchange.leave(*opened)
-                exchange.end_cut_short(opened[0], error)
-                raise
-            exchange.leave(*opened)
-            _close(opened[0])
-            return result
-
-        return request
-
-    def wrap_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        async def request(client: Any, *args: Any, **kwargs: Any) -> Any:
-            opened = self._open(client, args, kwargs)
-            if opened is None:
-                return await original(client, *args, **kwargs)
-            try:
-                result = await original(client, *args, **kwargs)
-            except BaseException as error:
-                exchange.leave(*opened)
-                exchange.end_cut_short(opened[0], error)
-                raise
-            exchange.leave(*opened)
-            _close(opened[0])
-            return result
-
-        return request
-
-    @guard.never_raise("generated.open")
-    def _open(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
-        """Open the call and make it the current one; ``None`` when this is none, or not ours."""
-        outer = exchange.current()
-        if outer is not None and not getattr(outer, "sending", None):
-            # Another SDK on top of this one has opened it. While a request is being sent no SDK
-            # is at work but the app: in a hook or a transport of its own.
-            return None
+    def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
         # `request(cast_to, options, …)` in every version seen.
         options = kwargs["options"] if "options" in kwargs else args[1]
         route = routes.match(options.method, options.url)
-        if route is None or not self._hooks.active or not exchange.enabled(self._recorder):
+        if route is None:
             return None
         # The SDKs let a path be given as a whole URL, which may lead elsewhere.
         base = urlsplit(options.url) if "://" in options.url else client.base_url
         host = base.hostname if isinstance(base, SplitResult) else base.host
         server = exchange.server(base.scheme, host, base.port, base.path, self._own_hosts)
-        provider = _named_provider(client, self._providers)
-        call = exchange.open_call(self._recorder, route, _facts(route, options), server, provider)
-        return call, exchange.enter(call)
+        facts = _facts(route, options)
+        if kwargs.get("stream"):
+            # What is fetched, or uploaded as a form, has no body that says so.
+            facts.setdefault("request_stream", True)
+        return Asked(route, facts, server, _named_provider(client, self._providers))
 
 
-@guard.never_raise("generated.close")
-def _close(call: HTTPCall) -> None:
-    """The SDK returned: the call is over, unless its body is still to be read."""
-    if not call.watched:
-        call.end()
-
-
-def _facts(route: Any, options: Any) -> Any:
-    return _read_request(route, options) or {}
-
-
-@guard.never_raise("generated.facts")
-def _read_request(route: Any, options: Any) -> Any:
+def _facts(route: Route, options: Any) -> Facts:
     body = options.json_data
     if not isinstance(body, dict):
         # `content=` of `client.post`: a body given as it is sent; seen in openai 3.52.
         content = getattr(options, "content", None)
-        return request_facts(route.protocol, content) if isinstance(content, bytes) else None
+        return request_facts(route.protocol, content) if isinstance(content, bytes) else {}
     # `extra_body=` of the public methods; merged over the body by the SDK, absent in 1.0.
     extra = getattr(options, "extra_json", None)
     return route.protocol.request({**body, **extra} if isinstance(extra, dict) else body)
