@@ -187,9 +187,13 @@ def operation_of(path):
 
 
 class ProviderServer:
-    """The server; `requests` are the (path, headers, body bytes) that came."""
+    """The server; `requests` are the (path, headers, body bytes) that came.
 
-    def __init__(self):
+    `handler` speaks another wire: a subclass of `Handler`.
+    """
+
+    def __init__(self, handler=None):
+        self._handler = handler or Handler
         self.scenarios = deque()
         self.requests = []
         self.gate = threading.Event()  # what "slow" waits for between its chunks
@@ -201,10 +205,10 @@ class ProviderServer:
     def __enter__(self):
         server = self
 
-        class Handler(_Handler):
+        class Bound(self._handler):
             provider = server
 
-        self._http = _Quiet(("127.0.0.1", 0), Handler)
+        self._http = _Quiet(("127.0.0.1", 0), Bound)
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -226,7 +230,7 @@ class _Quiet(ThreadingHTTPServer):
         """A client that hangs up is what several tests are about."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     provider = None
 
