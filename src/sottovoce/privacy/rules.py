@@ -77,7 +77,7 @@ COUNTED_AS: Final = {"gen_ai.request.stop_sequences": "sottovoce.request.stop_se
 KNOWN_MODULES: Final = frozenset({
     "aiobotocore", "aiohttp", "anthropic", "asyncio", "azure", "botocore", "builtins",
     "cerebras", "cohere", "concurrent", "google", "groq", "grpc", "h11", "h2", "http",
-    "httpcore", "httpcore2", "httpx", "httpx2", "json",
+    "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "json",
     "jsonschema", "llama_cpp", "mistralai", "mlx", "mlx_lm", "ollama", "openai", "opentelemetry",
     "pydantic", "pydantic_core", "requests", "sniffio", "socket", "sottovoce", "ssl", "together",
     "torch", "transformers", "trio", "urllib", "urllib3", "anyio",
