@@ -22,26 +22,11 @@ from sottovoce.protocols.protocol import (
     of,
     read,
     rows,
+    summed,
 )
 
 PERSON_BLOCKS: Final = frozenset({"audio", "document", "guardContent", "image", "text", "video"})
 """Keys of content blocks that a person's turn is made of; results of tools are not among them."""
-
-
-def summed(*paths: tuple[str, ...]) -> Find:
-    """Find the sum of the counts at `paths`, of which the first has to be there."""
-    finds = [at(*path) for path in paths]
-
-    def find(body: Body) -> Any:
-        first, *others = [count(body) for count in finds]
-        # Anything but a count is for `checked` to refuse.
-        return first + sum(filter(_is_count, others)) if _is_count(first) else first
-
-    return of(paths[0][0])(find)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int
 
 
 def length_at(*path: str) -> Find:

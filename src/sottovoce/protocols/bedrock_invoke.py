@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sottovoce.protocols import bedrock_converse, openai_chat
-from sottovoce.protocols.bedrock_converse import length_at, summed
+from sottovoce.protocols.bedrock_converse import length_at
 from sottovoce.protocols.protocol import (
     Body,
     Candidates,
@@ -25,6 +25,7 @@ from sottovoce.protocols.protocol import (
     of,
     read,
     rows,
+    summed,
 )
 
 METRICS: Final = "amazon-bedrock-invocationMetrics"

@@ -63,6 +63,22 @@ def length(key: str) -> Find:
     return of(key)(count)
 
 
+def summed(*paths: tuple[str, ...]) -> Find:
+    """Find the sum of the counts at `paths`, of which the first has to be there."""
+    finds = [at(*path) for path in paths]
+
+    def find(body: Body) -> Any:
+        first, *others = [count(body) for count in finds]
+        # Anything but a count is for `checked` to refuse.
+        return first + sum(filter(_is_count, others)) if _is_count(first) else first
+
+    return of(paths[0][0])(find)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int
+
+
 def of(key: str) -> Callable[[Find], Find]:
     """Say that a function finds nothing in a body without `key`."""
 
@@ -129,9 +145,10 @@ def error_code(*candidates: Any) -> str:
 class Seen:
     """What the earlier events of a stream said that later ones add to. Bounded."""
 
-    __slots__ = ("reasons", "tool_ids", "tool_places")
+    __slots__ = ("counts", "reasons", "tool_ids", "tool_places")
 
     def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
         self.reasons: dict[int, str] = {}
         self.tool_ids: set[str] = set()
         self.tool_places: set[tuple[int, int]] = set()
@@ -150,6 +167,11 @@ class Seen:
             self.tool_places.add((choice, place))
         if identity and isinstance(identity, str) and len(self.tool_ids) < _MAX_TOOLS:
             self.tool_ids.add(identity[:_MAX_INDEX])
+
+    def counted(self, name: str, value: Any) -> None:
+        """A count that only grows was given: by name, of which a protocol has a few."""
+        if type(value) is int and value >= self.counts.get(name, 0):
+            self.counts[name] = value
 
     def candidates(self) -> Candidates:
         """Give the facts so far. A choice without a reason is an ``error``, as the conventions say."""
@@ -183,6 +205,7 @@ class Protocol:
         parse_up_to: bytes up to which a whole answer is parsed; of a longer one only the
             beginning and the end are looked at.
         flat: no object in an answer but the outermost has a key `model`.
+        array: a stream may be one JSON array, an element for each event.
     """
 
     name: str
@@ -197,6 +220,7 @@ class Protocol:
     tail_keys: tuple[str, ...] = ("usage",)
     parse_up_to: int = 256 * 1024
     flat: bool = False
+    array: bool = False
 
     def request(self, body: Body) -> Facts:
         """Read the facts of a request's JSON object. Never raises; never content."""
