@@ -4,8 +4,8 @@ A reader is fed what the app is fed, chunk by chunk, content encoding already un
 event that cannot hold a fact is counted and timed and never parsed; memory is bounded
 whatever the length of the stream, of one event or of a body.
 
-A stream is server-sent events, JSON objects a line each, or Amazon's binary frames
-(`eventstream.py`). Server-sent events follow https://html.spec.whatwg.org/multipage/server-sent-events.html, except
+A stream is server-sent events, JSON objects a line each, one JSON array (`elements.py`) or
+Amazon's binary frames (`eventstream.py`). Server-sent events follow https://html.spec.whatwg.org/multipage/server-sent-events.html, except
 that an event which the end of the stream breaks off still counts when it is complete JSON
 or the last event: servers leave out the final blank line.
 """
@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sottovoce.protocols.clip import HEAD, TAIL, Clip
+from sottovoce.protocols.elements import Elements
 from sottovoce.protocols.eventstream import CONTENT_TYPE as FRAMES
 from sottovoce.protocols.eventstream import Desynchronised, Frames
 from sottovoce.protocols.protocol import Seen, checked
@@ -46,7 +47,7 @@ _NEWLINE = 10
 
 _REASON = re.compile(rb'"finish_reason"\s*:\s*"([A-Za-z_]{1,64})"')
 _MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]{1,512}")')
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}").fullmatch
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,63}").fullmatch
 _MOST_FINDS = 8
 _MOST_VALUE_BYTES = 4096
 _LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
@@ -129,13 +130,18 @@ class Reader:
         self._gate = protocol.may_hold_fact.search
         self.json = kind == "application/json" or kind.endswith("+json")
         self._lines = kind in _LINES
-        self._frames = Frames(MAX_EVENT) if kind == FRAMES else None
+        self._frames: Frames | Elements | None = None
+        if kind == FRAMES:
+            self._frames = Frames(MAX_EVENT)
+        elif self.json and protocol.array and call.stream:
+            self._frames = Elements(MAX_EVENT)
+            self.json = False
         self.streaming = self._lines or kind == "text/event-stream" or self._frames is not None
         self.done = False
         self.error: str | None = None
         self._seen = Seen()
         # How many more may be parsed for the model's name: an event in a frame says what it is.
-        self._first = _FIRST_EVENTS if self._frames is None else 0
+        self._first = 0 if kind == FRAMES else _FIRST_EVENTS
         # Nothing is held of an event that has not ended; a frame may look like anything.
         self._clean = self._frames is None
         self._at_start = True
@@ -217,6 +223,9 @@ class Reader:
     def whole(self, body: bytes) -> None:
         """Read a complete JSON body, whatever the content type says."""
         try:
+            if self._protocol.array and body[:_SHORT].lstrip()[:1] == b"[":
+                self._split_frames(Elements(MAX_EVENT), body)
+                return
             if len(body) <= self._protocol.parse_up_to:
                 self._answer(self._parsed(body))
                 return
@@ -226,8 +235,8 @@ class Reader:
         except Exception:  # noqa: BLE001 - the promise of this class
             self._broken()
 
-    def _split_frames(self, frames: Frames, chunk: bytes) -> None:
-        """Take the events of a stream of frames."""
+    def _split_frames(self, frames: Frames | Elements, chunk: bytes) -> None:
+        """Take the events of a stream of frames or of an array."""
         try:
             for data in frames.feed(chunk):
                 self._event(data, 0)
@@ -264,6 +273,9 @@ class Reader:
                 self._take(line)
             if self.done:
                 return
+        if self._frames is not None:
+            self._split_frames(self._frames, rest)
+            return
         if rest:
             self._held.add(rest)
         self._clean = not (self._held.size or self._after_cr or self._data is not None)
@@ -285,6 +297,8 @@ class Reader:
 
     def _take(self, line: bytes) -> None:
         """Take one line: a blank one ends an event; only data matters of the others."""
+        if self._protocol.array and self._bare(line):
+            return
         if self._lines:
             if line.strip():
                 self._event(line, 0)
@@ -306,6 +320,15 @@ class Reader:
             self._data = line
         else:
             self._as_clip().add(b"\n" + line)
+
+    def _bare(self, line: bytes) -> bool:
+        """Take a line of JSON between events: Google writes an error so, over several lines."""
+        if self._frames is None and line[:1] == b"{":
+            self._frames, self._clean = Elements(MAX_EVENT), False
+        if self._frames is None:
+            return False
+        self._split_frames(self._frames, line)
+        return True
 
     def _as_clip(self) -> Clip:
         """Give the data of the current event as something that can be added to."""

@@ -10,9 +10,11 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
-from sottovoce.protocols import bedrock_invoke
+from sottovoce.protocols import bedrock_invoke, gemini
+from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
+from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
@@ -59,11 +61,14 @@ class PathRoute(NamedTuple):
     operations: tuple[tuple[str, str], ...] = ()
 
 
+_MESSAGES = Route("chat", ANTHROPIC_MESSAGES, "anthropic")
+
 ROUTES: Final[dict[str, Route]] = {
     "chat/completions": Route("chat", OPENAI_CHAT, unmistakable=True),
     "completions": Route("text_completion", OPENAI_COMPLETIONS),
     "responses": Route("chat", OPENAI_RESPONSES),
     "embeddings": Route("embeddings", OPENAI_EMBEDDINGS),
+    "v1/messages": _MESSAGES,
 }
 """By how a path ends: whole segments, the longest ending that fits counts."""
 
@@ -84,13 +89,26 @@ def _bedrock_stream(path: str) -> Facts | None:
 _CONVERSE = Route("chat", BEDROCK_CONVERSE, "aws.bedrock", unmistakable=True)
 _INVOKE = Route("chat", BEDROCK_INVOKE, "aws.bedrock", unmistakable=True)
 
-VERBS: Final[dict[str, PathRoute]] = {
-    "converse": PathRoute(_CONVERSE, _bedrock),
-    "converse-stream": PathRoute(_CONVERSE, _bedrock_stream),
-    "invoke": PathRoute(_INVOKE, _bedrock, bedrock_invoke.OPERATIONS),
-    "invoke-with-response-stream": PathRoute(_INVOKE, _bedrock_stream, bedrock_invoke.OPERATIONS),
+# Which of Google's services it is, is known by the host alone.
+_GENERATE = Route("generate_content", GEMINI, "gcp.gen_ai", unmistakable=True)
+_EMBED = Route("embeddings", GEMINI_EMBEDDINGS, "gcp.gen_ai", unmistakable=True)
+
+VERBS: Final[dict[str, tuple[PathRoute, ...]]] = {
+    "converse": (PathRoute(_CONVERSE, _bedrock),),
+    "converse-stream": (PathRoute(_CONVERSE, _bedrock_stream),),
+    "invoke": (PathRoute(_INVOKE, _bedrock, bedrock_invoke.OPERATIONS),),
+    "invoke-with-response-stream": (
+        PathRoute(_INVOKE, _bedrock_stream, bedrock_invoke.OPERATIONS),
+    ),
+    "generateContent": (PathRoute(_GENERATE, gemini.generates),),
+    "streamGenerateContent": (PathRoute(_GENERATE, gemini.streams),),
+    "embedContent": (PathRoute(_EMBED, gemini.generates),),
+    "batchEmbedContents": (PathRoute(_EMBED, gemini.generates),),
+    "predict": (PathRoute(_EMBED, gemini.embeds), PathRoute(_GENERATE, gemini.paints)),
+    "predictLongRunning": (PathRoute(_GENERATE, gemini.paints),),
 }
-"""By the last segment of a path, or by what follows its last colon."""
+"""By the last segment of a path, or by what follows its last colon; the first that can read
+the path counts."""
 
 
 def _by_last_segment() -> dict[str, list[str]]:
@@ -127,15 +145,13 @@ def match(method: str, path: str) -> Route | None:
     for ending in _ENDINGS.get(last, ()):
         if path.endswith("/" + ending) or path == ending:
             return _with_deployment(ROUTES[ending], path)
-    found = VERBS.get(last[last.rfind(":") + 1 :])
-    if found is None:
-        return None
-    facts = found.read(path)
-    if facts is None:
-        return None
-    model = facts.get("request_model", "")
-    named = (operation for part, operation in found.operations if part in model)
-    return found.route._replace(facts=facts, operation=next(named, found.route.operation))
+    for found in VERBS.get(last[last.rfind(":") + 1 :], ()):
+        facts = found.read(path)
+        if facts is not None:
+            model = facts.get("request_model", "")
+            named = (operation for part, operation in found.operations if part in model)
+            return found.route._replace(facts=facts, operation=next(named, found.route.operation))
+    return None
 
 
 def _with_deployment(route: Route, path: str) -> Route:

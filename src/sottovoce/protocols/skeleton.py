@@ -15,27 +15,33 @@ from typing import Any, Final
 
 WORDS: Final = frozenset(
     {
-        b"code", b"effort", b"encoding_format", b"finish_reason", b"id", b"modalities",
-        b"model", b"object", b"reason", b"reasoning_effort", b"role", b"service_tier",
-        b"status", b"type",
+        b"code", b"effort", b"encoding_format", b"finish_reason", b"id", b"modalities", b"model",
+        b"object", b"reason", b"reasoning_effort", b"response_mime_type", b"response_modalities",
+        b"responseMimeType", b"responseModalities", b"role", b"service_tier", b"serviceTier",
+        b"status", b"thinking_level", b"thinkingLevel", b"type",
     }
 )  # fmt: skip
 """Keys whose strings are kept; every other string is replaced by an empty one."""
 
 WALKED: Final = frozenset(
     {
-        b"choices", b"completion_tokens_details", b"content", b"error", b"format",
-        b"incomplete_details", b"inferenceConfig", b"input", b"input_tokens_details", b"item",
-        b"messages", b"output", b"output_tokens_details", b"prompt_tokens_details",
-        b"reasoning", b"response", b"response_format", b"text", b"textGenerationConfig",
-        b"toolConfig", b"usage",
+        b"choices", b"completion_tokens_details", b"content", b"contents", b"embedContentConfig",
+        b"error", b"format", b"generation_config", b"generationConfig", b"incomplete_details",
+        b"inferenceConfig", b"input", b"input_tokens_details", b"item", b"messages", b"output",
+        b"output_tokens_details", b"parts", b"prompt_tokens_details", b"reasoning", b"requests",
+        b"response", b"response_format", b"text", b"textGenerationConfig", b"thinking_config",
+        b"thinkingConfig", b"toolConfig", b"tools", b"usage",
     }
 )  # fmt: skip
 """Keys whose objects, and whose lists' last objects, are looked into; others are empty."""
 
 COUNTED: Final = frozenset(
-    {b"functions", b"modalities", b"stop", b"stopSequences", b"stop_sequences", b"tools"}
-)
+    {
+        b"function_declarations", b"functionDeclarations", b"functions", b"modalities",
+        b"response_modalities", b"responseModalities", b"stop", b"stop_sequences",
+        b"stopSequences", b"tools",
+    }
+)  # fmt: skip
 """Keys whose lists are counted item by item; so are those above when they hold objects."""
 
 _KEPT_ITEMS = 8
