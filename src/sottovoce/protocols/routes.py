@@ -89,6 +89,18 @@ def _bedrock_stream(path: str) -> Facts | None:
 _CONVERSE = Route("chat", BEDROCK_CONVERSE, "aws.bedrock", unmistakable=True)
 _INVOKE = Route("chat", BEDROCK_INVOKE, "aws.bedrock", unmistakable=True)
 
+
+def _vertex_claude(path: str) -> Facts | None:
+    """Read ``…/publishers/anthropic/models/ID:VERB``; counting tokens is the model of that name."""
+    _, found, rest = path.partition("/publishers/anthropic/models/")
+    model = unquote(rest.partition(":")[0])
+    return {"request_model": model} if found and model != "count-tokens" else None
+
+
+_CLAUDE = (
+    PathRoute(_MESSAGES._replace(provider="gcp.vertex_ai", unmistakable=True), _vertex_claude),
+)
+
 # Which of Google's services it is, is known by the host alone.
 _GENERATE = Route("generate_content", GEMINI, "gcp.gen_ai", unmistakable=True)
 _EMBED = Route("embeddings", GEMINI_EMBEDDINGS, "gcp.gen_ai", unmistakable=True)
@@ -106,6 +118,8 @@ VERBS: Final[dict[str, tuple[PathRoute, ...]]] = {
     "batchEmbedContents": (PathRoute(_EMBED, gemini.generates),),
     "predict": (PathRoute(_EMBED, gemini.embeds), PathRoute(_GENERATE, gemini.paints)),
     "predictLongRunning": (PathRoute(_GENERATE, gemini.paints),),
+    "rawPredict": _CLAUDE,
+    "streamRawPredict": _CLAUDE,
 }
 """By the last segment of a path, or by what follows its last colon; the first that can read
 the path counts."""

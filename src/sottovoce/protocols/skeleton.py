@@ -25,12 +25,13 @@ WORDS: Final = frozenset(
 
 WALKED: Final = frozenset(
     {
-        b"choices", b"completion_tokens_details", b"content", b"contents", b"embedContentConfig",
-        b"error", b"format", b"generation_config", b"generationConfig", b"incomplete_details",
-        b"inferenceConfig", b"input", b"input_tokens_details", b"item", b"messages", b"output",
-        b"output_tokens_details", b"parts", b"prompt_tokens_details", b"reasoning", b"requests",
-        b"response", b"response_format", b"text", b"textGenerationConfig", b"thinking_config",
-        b"thinkingConfig", b"toolConfig", b"tools", b"usage",
+        b"choices", b"completion_tokens_details", b"content", b"contents", b"details",
+        b"embedContentConfig", b"error", b"format", b"generationConfig", b"generation_config",
+        b"grammar", b"incomplete_details", b"inferenceConfig", b"input", b"input_tokens_details",
+        b"item", b"messages", b"meta", b"options", b"output", b"output_config", b"output_format",
+        b"output_tokens_details", b"parameters", b"parts", b"prompt_tokens_details", b"reasoning",
+        b"requests", b"response", b"response_format", b"text", b"textGenerationConfig",
+        b"thinking", b"thinkingConfig", b"thinking_config", b"toolConfig", b"tools", b"usage",
     }
 )  # fmt: skip
 """Keys whose objects, and whose lists' last objects, are looked into; others are empty."""
