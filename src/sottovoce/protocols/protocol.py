@@ -206,6 +206,7 @@ class Protocol:
             beginning and the end are looked at.
         flat: no object in an answer but the outermost has a key `model`.
         array: a stream may be one JSON array, an element for each event.
+        batch: a whole answer may be a list with an item for each input, of which the first counts.
     """
 
     name: str
@@ -221,6 +222,7 @@ class Protocol:
     parse_up_to: int = 256 * 1024
     flat: bool = False
     array: bool = False
+    batch: bool = False
 
     def request(self, body: Body) -> Facts:
         """Read the facts of a request's JSON object. Never raises; never content."""

@@ -50,7 +50,14 @@ _MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]{1,512}")')
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,63}").fullmatch
 _MOST_FINDS = 8
 _MOST_VALUE_BYTES = 4096
-_LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
+_LINES = frozenset(
+    {
+        "application/x-ndjson",
+        "application/ndjson",
+        "application/jsonl",
+        "application/stream+json",  # Cohere's first version
+    }
+)
 """Content types of streams with an event on each line."""
 
 _parse = json.JSONDecoder().decode
@@ -128,8 +135,8 @@ class Reader:
         self._protocol = protocol
         self._on_malformed = on_malformed
         self._gate = protocol.may_hold_fact.search
-        self.json = kind == "application/json" or kind.endswith("+json")
         self._lines = kind in _LINES
+        self.json = kind == "application/json" or (kind.endswith("+json") and not self._lines)
         self._frames: Frames | Elements | None = None
         if kind == FRAMES:
             self._frames = Frames(MAX_EVENT)
@@ -417,7 +424,8 @@ class Reader:
     def _whole(self, held: Clip) -> None:
         head, rest = held.edges()
         body = self._shape(head, rest) if held.clipped else self._parsed(rest)
-        if held.clipped and body is not None and body.keys().isdisjoint(self._protocol.tail_keys):
+        wanted = self._protocol.tail_keys if held.clipped else ()
+        if wanted and body is not None and body.keys().isdisjoint(wanted):
             self._tell("size")
         self._answer(body)
 
@@ -439,6 +447,8 @@ class Reader:
             return None
         if isinstance(body, dict):
             return body
+        if self._protocol.batch and isinstance(body, list):
+            return body[0] if body and isinstance(body[0], dict) else {}
         self._tell("type")
         return None
 

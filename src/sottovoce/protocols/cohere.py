@@ -1,0 +1,214 @@
+"""Cohere: chat in two versions, one of typed events, embeddings, rankings.
+
+Wire: https://docs.cohere.com/reference/chat, …/embed, …/rerank; version 1 as far as it is still
+answered. The conventions want billed tokens where they differ from those that were used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sottovoce.protocols import openai_chat
+from sottovoce.protocols.protocol import (
+    Body,
+    Candidates,
+    Find,
+    Protocol,
+    Seen,
+    Table,
+    at,
+    error_code,
+    length,
+    of,
+    read,
+    rows,
+)
+
+
+def _tokens(*path: str) -> Find:
+    """Find a count at `path`: the wire calls it a number, and it may come as ``12.0``."""
+    find = at(*path)
+
+    def count(body: Body) -> Any:
+        value = find(body)
+        return int(value) if type(value) is float and value.is_integer() else value
+
+    return of(path[0])(count)
+
+
+def _usage(*path: str) -> Table:
+    """Make the rows of the counts at `path`."""
+    return rows(
+        ("input_tokens", _tokens(*path, "billed_units", "input_tokens")),
+        ("output_tokens", _tokens(*path, "billed_units", "output_tokens")),
+        ("input_tokens", _tokens(*path, "tokens", "input_tokens")),
+        ("output_tokens", _tokens(*path, "tokens", "output_tokens")),
+        ("cache_read_tokens", _tokens(*path, "cached_tokens")),
+    )
+
+
+_CLIPPED: Final = rows(
+    ("input_tokens", _tokens("billed_units", "input_tokens")),
+    ("output_tokens", _tokens("billed_units", "output_tokens")),
+)
+"""What is found at the end of a long answer stands for itself."""
+
+
+@of("finish_reason")
+def _reasons(body: Body) -> list[Any] | None:
+    reason = body.get("finish_reason")
+    return [reason] if reason else None
+
+
+@of("generations")
+def _generated(body: Body) -> list[Any] | None:
+    generations = body.get("generations")
+    seen = Seen()
+    for index, item in enumerate(generations if isinstance(generations, list) else ()):
+        if isinstance(item, Mapping):
+            seen.finished(index, item.get("finish_reason"))
+    return seen.candidates().get("finish_reasons")
+
+
+def _count(calls: Any) -> int | None:
+    return (len(calls) or None) if isinstance(calls, list) else None
+
+
+@of("message")
+def _tool_calls(body: Body) -> int | None:
+    message = body.get("message")
+    return _count(message.get("tool_calls")) if isinstance(message, Mapping) else None
+
+
+@of("tool_calls")
+def _tool_calls_v1(body: Body) -> int | None:
+    return _count(body.get("tool_calls"))
+
+
+@of("messages")
+def _user_turn(body: Body) -> bool | None:
+    messages = body.get("messages")
+    return (
+        openai_chat.from_person(messages[-1]) if isinstance(messages, list) and messages else None
+    )
+
+
+@of("message")
+def _user_turn_v1(body: Body) -> bool | None:
+    # With results of tools a message is only said again, and may be empty.
+    message = body.get("message")
+    return bool(message) and not body.get("tool_results") if isinstance(message, str) else None
+
+
+@of("response_format")
+def _output_type(body: Body) -> str | None:
+    kind = at("response_format", "type")(body)
+    return openai_chat.OUTPUT_TYPES.get(kind) if isinstance(kind, str) else None
+
+
+def _find_error(body: Body) -> str | None:
+    """An answer that is an error has a message and nothing else that could be told apart."""
+    if body.get("type") == "message-end":
+        delta = body.get("delta")
+        return error_code() if isinstance(delta, Mapping) and delta.get("error") else None
+    return openai_chat.find_error(body)
+
+
+def _event(body: Body, seen: Seen) -> Candidates:
+    kind = body.get("type")
+    delta = body.get("delta")
+    if kind == "tool-call-start":
+        message = delta.get("message") if isinstance(delta, Mapping) else None
+        call = message.get("tool_calls") if isinstance(message, Mapping) else None
+        seen.tool(0, body.get("index"), call.get("id") if isinstance(call, Mapping) else None)
+        return seen.candidates()
+    if kind == "message-end" and isinstance(delta, Mapping):
+        return {**seen.candidates(), **read(ANSWERED, delta)}
+    response = body.get("response")  # version 1: the whole answer again
+    if isinstance(response, Mapping):
+        return {**read(ANSWERED, response), **read(rows(("finish_reasons", _reasons)), body)}
+    return {}
+
+
+def _last(body: Body) -> bool:
+    return body.get("event_type") == "stream-end"
+
+
+ASKED: Final[Table] = rows(
+    ("request_model", at("model")),
+    ("request_stream", at("stream")),
+    ("request_temperature", at("temperature")),
+    ("request_top_p", at("p")),
+    ("request_top_k", at("k")),
+    ("request_frequency_penalty", at("frequency_penalty")),
+    ("request_presence_penalty", at("presence_penalty")),
+    ("request_max_tokens", at("max_tokens")),
+    ("request_choice_count", at("num_generations")),
+    ("request_stop_count", length("stop_sequences")),
+    ("request_reasoning_level", at("thinking", "type")),
+    ("request_tool_count", length("tools")),
+    ("output_type", _output_type),
+    ("user_turn", _user_turn),
+    ("user_turn", _user_turn_v1),
+)
+
+ANSWERED: Final[Table] = (
+    rows(
+        ("finish_reasons", _reasons),
+        ("finish_reasons", _generated),
+        ("tool_call_count", _tool_calls),
+        ("tool_call_count", _tool_calls_v1),
+    )
+    + _usage("usage")
+    + _usage("meta")
+    + _CLIPPED
+)
+
+COHERE_CHAT: Final = Protocol(
+    name="cohere_chat",
+    asked=ASKED,
+    answered=ANSWERED,
+    event=_event,
+    error=_find_error,
+    may_hold_fact=re.compile(
+        rb'"(?:type"\s*:\s*"(?:tool-call-start|message-end)"'
+        rb'|event_type"\s*:\s*"stream-end"|error"\s*:\s*[{"])'
+    ),
+    last_types=frozenset({"message-end"}),
+    last=_last,
+    tail_keys=("finish_reason", "billed_units"),
+)
+
+COHERE_EMBED: Final = Protocol(
+    name="cohere_embed",
+    asked=rows(
+        ("request_model", at("model")),
+        ("request_encoding_formats", at("embedding_types")),
+        ("request_dimensions", at("output_dimension")),
+    ),
+    answered=_usage("meta") + _CLIPPED,
+    event=_event,
+    error=_find_error,
+    may_hold_fact=COHERE_CHAT.may_hold_fact,
+    tail_keys=("billed_units",),
+    parse_up_to=4096,
+    flat=True,
+)
+
+RERANK: Final = Protocol(
+    name="rerank",
+    asked=rows(("request_model", at("model"))),
+    # Cohere counts searches, not tokens; others that have the path count both words.
+    answered=rows(
+        ("response_model", at("model")),
+        ("input_tokens", at("usage", "prompt_tokens")),
+        ("input_tokens", at("usage", "total_tokens")),
+    )
+    + _usage("meta"),
+    event=_event,
+    error=_find_error,
+    may_hold_fact=COHERE_CHAT.may_hold_fact,
+    tail_keys=("usage",),
+)
