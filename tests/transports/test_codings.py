@@ -8,7 +8,7 @@ import pytest
 
 from servers.provider import chat, chat_events, sse
 from sottovoce import guard
-from sottovoce.transports import wire
+from sottovoce.transports import codings
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a secret question"}]}
 STREAM = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
@@ -46,7 +46,7 @@ def test_text_is_not_read_as_anything_else(raw_calls):
 
 
 def test_a_bomb_that_the_app_passes_on_is_not_undone(raw_calls, monkeypatch):
-    monkeypatch.setattr(wire, "MOST_PLAIN", 1 << 20)
+    monkeypatch.setattr(codings, "MOST_PLAIN", 1 << 20)
     body = b"".join(sse(*event) for event in chat_events(STREAM))
     bomb = gzip.compress(body + b": " + bytes(1 << 22) + b"\n\n" + body)
     with client(bomb, content_type="text/event-stream", content_encoding="gzip") as http:
@@ -57,7 +57,7 @@ def test_a_bomb_that_the_app_passes_on_is_not_undone(raw_calls, monkeypatch):
 
 
 def test_a_bomb_of_one_event_is_counted(raw_calls, monkeypatch):
-    monkeypatch.setattr(wire, "MOST_PLAIN", 1 << 20)
+    monkeypatch.setattr(codings, "MOST_PLAIN", 1 << 20)
     bomb = gzip.compress(b'data: {"a": "' + bytes(1 << 22))
     with client(bomb, content_type="text/event-stream", content_encoding="gzip") as http:
         with http.stream("POST", URL, json=CHAT) as response:

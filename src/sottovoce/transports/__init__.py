@@ -1,1 +1,109 @@
-"""One file per HTTP library: attempts of a call, calls without an SDK, bodies read in passing."""
+"""HTTP libraries: which there are, who uses the hooks in them, and who records what no SDK sent.
+
+A library's room (`httpx.py`, `requests.py`, …) is loaded when the app imports the library, and
+not before. Libraries sit on one another (requests on urllib3, urllib3 on http.client): a request
+is an attempt, and its answer is read, at the outermost that is hooked.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from sottovoce import guard
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+    from sottovoce.call import Recorder
+
+
+class Transport:
+    """The hooks of one HTTP library.
+
+    Args:
+        room: our module, which has ``patch(transport, module)``.
+        modules: the library's, whose import makes the room act.
+
+    Attributes:
+        own_hosts: hosts of the operator's own, besides this machine.
+        patches: what the room replaced.
+        recorder: of requests that no SDK made; ``None`` while they are left alone.
+        users: hooks are in place, and act, while this is not 0.
+    """
+
+    def __init__(self, room: str, *modules: str) -> None:
+        self.modules = modules
+        self.own_hosts: tuple[str, ...] = ()
+        self.patches = guard.Patches()
+        self.recorder: Recorder | None = None
+        self.users = 0
+        self._hooks = guard.ImportHooks()
+        self._room = room
+
+    def install_wire(self) -> None:
+        """Hook the library, now or when it is imported; each call needs a `remove_wire`."""
+        self.users += 1
+        if self.users > 1:
+            return
+        self._hooks = guard.ImportHooks()
+        self.patches = guard.Patches()
+        for module in self.modules:
+            self._hooks.when_imported(module, self._patch)
+
+    def remove_wire(self) -> None:
+        """Undo one `install_wire`; the last one puts everything back. Calls in flight still end."""
+        if self.users == 0:
+            return
+        self.users -= 1
+        if self.users == 0:
+            self._hooks.stop()
+            self.patches.undo()
+
+    def set_raw_recorder(self, recorder: Recorder | None, own_hosts: tuple[str, ...] = ()) -> None:
+        """Record requests that no SDK made, too, while a recorder is set.
+
+        Args:
+            recorder: what turns such calls into telemetry; ``None`` to leave them alone.
+            own_hosts: hosts of the operator's own, besides this machine.
+        """
+        self.own_hosts = own_hosts
+        self.recorder = recorder
+
+    def _patch(self, module: ModuleType, _late: bool) -> None:
+        import_module(f"{__name__}.{self._room}").patch(self, module)
+
+
+TRANSPORTS: Final[Mapping[str, Transport]] = {
+    "httpx": Transport("httpx", "httpx", "httpx2"),
+    "requests": Transport("requests", "requests"),
+    "aiohttp": Transport("aiohttp", "aiohttp"),
+    "urllib3": Transport("urllib3", "urllib3"),
+    "http_client": Transport("http_client", "http.client"),
+}
+"""By our name for the library."""
+
+BENEATH_SDKS: Final = ("httpx", "requests", "aiohttp", "urllib3")
+"""What providers' SDKs send their requests with."""
+
+
+def install_wire(*names: str) -> None:
+    """Hook these libraries, now or when they are imported; each call needs a `remove_wire`.
+
+    Args:
+        names: from `TRANSPORTS`; those of `BENEATH_SDKS` when absent.
+    """
+    for name in names or BENEATH_SDKS:
+        TRANSPORTS[name].install_wire()
+
+
+def remove_wire(*names: str) -> None:
+    """Undo one `install_wire` of the same names."""
+    for name in names or BENEATH_SDKS:
+        TRANSPORTS[name].remove_wire()
+
+
+def set_raw_recorder(name: str, recorder: Recorder | None, own_hosts: tuple[str, ...] = ()) -> None:
+    """Record requests that the app itself makes with a library; see `Transport`."""
+    TRANSPORTS[name].set_raw_recorder(recorder, own_hosts)

@@ -1,40 +1,31 @@
 """What every transport does with the answer to a request: its facts are read in passing.
 
-A transport (`httpx.py`, later others) knows where its library sends a request and where the
-bytes of a response come by. A body that is already there is read by `read_whole`; one that the
-app is going to read is watched: a `Watch` is fed every chunk just before the app gets it, never
-reads ahead, keeps nothing of what was said, and ends its call at the protocol's last event, at
-the end of the body, when the app closes or drops the response, or when reading fails.
+A transport knows where its library sends a request and where the bytes of a response come by.
+A body that is already there is read by `read_whole`; one that the app is going to read is
+watched: a `Watch` is fed every chunk just before the app gets it, never reads ahead, keeps
+nothing of what was said, and ends its call at the protocol's last event, at the end of the body,
+when the app closes or drops the response, or when reading fails.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final, cast
 
 from sottovoce import dropped, exchange, guard
 from sottovoce.protocols.reader import Reader
+from sottovoce.transports import codings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sottovoce.call import Call
     from sottovoce.exchange import HTTPCall
     from sottovoce.protocols.routes import Route
-
-_PIECE: Final = 1 << 16
-"""How many bytes are decompressed at a time: what a few compressed bytes grow to is unbounded."""
-
-MOST_PLAIN: Final = 1 << 28
-"""Bytes that a body may grow to. The largest answers, thousands of long vectors, are half as long;
-an app that passes compressed bytes on unread must not wait while we undo a bomb."""
+    from sottovoce.transports.codings import Decompress
 
 _UNTOLD: Final = frozenset({"", "text/plain", "application/octet-stream"})
 """Content types that say nothing, as simple servers and some gateways send them."""
-
-
-Decompress = Callable[[bytes], Iterable[bytes]]
-"""Undoes a content coding: gets the next bytes, gives what can be told by now, in pieces."""
 
 
 class Watch:
@@ -109,69 +100,38 @@ class Watch:
             pass
 
 
-class _Inflate:
-    """Undo ``gzip`` or ``deflate``, in pieces of at most 64 KiB."""
-
-    def __init__(self, *window_bits: int) -> None:
-        self._choices = list(window_bits)
-        self._left = MOST_PLAIN
-        self._state = zlib.decompressobj(self._choices.pop(0))
-
-    def __call__(self, data: bytes) -> Iterable[bytes]:
-        try:
-            piece = self._state.decompress(data, _PIECE)
-        except zlib.error:
-            if not self._choices:
-                raise
-            # "deflate" is sent with and without the zlib header.
-            self._state = zlib.decompressobj(self._choices.pop(0))
-            piece = self._state.decompress(data, _PIECE)
-        self._choices.clear()
-        while piece:
-            self._left -= len(piece)
-            if self._left < 0:
-                raise ValueError
-            yield piece
-            piece = self._state.decompress(self._state.unconsumed_tail, _PIECE)
-
-
-_DECOMPRESS: Final[Mapping[str, Callable[[], Decompress]]] = {
-    "gzip": lambda: _Inflate(zlib.MAX_WBITS | 16),
-    "x-gzip": lambda: _Inflate(zlib.MAX_WBITS | 16),
-    "deflate": lambda: _Inflate(zlib.MAX_WBITS, -zlib.MAX_WBITS),
-}
-
-
-def watch(
-    call: HTTPCall,
-    route: Route,
-    content_type: str | None,
-    coding: str | None,
-    foreign: Callable[[str], Decompress | None],
-) -> Watch:
-    """Watch the body of a response that the app is going to read.
+def watch(call: HTTPCall, route: Route, content_type: str | None, coding: str | None) -> Watch:
+    """Watch the body of a response that the app is going to read; that ends the call.
 
     Args:
         call: the call that it answers.
         route: of its request.
         content_type: its header.
-        coding: its ``Content-Encoding`` header.
-        foreign: gives what the HTTP library itself undoes other codings with, if it can.
+        coding: its ``Content-Encoding`` header, unless the library has undone it.
     """
     reader: Reader | None = Reader(call, route.protocol, _kind(call, content_type), _malformed)
     decompress = None
-    coding = (coding or "identity").strip().lower()
-    if coding != "identity":
-        make = _DECOMPRESS.get(coding)
-        decompress = make() if make is not None else foreign(coding)
-        if decompress is None:
-            guard.undecodable["encoding"] += 1
-            reader = None
-    return Watch(call, reader, decompress)
+    try:
+        decompress = codings.decompress(coding)
+    except Exception:  # noqa: BLE001 - it is a module of the app's choice that is asked
+        guard.undecodable["encoding"] += 1
+        reader = None
+    found = Watch(call, reader, decompress)
+    call.watched = True
+    return found
 
 
-def read_whole(call: Call, route: Route, content_type: str | None, body: bytes) -> str | None:
-    """Read the facts of a body that is already there, its content coding undone.
+def read_whole(
+    call: Call, route: Route, content_type: str | None, body: bytes, coding: str | None = None
+) -> str | None:
+    """Read the facts of a body that is already there.
+
+    Args:
+        call: the call that it answers.
+        route: of its request.
+        content_type: its header.
+        body: all of it.
+        coding: its ``Content-Encoding`` header, unless the library has undone it.
 
     Returns:
         The code of the error that the body is, else ``None``.
@@ -181,10 +141,16 @@ def read_whole(call: Call, route: Route, content_type: str | None, body: bytes) 
     kind = _kind(call, content_type)
     stand_in = _Buffered(call)
     reader = Reader(cast("Call", stand_in), route.protocol, kind, _malformed)
-    if reader.json:
-        reader.whole(body)
-        return reader.error
-    reader.feed(body)
+    try:
+        decompress = codings.decompress(coding)
+        if reader.json and decompress is None:
+            reader.whole(body)
+            return reader.error
+        for piece in (body,) if decompress is None else decompress(body):
+            reader.feed(piece)
+    except Exception:  # noqa: BLE001 - only undoing the coding can fail
+        guard.undecodable["encoding"] += 1
+        return None
     reader.finish()
     call.stream = call.stream or stand_in.stream
     return reader.error
