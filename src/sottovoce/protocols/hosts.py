@@ -42,8 +42,10 @@ HOSTS: Final[dict[str, str]] = {
     "api.together.xyz": "together_ai",
     "api.voyageai.com": "voyage",
     "integrate.api.nvidia.com": "nvidia",
+    "ollama.com": "ollama",
     "openrouter.ai": "openrouter",
     "router.huggingface.co": "hugging_face",
+    "api-inference.huggingface.co": "hugging_face",
 }
 
 DOMAINS: Final[tuple[tuple[str, str], ...]] = (

@@ -10,11 +10,14 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
-from sottovoce.protocols import bedrock_invoke, gemini
+from sottovoce.protocols import bedrock_invoke, gemini, huggingface
 from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
+from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
 from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
+from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
+from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
@@ -69,6 +72,21 @@ ROUTES: Final[dict[str, Route]] = {
     "responses": Route("chat", OPENAI_RESPONSES),
     "embeddings": Route("embeddings", OPENAI_EMBEDDINGS),
     "v1/messages": _MESSAGES,
+    "api/chat": Route("chat", OLLAMA_CHAT, "ollama"),
+    "api/generate": Route("text_completion", OLLAMA_GENERATE, "ollama"),
+    "api/embed": Route("embeddings", OLLAMA_EMBED, "ollama"),
+    "api/embeddings": Route("embeddings", OLLAMA_EMBED, "ollama"),
+    "v1/chat": Route("chat", COHERE_CHAT, "cohere"),
+    "v2/chat": Route("chat", COHERE_CHAT, "cohere"),
+    "v1/generate": Route("text_completion", COHERE_CHAT, "cohere"),
+    "v1/embed": Route("embeddings", COHERE_EMBED, "cohere"),
+    "v2/embed": Route("embeddings", COHERE_EMBED, "cohere"),
+    "v2/rerank": Route("rerank", RERANK, "cohere"),
+    "rerank": Route("rerank", RERANK),
+    "generate": Route("text_completion", HF_TEXT_GENERATION, "hugging_face"),
+    "generate_stream": Route(
+        "text_completion", HF_TEXT_GENERATION, "hugging_face", unmistakable=True
+    ),
 }
 """By how a path ends: whole segments, the longest ending that fits counts."""
 
@@ -118,6 +136,12 @@ VERBS: Final[dict[str, tuple[PathRoute, ...]]] = {
     "batchEmbedContents": (PathRoute(_EMBED, gemini.generates),),
     "predict": (PathRoute(_EMBED, gemini.embeds), PathRoute(_GENERATE, gemini.paints)),
     "predictLongRunning": (PathRoute(_GENERATE, gemini.paints),),
+    "feature-extraction": (
+        PathRoute(
+            Route("embeddings", HF_FEATURES, "hugging_face", unmistakable=True),
+            huggingface.model_in,
+        ),
+    ),
     "rawPredict": _CLAUDE,
     "streamRawPredict": _CLAUDE,
 }
