@@ -115,7 +115,7 @@ def begin(
     recorder = transport.recorder
     if recorder is None or transport.users == 0 or not exchange.enabled(recorder):
         return None
-    facts = _facts(route, body) or {}
+    facts: Any = _facts(route, body) or {}
     target = exchange.server(*where(*of), transport.own_hosts)
     known = target.third_party or route.unmistakable
     if not known and "request_model" not in facts and "request_model" not in route.facts:
