@@ -64,10 +64,13 @@ def user_turn(body: Body) -> bool | None:
     if not isinstance(last, Mapping):
         return None
     content = last.get("content")
+    blocks = content if isinstance(content, (list, tuple)) else ()
+    keys = {key for block in blocks if isinstance(block, Mapping) for key in block}
+    # Text beside the results of tools is nearly always the app's own.
     return (
         last.get("role") == "user"
-        and isinstance(content, (list, tuple))
-        and any(isinstance(each, Mapping) and bool(PERSON_BLOCKS & each.keys()) for each in content)
+        and "toolResult" not in keys
+        and not PERSON_BLOCKS.isdisjoint(keys)
     )
 
 

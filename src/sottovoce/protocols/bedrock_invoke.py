@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sottovoce.protocols import bedrock_converse, openai_chat
+from sottovoce.protocols import anthropic_messages, bedrock_converse, openai_chat
 from sottovoce.protocols.bedrock_converse import length_at
 from sottovoce.protocols.protocol import (
     Body,
@@ -33,6 +33,7 @@ METRICS: Final = "amazon-bedrock-invocationMetrics"
 
 OPERATIONS: Final = (
     ("embed", "embeddings"),
+    ("rerank", "rerank"),
     ("titan-text", "text_completion"),
     ("titan-tg1", "text_completion"),
 )
@@ -75,6 +76,8 @@ def _user_turn(body: Body) -> bool | None:
     messages = body.get("messages")
     if not isinstance(messages, (list, tuple)) or not messages:
         return None
+    if "anthropic_version" in body:
+        return anthropic_messages.from_person(messages[-1])
     # Whose blocks they are is told by nothing else; another family's are no person's.
     return openai_chat.from_person(messages[-1]) or bedrock_converse.user_turn(body)
 
@@ -84,13 +87,7 @@ def _cohere_turn(body: Body) -> bool | None:
     return True if isinstance(body.get("message"), str) else None
 
 
-@of(METRICS)
-def _metrics_input(body: Body) -> Any:
-    # Anthropic's events have said it already, with the cached tokens by kind.
-    return None if "type" in body else _SUMMED(body)
-
-
-_SUMMED: Final = summed(
+_METRICS_INPUT: Final = summed(
     (METRICS, "inputTokenCount"),
     (METRICS, "cacheReadInputTokenCount"),
     (METRICS, "cacheWriteInputTokenCount"),
@@ -122,6 +119,7 @@ ASKED: Final[Table] = (
         ("request_encoding_formats", at("embeddingTypes")),
         ("request_encoding_formats", at("embedding_types")),
     )
+    + anthropic_messages.ASKED
     + openai_chat.ASKED
     + bedrock_converse.ASKED
 )
@@ -131,7 +129,7 @@ _NATIVE: Final[Table] = rows(
     ("output_tokens", at("totalOutputTextTokenCount")),
     ("input_tokens", at("prompt_token_count")),
     ("output_tokens", at("generation_token_count")),
-    ("input_tokens", _metrics_input),
+    ("input_tokens", _METRICS_INPUT),
     ("output_tokens", at(METRICS, "outputTokenCount")),
     ("cache_read_tokens", at(METRICS, "cacheReadInputTokenCount")),
     ("cache_write_tokens", at(METRICS, "cacheWriteInputTokenCount")),
@@ -148,12 +146,15 @@ _NATIVE: Final[Table] = rows(
 ANSWERED: Final[Table] = (
     _NATIVE
     + rows(("output_tokens", _titan_output))
+    + anthropic_messages.ANSWERED
     + openai_chat.ANSWERED
     + bedrock_converse.ANSWERED
 )
 
 
 def _event(body: Body, seen: Seen) -> Candidates:
+    if isinstance(body.get("type"), str):
+        return anthropic_messages.ANTHROPIC_MESSAGES.event(body, seen)
     return {
         **read(_NATIVE, body),
         **openai_chat.event(body, seen),
@@ -165,6 +166,12 @@ def _is_last(body: Body) -> bool:
     return METRICS in body
 
 
+_MAY_HOLD_FACT = (
+    rb'"(?:stop_reason|stopReason|finish_reason|completionReason)"\s*:\s*"'
+    rb'|"(?:usage|toolUse)"\s*:\s*\{|"tool_calls"|"%s"|\A\{"error"|%s'
+)
+
+
 BEDROCK_INVOKE: Final = Protocol(
     name="bedrock_invoke",
     asked=ASKED,
@@ -172,8 +179,8 @@ BEDROCK_INVOKE: Final = Protocol(
     event=_event,
     error=openai_chat.find_error,
     may_hold_fact=re.compile(
-        rb'"(?:stop_reason|stopReason|finish_reason|completionReason)"\s*:\s*"'
-        rb'|"(?:usage|toolUse)"\s*:\s*\{|"tool_calls"|"%s"|\A\{"error"' % METRICS.encode()
+        _MAY_HOLD_FACT
+        % (METRICS.encode(), anthropic_messages.ANTHROPIC_MESSAGES.may_hold_fact.pattern)
     ),
     last=_is_last,
     tail_keys=("usage", "inputTextTokenCount", "stop_reason", "stopReason", "finish_reason"),
