@@ -91,8 +91,12 @@ class _ClientInstrumentor(_Instrumentor):
         from sottovoce.transports import httpx  # noqa: PLC0415 - only what is used is loaded
 
         room = import_module(f"sottovoce.clients.{self.room}")
-        room.install(recorder, self._hooks, self._patches, own_hosts=self._own_hosts, **self.given)
+        given = self._given()
+        room.install(recorder, self._hooks, self._patches, own_hosts=self._own_hosts, **given)
         httpx.install_wire()
+
+    def _given(self) -> Mapping[str, Any]:
+        return self.given
 
     def _remove(self) -> None:
         from sottovoce.transports import httpx  # noqa: PLC0415
@@ -106,6 +110,43 @@ class OpenAIInstrumentor(_ClientInstrumentor):
     modules = ("openai._base_client",)
     room = "generated"
     given: ClassVar[Mapping[str, Any]] = {"families": ("openai",)}
+
+
+class AnthropicInstrumentor(_ClientInstrumentor):
+    """The anthropic SDK, sync and async, at Anthropic, on Bedrock, Vertex AI and Azure.
+
+    Its own spans are left out unless the app or the operator asked for them.
+    """
+
+    modules = ("anthropic._base_client",)
+    room = "anthropic"
+
+    def _given(self) -> Mapping[str, Any]:
+        return {"keep_own_spans": settings.is_set("ANTHROPIC_OPEN_TELEMETRY")}
+
+
+class GroqInstrumentor(_ClientInstrumentor):
+    """The groq SDK, sync and async."""
+
+    modules = ("groq._base_client",)
+    room = "generated"
+    given: ClassVar[Mapping[str, Any]] = {"families": ("groq",)}
+
+
+class TogetherInstrumentor(_ClientInstrumentor):
+    """The together SDK from 2.0 on, sync and async."""
+
+    modules = ("together._base_client",)
+    room = "generated"
+    given: ClassVar[Mapping[str, Any]] = {"families": ("together",)}
+
+
+class CerebrasInstrumentor(_ClientInstrumentor):
+    """The Cerebras Cloud SDK, sync and async."""
+
+    modules = ("cerebras.cloud.sdk._base_client",)
+    room = "generated"
+    given: ClassVar[Mapping[str, Any]] = {"families": ("cerebras",)}
 
 
 class HTTPXInstrumentor(_Instrumentor):
@@ -148,5 +189,14 @@ class LlamaCppInstrumentor(_Instrumentor):
         llama_cpp.install(recorder, self._hooks, self._patches)
 
 
-ALL = (OpenAIInstrumentor, HTTPXInstrumentor, MLXInstrumentor, LlamaCppInstrumentor)
+ALL = (
+    OpenAIInstrumentor,
+    AnthropicInstrumentor,
+    GroqInstrumentor,
+    TogetherInstrumentor,
+    CerebrasInstrumentor,
+    HTTPXInstrumentor,
+    MLXInstrumentor,
+    LlamaCppInstrumentor,
+)
 """Every instrumentor, in the order in which `start()` applies them."""

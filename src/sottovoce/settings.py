@@ -417,6 +417,11 @@ def state_dir(environ: Mapping[str, str] | None = None) -> str | None:
     return os.path.join(base, "sottovoce") if os.path.isabs(base) else None  # noqa: PTH117, PTH118 - as above
 
 
+def is_set(variable: str) -> bool:
+    """Whether an environment variable of another package has a value."""
+    return bool(os.environ.get(variable))
+
+
 def variable_of(name: str) -> str:
     """The environment variable of a field of `Settings`."""
     variables: dict[str, str] = {
