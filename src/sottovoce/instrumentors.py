@@ -149,6 +149,28 @@ class CerebrasInstrumentor(_ClientInstrumentor):
     given: ClassVar[Mapping[str, Any]] = {"families": ("cerebras",)}
 
 
+class GoogleGenAIInstrumentor(_ClientInstrumentor):
+    """google-genai, for Gemini's API and for Vertex AI."""
+
+    modules = ("google.genai._api_client",)
+    room = "google_genai"
+
+
+class MistralInstrumentor(_ClientInstrumentor):
+    """mistralai, on Mistral's own API, on Azure and on Vertex AI."""
+
+    modules = (
+        "mistralai.basesdk",
+        "mistralai_azure.basesdk",
+        "mistralai_gcp.basesdk",
+        "mistralai.client.basesdk",
+        "mistralai.azure.client.basesdk",
+        "mistralai.gcp.client.basesdk",
+    )
+    room = "mistral"
+    given: ClassVar[Mapping[str, Any]] = {"modules": modules}
+
+
 class HTTPXInstrumentor(_Instrumentor):
     """Model calls made with httpx or httpx2 alone, on any host."""
 
@@ -195,6 +217,8 @@ ALL = (
     GroqInstrumentor,
     TogetherInstrumentor,
     CerebrasInstrumentor,
+    GoogleGenAIInstrumentor,
+    MistralInstrumentor,
     HTTPXInstrumentor,
     MLXInstrumentor,
     LlamaCppInstrumentor,

@@ -10,13 +10,14 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
-from sottovoce.protocols import bedrock_invoke, gemini, huggingface
+from sottovoce.protocols import bedrock_invoke, gemini, huggingface, mistral
 from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
 from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
 from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
+from sottovoce.protocols.mistral import MISTRAL_OCR
 from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
@@ -71,6 +72,11 @@ ROUTES: Final[dict[str, Route]] = {
     "completions": Route("text_completion", OPENAI_COMPLETIONS),
     "responses": Route("chat", OPENAI_RESPONSES),
     "embeddings": Route("embeddings", OPENAI_EMBEDDINGS),
+    "agents/completions": Route("chat", OPENAI_CHAT, "mistral_ai", unmistakable=True),
+    "fim/completions": Route(
+        "text_completion", OPENAI_COMPLETIONS, "mistral_ai", unmistakable=True
+    ),
+    "ocr": Route("generate_content", MISTRAL_OCR, "mistral_ai"),
     "v1/messages": _MESSAGES,
     "api/chat": Route("chat", OLLAMA_CHAT, "ollama"),
     "api/generate": Route("text_completion", OLLAMA_GENERATE, "ollama"),
@@ -119,6 +125,9 @@ _CLAUDE = (
     PathRoute(_MESSAGES._replace(provider="gcp.vertex_ai", unmistakable=True), _vertex_claude),
 )
 
+# Models of two companies answer to the same verbs, in their own formats.
+_RAW = (*_CLAUDE, PathRoute(Route("chat", OPENAI_CHAT, "gcp.vertex_ai"), mistral.on_vertex))
+
 # Which of Google's services it is, is known by the host alone.
 _GENERATE = Route("generate_content", GEMINI, "gcp.gen_ai", unmistakable=True)
 _EMBED = Route("embeddings", GEMINI_EMBEDDINGS, "gcp.gen_ai", unmistakable=True)
@@ -142,8 +151,8 @@ VERBS: Final[dict[str, tuple[PathRoute, ...]]] = {
             huggingface.model_in,
         ),
     ),
-    "rawPredict": _CLAUDE,
-    "streamRawPredict": _CLAUDE,
+    "rawPredict": _RAW,
+    "streamRawPredict": _RAW,
 }
 """By the last segment of a path, or by what follows its last colon; the first that can read
 the path counts."""
