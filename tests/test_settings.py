@@ -297,3 +297,20 @@ def test_code_is_told_of_an_endpoint_without_a_scheme_too():
     made, (warning,) = tightened(Settings(), endpoint="localhost:4318")
     assert made.endpoint is None
     assert "http://" in warning
+
+
+def test_what_the_operator_chose_is_shown_without_secrets_and_addresses():
+    chosen, _ = settings.read(
+        {
+            "SOTTOVOCE_KEY": "a secret of the tests",
+            "SOTTOVOCE_PROFILE": "strict",
+            "SOTTOVOCE_OWN_HOSTS": "a.example.org,b.example.org",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "https://user:secret@collector.example.org/token",
+        }
+    )
+    assert settings.chosen_by_operator(chosen) == {
+        "SOTTOVOCE_KEY": "(set)",
+        "SOTTOVOCE_PROFILE": "'strict'",
+        "SOTTOVOCE_OWN_HOSTS": "'a.example.org, b.example.org'",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "(set)",
+    }

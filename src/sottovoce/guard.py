@@ -94,6 +94,15 @@ class Patches:
         self._undo.append((owner, name, raw, inherited, replacement))
         return True
 
+    def names(self) -> list[str]:
+        """Say what was replaced: ``module.Class.method`` or ``module.function``."""
+        return [
+            f"{owner.__module__}.{owner.__qualname__}.{name}"
+            if isinstance(owner, type)
+            else f"{owner.__name__}.{name}"
+            for owner, name, *_ in self._undo
+        ]
+
     def rebind(self) -> int:
         """Point module globals that are already bound to an original at its replacement.
 

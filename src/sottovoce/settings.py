@@ -105,6 +105,10 @@ def _names(text: str) -> tuple[str, ...] | None:
     return tuple(name for name in names if name.lower() != "none") if names else None
 
 
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
 def _protocol(text: str) -> str | None:
     return _choice(*PROTOCOLS)(text) if text.strip() else None
 
@@ -216,6 +220,18 @@ class Settings:
         "own",
         _choice("own", "all"),
         "who may get `traceparent` with a model call: loopback and your own hosts, or everyone",
+    )
+    rivals: str = _setting(
+        "SOTTOVOCE_RIVALS",
+        "skip",
+        _choice("skip", "run"),
+        "other instrumentations of the clients that ours record: `skip` them under the launcher, or `run` them too (two spans a call)",
+    )
+    disabled_instrumentations: tuple[str, ...] = _setting(
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
+        (),
+        _list,
+        "comma-separated entry points not to apply under the launcher (`sottovoce_openai`, …), or `*`",
     )
     exit_timeout: float = _setting(
         "SOTTOVOCE_EXIT_TIMEOUT",
@@ -415,6 +431,19 @@ def state_dir(environ: Mapping[str, str] | None = None) -> str | None:
         if not os.path.isabs(base):  # noqa: PTH117 - the base directory specification wants it
             base = os.path.join(home, ".local", "state")  # noqa: PTH118 - as above
     return os.path.join(base, "sottovoce") if os.path.isabs(base) else None  # noqa: PTH117, PTH118 - as above
+
+
+def chosen_by_operator(chosen: Settings) -> dict[str, str]:
+    """What is not a default, by variable, as it may be shown: no secret, no address's path."""
+    told = {}
+    for entry in fields(Settings):
+        value = getattr(chosen, entry.name)
+        if value == entry.metadata["default"]:
+            continue
+        hidden = entry.metadata["secret"] or entry.metadata["parse"] is _endpoint
+        text = ", ".join(value) if isinstance(value, tuple) else str(value)
+        told[entry.metadata["variable"]] = "(set)" if hidden else _shown(text)
+    return told
 
 
 def is_set(variable: str) -> bool:
