@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.instrumentation.distro import BaseDistro
 from opentelemetry.util._importlib_metadata import entry_points
 
-from sottovoce import settings
+from sottovoce import rivals, settings
 from sottovoce.guard import failed
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ class SottovoceDistro(BaseDistro):  # type: ignore[misc]
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
         """Instrument; ours only with somewhere to send to, and never at others' expense."""
         if not entry_point.value.startswith(_OURS):
-            super().load_instrumentor(entry_point, **kwargs)
+            if not _is_rival(entry_point):
+                super().load_instrumentor(entry_point, **kwargs)
         elif _has_pipeline():
             try:
                 super().load_instrumentor(entry_point, **kwargs)
@@ -158,6 +159,22 @@ class SottovoceDistro(BaseDistro):  # type: ignore[misc]
                     entry_point.name,
                     type(error).__name__,
                 )
+
+
+def _is_rival(entry_point: EntryPoint) -> bool:
+    """Whether ours records the same calls, and the operator wants them once; says so, once."""
+    chosen = from_environment()
+    ours = rivals.covered_by(entry_point, chosen.disabled_instrumentations)
+    if ours is None or chosen.rivals == "run" or not _has_pipeline():
+        return False
+    theirs = entry_point.value.partition(":")[0]
+    told = (
+        f"{theirs} is not applied: {ours} records the same calls, which would all leave twice. "
+        f"SOTTOVOCE_RIVALS=run applies it too; OTEL_PYTHON_DISABLED_INSTRUMENTATIONS={ours} "
+        "applies it instead."
+    )
+    report([told])
+    return True
 
 
 class SottovoceConfigurator:
