@@ -62,6 +62,10 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._remove()
         self._patches.undo()
 
+    def hooked(self) -> list[str]:
+        """Say what was replaced so far, as ``module.Class.method``."""
+        return self._patches.names()
+
     def _install(self, recorder: SpanRecorder) -> None:
         raise NotImplementedError
 
@@ -171,6 +175,20 @@ class MistralInstrumentor(_ClientInstrumentor):
     given: ClassVar[Mapping[str, Any]] = {"modules": modules}
 
 
+class BedrockInstrumentor(_ClientInstrumentor):
+    """Amazon Bedrock's runtime through boto3 or aiobotocore; other services pass through."""
+
+    modules = ("botocore.client",)
+    room = "bedrock"
+
+
+class AzureInferenceInstrumentor(_ClientInstrumentor):
+    """The azure-ai-inference package, sync and async."""
+
+    modules = ("azure.ai.inference",)
+    room = "azure_inference"
+
+
 class HTTPXInstrumentor(_Instrumentor):
     """Model calls made with httpx or httpx2 alone, on any host."""
 
@@ -219,6 +237,8 @@ ALL = (
     CerebrasInstrumentor,
     GoogleGenAIInstrumentor,
     MistralInstrumentor,
+    BedrockInstrumentor,
+    AzureInferenceInstrumentor,
     HTTPXInstrumentor,
     MLXInstrumentor,
     LlamaCppInstrumentor,
