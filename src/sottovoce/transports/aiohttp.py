@@ -1,0 +1,208 @@
+"""aiohttp's client: each request that a session sends, redirects included.
+
+`ClientSession._request` is what every verb goes through. A response's `content` has slots, and
+is left as it is: what we put into two of them lets us see every chunk when the app takes it out,
+and every exception that is raised while the app waits. A third seam, of the class, says that the
+server broke off or that the app closed the response, which need not be reading then.
+
+Bodies are decompressed before they get there, unless the session is told not to.
+
+Seen in aiohttp 3.8 to 3.14.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from sottovoce import guard
+from sottovoce.transports import TRANSPORTS, sending, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType, TracebackType
+
+    from sottovoce.transports import Transport
+    from sottovoce.transports.sending import Sending, Where
+    from sottovoce.transports.wire import Watch
+
+_transport = TRANSPORTS["aiohttp"]
+install_wire = _transport.install_wire
+remove_wire = _transport.remove_wire
+set_raw_recorder = _transport.set_raw_recorder
+
+
+def patch(transport: Transport, module: ModuleType) -> None:
+    """Hook aiohttp."""
+    closed = module.ClientConnectionError
+    transport.patches.wrap(module.ClientSession, "_request", _wrap_request)
+    transport.patches.wrap(
+        module.StreamReader, "set_exception", functools.partial(_wrap_set_exception, closed)
+    )
+
+
+def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def request(session: Any, method: str, url: Any, *args: Any, **kwargs: Any) -> Any:
+        begun = _begin(session, method, url, kwargs)
+        if begun is None:
+            return await original(session, method, url, *args, **kwargs)
+        try:
+            response = await original(session, method, url, *args, **kwargs)
+        except BaseException as error:
+            sending.sent(begun)
+            sending.broken(begun, error)
+            raise
+        sending.sent(begun)
+        _answered(begun, response, _decompressed(session, kwargs))
+        sending.finish(begun)
+        return response
+
+    return request
+
+
+@guard.never_raise("aiohttp.begin")
+def _begin(session: Any, method: str, url: Any, asked: dict[str, Any]) -> Sending | None:
+    body = asked.get("json")
+    if body is None:
+        body = asked.get("data")
+    path = url if isinstance(url, str) else url.path
+    return sending.begin(_transport, method, path, body, _where, session, url)
+
+
+def _where(session: Any, url: Any) -> Where:
+    url = session._build_url(url)
+    return url.scheme, url.host or "", url.port, url.path
+
+
+def _decompressed(session: Any, asked: dict[str, Any]) -> bool:
+    told = asked.get("auto_decompress")
+    return bool(getattr(session, "_auto_decompress", True) if told is None else told)
+
+
+@guard.never_raise("aiohttp.answered")
+def _answered(begun: Sending, response: Any, decompressed: bool) -> None:
+    """Watch the body, which is always yet to be read."""
+    if not sending.answered(begun, response.history, response.status):
+        return
+    content = response.content
+    if not isinstance(getattr(content, "_buffer", None), deque):
+        # `EMPTY_PAYLOAD`: there is no body.
+        return
+    headers = response.headers
+    coding = None if decompressed else headers.get("content-encoding")
+    watch = wire.watch(begun.call, begun.route, headers.get("content-type"), coding)
+    buffer = _WatchedBuffer(content._buffer)
+    buffer.watch = watch
+    buffer.feed = watch.feeder()
+    content._buffer = buffer
+    content._timer = _WatchedTimer(content._timer, watch)
+    content.on_eof(buffer.complete)
+
+
+class _WatchedBuffer(deque[bytes]):
+    """What arrived and was not taken out yet. Tells a `Watch` of what is."""
+
+    __slots__ = ("feed", "unread", "watch", "whole")
+
+    feed: Callable[[bytes], None]
+    unread: int
+    watch: Watch | None
+    whole: bool
+
+    def __init__(self, chunks: deque[bytes]) -> None:
+        super().__init__(chunks)
+        self.unread = 0
+        self.watch = None
+        self.whole = False
+
+    def complete(self) -> None:
+        """All has arrived."""
+        self.whole = True
+        if not self and self.watch is not None:
+            self.watch.exhausted()
+
+    def popleft(self) -> bytes:
+        chunk = super().popleft()
+        if not self.unread:
+            self.feed(chunk)
+        else:
+            self._again(chunk)
+        if self.whole and not self and self.watch is not None:
+            self.watch.exhausted()
+        return chunk
+
+    # `StreamReader.unread_data`, deprecated since 3.6, cuts the first chunk and puts one before.
+
+    def __setitem__(self, index: Any, rest: Any) -> None:
+        before = self[index]
+        super().__setitem__(index, rest)
+        if isinstance(before, bytes) and not self.unread:
+            self.feed(before[: len(before) - len(rest)])
+
+    def appendleft(self, chunk: bytes) -> None:
+        super().appendleft(chunk)
+        self.unread += len(chunk)
+
+    def _again(self, chunk: bytes) -> None:
+        seen = min(self.unread, len(chunk))
+        self.unread -= seen
+        self.feed(chunk[seen:])
+
+
+class _WatchedTimer:
+    """Entered while the app waits for more: what is raised there ends the call."""
+
+    __slots__ = ("_timer", "_watch")
+
+    def __init__(self, timer: Any, watch: Watch) -> None:
+        self._timer = timer
+        self._watch = watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._timer, name)
+
+    def assert_timeout(self) -> None:
+        try:
+            self._timer.assert_timeout()
+        except BaseException as error:
+            self._watch.broken(error)
+            raise
+
+    def __enter__(self) -> Any:
+        try:
+            return self._timer.__enter__()
+        except BaseException as error:
+            self._watch.broken(error)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Any:
+        try:
+            swallowed = self._timer.__exit__(kind, error, trace)
+        except BaseException as raised:
+            self._watch.broken(raised)
+            raise
+        if error is not None and not swallowed:
+            self._watch.broken(error)
+        return swallowed
+
+
+def _wrap_set_exception(closed: type[Exception], original: Callable[..., Any]) -> Any:
+    @functools.wraps(original)
+    def set_exception(content: Any, error: Any, *args: Any, **kwargs: Any) -> Any:
+        buffer = getattr(content, "_buffer", None)
+        if isinstance(buffer, _WatchedBuffer) and buffer.watch is not None:
+            if type(error) is closed:
+                # What aiohttp sets when the app closes or releases a response.
+                buffer.watch.closed()
+            else:
+                buffer.watch.broken(error)
+        return original(content, error, *args, **kwargs)
+
+    return set_exception

@@ -1,0 +1,94 @@
+"""urllib3: each request to a pool or through a manager, retries and redirects included.
+
+`HTTPConnectionPool.urlopen` calls itself for each retry; `PoolManager.urlopen` calls it, for each
+redirect too. The outermost is the request, each call of the pool's an attempt. requests and
+botocore sit on the pool as well: their requests are theirs, and their tries are told here.
+
+A body that is read on request is watched where http.client reads it (`tap.py`); a preloaded one
+is there. Responses over HTTP/2, which is experimental in urllib3 2, are not read.
+
+Seen in urllib3 1.26 to 2.8.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from sottovoce import guard
+from sottovoce.transports import TRANSPORTS, sending, tap, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from sottovoce.transports import Transport
+    from sottovoce.transports.sending import Sending, Where
+
+_transport = TRANSPORTS["urllib3"]
+install_wire = _transport.install_wire
+remove_wire = _transport.remove_wire
+set_raw_recorder = _transport.set_raw_recorder
+
+
+def patch(transport: Transport, module: ModuleType) -> None:
+    """Hook urllib3."""
+    pool, manager = module.connectionpool.HTTPConnectionPool, module.poolmanager.PoolManager
+    transport.patches.wrap(pool, "urlopen", _wrapper(_where_of_pool, tries=True))
+    transport.patches.wrap(manager, "urlopen", _wrapper(_where, tries=False))
+
+
+def _wrapper(where: Callable[[Any, str], Where], *, tries: bool) -> Any:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def urlopen(pool: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+            # `urlopen(method, url, body=None, …)` of a pool; a manager's has keywords alone.
+            body = args[0] if args and tries else kwargs.get("body")
+            begun = sending.begin(_transport, method, url, body, where, pool, url, tries=tries)
+            if begun is None:
+                return original(pool, method, url, *args, **kwargs)
+            try:
+                response = original(pool, method, url, *args, **kwargs)
+            except BaseException as error:
+                sending.sent(begun)
+                sending.broken(begun, error)
+                raise
+            sending.sent(begun)
+            _answered(begun, response, decoded=kwargs.get("decode_content", True))
+            sending.finish(begun)
+            return response
+
+        return urlopen
+
+    return wrap
+
+
+@guard.never_raise("urllib3.answered")
+def _answered(begun: Sending, response: Any, *, decoded: bool) -> None:
+    """Learn the facts of a body that is there, or watch one that is yet to be read."""
+    if not sending.answered(begun, None, response.status):
+        return
+    call, route, headers = begun.call, begun.route, response.headers
+    body = response._body  # what was preloaded, in every version seen
+    if body is None:
+        original = response._original_response
+        if original is not None and response.tell() == 0:
+            tap.tap(call, route, original)
+        return
+    coding = None if decoded else headers.get("content-encoding")
+    error = wire.read_whole(call, route, headers.get("content-type"), body, coding)
+    if error is not None:
+        call.fail(error)
+
+
+def _where(_: Any, url: str) -> Where:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port, parts.path
+
+
+def _where_of_pool(pool: Any, url: str) -> Where:
+    if "://" in url:
+        # Through a proxy.
+        return _where(pool, url)
+    return pool.scheme, pool.host, pool.port, url.partition("?")[0]
