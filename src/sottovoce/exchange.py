@@ -64,6 +64,7 @@ class HTTPCall(Call):
     """A call over HTTP.
 
     Attributes:
+        route: what it asks for, where it may be sent to a path that does not say so.
         sending: the request of this call that a transport is sending right now, else ``None``;
             what the app's own hooks and transports do meanwhile is no attempt of this call.
         entered: the frame that opened the call has not left it yet.
@@ -71,10 +72,11 @@ class HTTPCall(Call):
         watched: whoever reads the response's body ends the call; whoever opened it does not.
     """
 
-    __slots__ = ("entered", "left", "sending", "watched")
+    __slots__ = ("entered", "left", "route", "sending", "watched")
 
     entered: bool
     left: Tokens | None
+    route: Route | None
     sending: Any
     watched: bool
 
@@ -108,6 +110,7 @@ def open_call(
     )
     call.entered = call.watched = False
     call.sending = call.left = None
+    call.route = route if route.anywhere else None
     call.facts.update(facts)
     call.stream = facts.get("request_stream") is True
     return call
@@ -129,6 +132,14 @@ def current() -> Call | None:
     if call is None or not call.is_open or (isinstance(call, HTTPCall) and not call.entered):
         return None
     return call
+
+
+def expected(method: str) -> Route | None:
+    """Say what a request asks for whose path does not say it, when a client knows it instead."""
+    call = current_call.get()
+    if isinstance(call, HTTPCall) and call.route is not None and call.entered and method == "POST":
+        return call.route
+    return None
 
 
 def enter(call: HTTPCall) -> Tokens:

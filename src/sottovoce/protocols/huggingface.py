@@ -73,6 +73,7 @@ def model_in(path: str) -> Facts | None:
 
 
 ASKED: Final[Table] = rows(
+    ("request_model", at("model")),  # never sent: put there by who knows it
     ("request_stream", at("stream")),
     ("request_temperature", at("parameters", "temperature")),
     ("request_top_p", at("parameters", "top_p")),
@@ -104,7 +105,7 @@ HF_TEXT_GENERATION: Final = Protocol(
 
 HF_FEATURES: Final = Protocol(
     name="hf_features",
-    asked=rows(("request_dimensions", at("dimensions"))),
+    asked=rows(("request_model", at("model")), ("request_dimensions", at("dimensions"))),
     answered=(),
     event=_event,
     error=_find_error,

@@ -41,6 +41,7 @@ class Route(NamedTuple):
         unmistakable: nobody uses the path for anything else, so that the body need not name
             a model, nor be readable.
         facts: what the path itself says: a model, that the answer is streamed.
+        anywhere: a client that opens a call for it sends it to a path that does not say so.
     """
 
     operation: str
@@ -48,6 +49,7 @@ class Route(NamedTuple):
     provider: str | None = None
     unmistakable: bool = False
     facts: Facts = {}  # noqa: RUF012 - never written to
+    anywhere: bool = False
 
 
 class PathRoute(NamedTuple):

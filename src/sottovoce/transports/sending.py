@@ -96,7 +96,7 @@ def begin(
         of: arguments of `where`.
         tries: each time is an attempt, also below another library.
     """
-    route = routes.match(method, path)
+    route = routes.match(method, path) or exchange.expected(method)
     if route is None:
         return None
     current = exchange.current()

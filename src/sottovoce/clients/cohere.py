@@ -1,0 +1,81 @@
+"""The cohere SDK: where a call is opened and closed, nothing else.
+
+Every method ends in `core.http_client.HttpClient.request` or `.stream`, or their async twins.
+`request` calls itself to try again: within an open call that opens no other. What it returns
+may be an error, of which the SDK makes an exception further up. Seen in cohere 5.0 to 7.3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from sottovoce import exchange
+from sottovoce.clients.door import Asked
+from sottovoce.clients.late import LateDoor
+from sottovoce.protocols import routes
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from sottovoce.call import Recorder
+    from sottovoce.exchange import HTTPCall
+    from sottovoce.guard import ImportHooks, Patches
+
+
+def install(
+    recorder: Recorder,
+    hooks: ImportHooks,
+    patches: Patches,
+    own_hosts: tuple[str, ...] = (),
+) -> None:
+    """Open a call for every model request of the SDK, now or once it is imported.
+
+    Args:
+        recorder: what turns the calls into telemetry.
+        hooks: registers the import hooks; once it is stopped, kept wrappers pass through.
+        patches: undoes everything.
+        own_hosts: hosts of the operator's own, besides this machine.
+    """
+    door = _Door(recorder, hooks, own_hosts)
+
+    def patch(module: ModuleType, _late: bool) -> None:
+        patches.wrap(module.HttpClient, "request", door.wrap)
+        patches.wrap(module.HttpClient, "stream", door.wrap_context)
+        patches.wrap(module.AsyncHttpClient, "request", door.wrap_async)
+        patches.wrap(module.AsyncHttpClient, "stream", door.wrap_context)
+
+    hooks.when_imported("cohere.core.http_client", patch)
+
+
+class _Door(LateDoor):
+    def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
+        method, url = _where(client, args, kwargs)
+        where = urlsplit(url)
+        route = routes.match(method, where.path)
+        if route is None:
+            return None
+        body = {**kwargs["json"], **_extra(kwargs)}
+        # What the app left out stands in the body as an ellipsis.
+        facts = route.protocol.request({key: body[key] for key in body if body[key] is not ...})
+        target = exchange.server(
+            where.scheme, where.hostname or "", where.port, where.path, self._own_hosts
+        )
+        return Asked(route, facts, target)
+
+    def answered(self, call: HTTPCall, result: Any) -> None:
+        if not 200 <= result.status_code < 300:  # noqa: PLR2004 - HTTP's successes
+            call.fail(str(result.status_code))
+
+
+def _where(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
+    """Give the method and the URL: by name and in parts, or (in 5.0) the first arguments."""
+    if "method" not in kwargs:
+        return args[0], args[1]
+    path = args[0] if args else kwargs.get("path") or ""
+    return kwargs["method"], f"{client.get_base_url(kwargs.get('base_url')).rstrip('/')}/{path}"
+
+
+def _extra(kwargs: dict[str, Any]) -> dict[str, Any]:
+    options = kwargs.get("request_options") or {}
+    return options.get("additional_body_parameters") or {}

@@ -1,0 +1,91 @@
+"""huggingface_hub's inference clients: where a call is opened and closed, nothing else.
+
+Every task ends in `InferenceClient._inner_post`, or its async twin, which makes one attempt.
+Chat goes to OpenAI's paths, of whichever provider; the paths of text generation and of features
+say less than the client knows. Only the modules of these clients are hooked: who downloads a
+model never meets us. Seen in huggingface_hub 0.29 to 2.4.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from sottovoce import exchange
+from sottovoce.clients.door import Asked, Door
+from sottovoce.protocols import routes
+from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
+from sottovoce.protocols.routes import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+    from sottovoce.call import Recorder
+    from sottovoce.guard import ImportHooks, Patches
+
+_TASKS: Final[Mapping[str, Route]] = {
+    "text-generation": Route("text_completion", HF_TEXT_GENERATION, "hugging_face", anywhere=True),
+    "feature-extraction": Route("embeddings", HF_FEATURES, "hugging_face", anywhere=True),
+}
+"""By the client's name of a task, where the path does not say it."""
+
+_NO_MODELS: Final = frozenset({"dummy", "tgi"})
+"""What the client sends as the model's name to an address that serves but one."""
+
+
+def install(
+    recorder: Recorder,
+    hooks: ImportHooks,
+    patches: Patches,
+    own_hosts: tuple[str, ...] = (),
+) -> None:
+    """Open a call for every model request of the clients, now or once they are imported.
+
+    Args:
+        recorder: what turns the calls into telemetry.
+        hooks: registers the import hooks; once it is stopped, kept wrappers pass through.
+        patches: undoes everything.
+        own_hosts: hosts of the operator's own, besides this machine.
+    """
+    door = _Door(recorder, hooks, own_hosts)
+
+    def patch(module: ModuleType, _late: bool) -> None:
+        patches.wrap(module.InferenceClient, "_inner_post", door.wrap)
+
+    def patch_async(module: ModuleType, _late: bool) -> None:
+        patches.wrap(module.AsyncInferenceClient, "_inner_post", door.wrap_async)
+
+    hooks.when_imported("huggingface_hub.inference._client", patch)
+    hooks.when_imported("huggingface_hub.inference._generated._async_client", patch_async)
+
+
+class _Door(Door):
+    def asked(
+        self,
+        client: Any,  # noqa: ARG002 - the request says it all
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Asked | None:
+        request = args[0] if args else kwargs["request_parameters"]
+        where = urlsplit(request.url)
+        route = routes.match("POST", where.path) or _TASKS.get(request.task)
+        if route is None or not isinstance(request.json, dict):
+            return None
+        facts = route.protocol.request(request.json)
+        if facts.get("request_model") in _NO_MODELS:
+            del facts["request_model"]
+        model = request.model
+        if "request_model" not in facts and isinstance(model, str) and "://" not in model:
+            facts = {**facts, **route.protocol.request({"model": model})}
+        target = exchange.server(
+            where.scheme, where.hostname or "", where.port, where.path, self._own_hosts
+        )
+        return Asked(route, facts, target)
+
+    def error(self, raised: BaseException) -> BaseException | str:
+        # One class for every error of a server; aiohttp's, in 0.x, has the status itself.
+        response = getattr(raised, "response", None)
+        status = getattr(raised if response is None else response, "status_code", None)
+        status = status or getattr(raised, "status", None)
+        return str(status) if isinstance(status, int) else raised

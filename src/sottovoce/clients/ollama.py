@@ -1,0 +1,87 @@
+"""The ollama SDK: where a call is opened and closed, nothing else.
+
+Every method ends in `Client._request`, or its async twin, which makes no second attempt. Asked
+for a stream it returns a generator, which makes the request when it is first read. Seen in
+ollama 0.4 to 0.6; in 0.1 to 0.3 streams had a method of their own, `_stream`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from sottovoce import exchange
+from sottovoce.clients.door import Asked
+from sottovoce.clients.late import LateDoor
+from sottovoce.protocols import routes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from sottovoce.call import Recorder
+    from sottovoce.guard import ImportHooks, Patches
+
+
+def install(
+    recorder: Recorder,
+    hooks: ImportHooks,
+    patches: Patches,
+    own_hosts: tuple[str, ...] = (),
+) -> None:
+    """Open a call for every model request of the SDK, now or once it is imported.
+
+    Args:
+        recorder: what turns the calls into telemetry.
+        hooks: registers the import hooks; once it is stopped, kept wrappers pass through.
+        patches: undoes everything.
+        own_hosts: hosts of the operator's own, besides this machine.
+    """
+    door = _Door(recorder, hooks, own_hosts)
+
+    def patch(module: ModuleType, _late: bool) -> None:
+        patches.wrap(module.Client, "_request", door.wrap)
+        patches.wrap(module.AsyncClient, "_request", door.wrap_async)
+        patches.wrap(module.Client, "_stream", door.wrap_stream)
+        patches.wrap(module.AsyncClient, "_stream", door.wrap_stream)
+
+    hooks.when_imported("ollama._client", patch)
+
+
+class _Door(LateDoor):
+    def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
+        # `_request(cls, method, path, …)`; without the class before 0.4.
+        method, path = (value for value in args if isinstance(value, str))
+        route = routes.match(method, path)
+        if route is None:
+            return None
+        base = client._client.base_url  # its httpx client, seen in 0.1 to 0.6
+        target = exchange.server(base.scheme, base.host, base.port, path, self._own_hosts)
+        return Asked(route, route.protocol.request(kwargs["json"]), target)
+
+    def error(self, raised: BaseException) -> BaseException | str:
+        # One class for every error of the server; -1 in a stream that had begun.
+        status = getattr(raised, "status_code", None)
+        return str(status) if isinstance(status, int) and status > 0 else raised
+
+    def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        whole = super().wrap(original)
+        stream = self.wrap_stream(original)
+
+        @functools.wraps(original)
+        def request(client: Any, *args: Any, **kwargs: Any) -> Any:
+            return (stream if kwargs.get("stream") else whole)(client, *args, **kwargs)
+
+        return request
+
+    def wrap_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        whole = super().wrap_async(original)
+
+        @functools.wraps(original)
+        async def request(client: Any, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("stream"):
+                stream = await original(client, *args, **kwargs)
+                return self.begin(stream, (client, args, kwargs))
+            return await whole(client, *args, **kwargs)
+
+        return request
