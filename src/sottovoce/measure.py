@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.metrics import Histogram
 
-    from sottovoce.privacy.policy import Choice
+    from sottovoce.privacy.compiled import Choice
 
 _NS: Final = 1e-9
 _REMEMBERED: Final = 2000  # the SDK's own limit of attribute sets for one instrument

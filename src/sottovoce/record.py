@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
     from sottovoce.call import Call, Facts
+    from sottovoce.privacy.compiled import Choice
 
 SCOPE: Final = "sottovoce"
 
@@ -76,6 +77,16 @@ ATTRIBUTE_OF: Final[Mapping[str, str]] = {
     "cache_read_tokens": "gen_ai.usage.cache_read.input_tokens",
     "cache_write_tokens": "gen_ai.usage.cache_write.input_tokens",
     "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+    "input_text_tokens": "gen_ai.usage.text.input_tokens",
+    "input_image_tokens": "gen_ai.usage.image.input_tokens",
+    "input_audio_tokens": "gen_ai.usage.audio.input_tokens",
+    "input_video_tokens": "sottovoce.usage.video.input_tokens",
+    "output_text_tokens": "gen_ai.usage.text.output_tokens",
+    "output_image_tokens": "gen_ai.usage.image.output_tokens",
+    "output_audio_tokens": "gen_ai.usage.audio.output_tokens",
+    "cache_read_text_tokens": "gen_ai.usage.text.cache_read.input_tokens",
+    "cache_read_image_tokens": "gen_ai.usage.image.cache_read.input_tokens",
+    "cache_read_audio_tokens": "gen_ai.usage.audio.cache_read.input_tokens",
     "tool_call_count": "sottovoce.response.tool_calls.count",
     "user_turn": "sottovoce.request.user_turn",
     "passes": "sottovoce.engine.passes",
@@ -257,7 +268,7 @@ def _histogram(meter: Meter, name: str) -> Histogram:
     )
 
 
-def _measured(meter: Meter, name: str, choice: policy.Choice) -> Measured:
+def _measured(meter: Meter, name: str, choice: Choice) -> Measured:
     bounds = METRICS[name].boundaries or ()
     return Measured(_histogram(meter, name), bounds=bounds, choice=choice)
 
@@ -265,7 +276,7 @@ def _measured(meter: Meter, name: str, choice: policy.Choice) -> Measured:
 class _Legacy:
     """The metrics of conventions v1.41, which today's backends read."""
 
-    def __init__(self, meter: Meter, choice: policy.Choice) -> None:
+    def __init__(self, meter: Meter, choice: Choice) -> None:
         self._duration = _measured(meter, "gen_ai.client.operation.duration", choice)
         usage = _histogram(meter, USAGE)
         bounds = METRICS[USAGE].boundaries or ()
@@ -289,7 +300,7 @@ class _Legacy:
 class _Latest:
     """The metrics of the conventions' development branch (`gen_ai.client.inference.*`)."""
 
-    def __init__(self, meter: Meter, choice: policy.Choice, *, with_legacy: bool) -> None:
+    def __init__(self, meter: Meter, choice: Choice, *, with_legacy: bool) -> None:
         self._choice = choice
 
         def measured(name: str) -> Measured:
@@ -343,7 +354,7 @@ class _Latest:
 class _Engine:
     """The model server's metrics, for engines that run in this process."""
 
-    def __init__(self, meter: Meter, choice: policy.Choice) -> None:
+    def __init__(self, meter: Meter, choice: Choice) -> None:
         self._duration = _measured(meter, "gen_ai.server.request.duration", choice)
         self._first = _measured(meter, "gen_ai.server.time_to_first_token", choice)
         self._per_token = _measured(meter, "gen_ai.server.time_per_output_token", choice)

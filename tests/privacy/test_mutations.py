@@ -12,13 +12,13 @@ import pytest
 from opentelemetry.sdk.trace import Event
 
 from privacy import leaks
-from sottovoce.privacy import policy, rules, spans, tripwire
+from sottovoce.privacy import ranges, rules, spans, tripwire
 from sottovoce.privacy.logs import LogGate
 from sottovoce.privacy.metrics import MetricGate
 from sottovoce.privacy.origin import Origins
 from sottovoce.privacy.policy import Policy
 from sottovoce.privacy.spans import SpanCleaner
-from sottovoce.registry import RULES
+from sottovoce.registry import ATTRIBUTES, RULES
 
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {}
 
@@ -59,7 +59,7 @@ def the_type_of_what_is_kept(patch):
 
 @mutation
 def the_range_of_numbers(patch):
-    patch.setattr(policy, "_LARGEST", 1 << 62)
+    patch.setattr(ranges, "LARGEST", 1 << 62)
 
 
 @mutation
@@ -115,7 +115,7 @@ def unknown_keys(patch):
         Policy,
         "_judged",
         lambda kept, _self, mapping, *_: {
-            **{key: value for key, value in mapping.items() if key not in policy.ATTRIBUTES},
+            **{key: value for key, value in mapping.items() if key not in ATTRIBUTES},
             **kept,
         },
     )

@@ -9,7 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from sottovoce.privacy import policy as policy_module
-from sottovoce.privacy.policy import SIGNALS, Policy
+from sottovoce.privacy.compiled import SIGNALS
+from sottovoce.privacy.policy import Policy
 from sottovoce.registry import ATTRIBUTES
 from sottovoce.settings import Settings, read
 

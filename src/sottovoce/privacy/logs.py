@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-    from sottovoce.privacy.policy import Compiled, Policy
+    from sottovoce.privacy.compiled import Compiled
+    from sottovoce.privacy.policy import Policy
 
 _SEVERITIES: Final = frozenset(
     {"TRACE", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL", "NOTSET"}

@@ -20,7 +20,8 @@ from sottovoce.privacy.rules import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sottovoce.privacy.policy import Choice, Compiled, Policy
+    from sottovoce.privacy.compiled import Choice, Compiled
+    from sottovoce.privacy.policy import Policy
 
 T = TypeVar("T")
 

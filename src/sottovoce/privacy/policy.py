@@ -4,9 +4,7 @@ Default deny. An attribute leaves only if the registry declares it for the signa
 has the declared type, and its rule lets it; whatever does not leave is counted under
 ``(signal, rule)``. Nothing here raises: an error inside a rule drops the item.
 
-At run time a policy can be tightened (`tighten`), never loosened. What a profile decides is
-therefore one frozen object, `Compiled`, that is exchanged as a whole: whoever works with one
-finishes with it, and what is begun afterwards finds the tighter one.
+At run time a policy can be tightened (`tighten`), never loosened.
 """
 
 from __future__ import annotations
@@ -16,23 +14,23 @@ import os
 import threading
 import weakref
 from bisect import bisect_left
-from collections import Counter, deque
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import settings as settings_
-from sottovoce.privacy import buckets, catalogue, dialects, rules
+from sottovoce.privacy import catalogue, dialects, ranges, rules
+from sottovoce.privacy.compiled import Choice, Names, compile_profile
+from sottovoce.privacy.drops import FOLD_AT, Drops
 from sottovoce.privacy.pseudonyms import Pseudonyms, from_settings
 from sottovoce.privacy.rules import Changed, Drop
-from sottovoce.registry import ATTRIBUTES, DIALECTS, RULES, SCOPES
+from sottovoce.registry import RULES, SCOPES
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Mapping
 
+    from sottovoce.privacy.compiled import Compiled, Entry
     from sottovoce.settings import Settings
-
-SIGNALS: Final = ("span", "event", "link", "log", "metric", "resource", "scope")
 
 PROVIDER: Final = "gen_ai.provider.name"
 ADDRESS: Final = "server.address"
@@ -40,111 +38,9 @@ ADDRESS: Final = "server.address"
 IN_PROCESS: Final = frozenset({"mlx", "llama_cpp"})
 """Providers whose models run in this process."""
 
-_TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool, "string[]": tuple}
 _MOST_ELEMENTS: Final = 64
-_LARGEST: Final = 10**9
-_MOST: Final = {
-    "gen_ai.embeddings.dimension.count": 10**6,
-    "gen_ai.evaluation.score.value": 10**4,
-    "gen_ai.request.choice.count": 10**4,
-    "gen_ai.request.frequency_penalty": 100,
-    "gen_ai.request.presence_penalty": 100,
-    "gen_ai.request.temperature": 100,
-    "gen_ai.request.top_p": 100,
-    "http.request.resend_count": 10**4,
-    "http.response.status_code": 600,
-    "rpc.grpc.status_code": 17,
-    "server.port": 1 << 16,
-    "sottovoce.engine.passes": 10**4,
-}
-"""What a number of an attribute stays below, where its meaning bounds it: a number that means
-something else, a person's or an account's, does not fit."""
-"""No number of ours comes near; a phone number, an account or eight letters in an integer do."""
-_DECIMALS: Final = 6
-_FOLD_AT: Final = 1024
 _LONGEST: Final = rules.LONGEST
-_SCORES: Final = frozenset({"gen_ai.evaluation.score.value"})
 _NUMERIC: Final = frozenset({"keep", "bucket"})
-
-
-class _Entry:
-    """How one attribute is judged: its declared type, and the rule for its strings."""
-
-    __slots__ = (
-        "bounds", "counted_as", "drops", "foreign", "judge", "kind", "lists", "most", "name", "rule", "special", "unkept"
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        name: str,
-        kind: type,
-        rule: str,
-        judge: Callable[[str], rules.Verdict],
-        *,
-        foreign: bool = False,
-    ) -> None:
-        # A key of a dialect: never let through, but read.
-        self.foreign = foreign
-        # What leaves is this very string: one that only claims to equal it may hold anything.
-        self.name = name
-        self.kind = kind
-        self.rule = rule
-        self.judge = judge
-        # The same without a memory, in which a long string would stay for good.
-        self.unkept: Callable[[str], rules.Verdict] = getattr(judge, "__wrapped__", judge)
-        self.counted_as = rules.COUNTED_AS.get(name, "")
-        self.most = _MOST.get(name, _LARGEST)
-        # Lists of words of the vocabulary that were judged: few, and on every span.
-        self.lists: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        # Upper bounds of the buckets that a number leaves as; those of `_bucketed`.
-        self.bounds: tuple[float, ...] = ()
-        if rule == "bucket" and name not in _SCORES:
-            self.bounds = buckets.COUNTS if kind is int else buckets.SECONDS
-        # What the loop of `Policy.attributes` leaves to `_slow`.
-        self.drops = rule not in rules.NAMES
-        self.special = (
-            kind is tuple or rule == "cat12" or (kind is not str and rule != "keep") or self.drops
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Compiled:
-    """What one profile decides.
-
-    Attributes:
-        profile: its name.
-        off: nothing leaves.
-        spans: spans may leave.
-        logs: log records that are no events of the conventions may leave.
-        coarse: numbers leave as buckets, and only what the registry names leaves.
-        hourly: metric points say the hour alone.
-        late: it was chosen after exact numbers may have been recorded.
-        tables: signal → attribute → how it is judged.
-    """
-
-    profile: str
-    off: bool
-    spans: bool
-    logs: bool
-    coarse: bool
-    hourly: bool
-    late: bool
-    tables: Mapping[str, Mapping[str, _Entry]]
-
-
-class Choice:
-    """What is `Compiled` now, for a policy and all that was made of it.
-
-    Attributes:
-        now: it.
-        gates: what must forget, at a change, what it let through before.
-    """
-
-    __slots__ = ("gates", "now")
-
-    def __init__(self, now: Compiled) -> None:
-        self.now = now
-        self.gates: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Policy:
@@ -162,17 +58,14 @@ class Policy:
         # Made now rather than at the first model: a forked worker must have the same secret. With
         # telemetry off none is kept on disk.
         self._pseudonyms = Pseudonyms(os.urandom(32)) if off else from_settings(settings)
-        self._allowed = {kind: _Names(settings.allow, kind) for kind in settings_.ALLOWED_KINDS}
+        self._allowed = {kind: Names(settings.allow, kind) for kind in settings_.ALLOWED_KINDS}
         self.choice = Choice(self._compiled("off" if off else settings.profile))
         self._local_addresses: set[str] = set()
         self._cat12 = lru_cache(maxsize=rules.REMEMBERED)(self._model)
         self._here = lru_cache(maxsize=rules.REMEMBERED)(self._is_here)
         self._host = lru_cache(maxsize=rules.REMEMBERED)(self._address)
         self._error: Callable[[Any], str] = lru_cache(maxsize=rules.REMEMBERED)(rules.error)
-        # Appending to a deque is atomic: the hot path counts without a lock.
-        self._news: deque[tuple[str, str, int]] = deque()
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._lock = threading.Lock()
+        self._drops = Drops()
         with _process:
             _policies.add(self)
 
@@ -200,92 +93,28 @@ class Policy:
                     gate.discard()
 
     def _compiled(self, profile: str, *, late: bool = False) -> Compiled:
-        # What `content` keeps besides goes to no exporter.
-        chosen = "standard" if profile == "content" else profile
-        return Compiled(
-            profile=profile,
-            off=chosen == "off",
-            spans=chosen in {"strict", "standard"},
-            logs=chosen == "standard",
-            coarse=chosen != "standard",
-            hourly=chosen == "aggregate",
-            late=late,
-            tables=self._compile(chosen),
+        return compile_profile(
+            profile, self._pseudonyms, self._allowed, user_ids=self._user_ids, late=late
         )
-
-    def _compile(self, profile: str) -> dict[str, dict[str, _Entry]]:
-        chosen = RULES.get(profile, {})
-        tables: dict[str, dict[str, _Entry]] = {signal: {} for signal in SIGNALS}
-        for name, attribute in ATTRIBUTES.items():
-            rule = chosen.get(name)
-            if rule is None:
-                continue
-            rule = self._rule(rule, profile)
-            kind = _TYPES.get(attribute.type)
-            if kind is None:
-                rule, kind = "drop", str
-            allowed = self._allowed[rules.KINDS_OF_NAMES.get(name, "name")]
-            judge = rules.make(name, rule, attribute.values, self._pseudonyms, allowed)
-            entry = _Entry(name, kind, rule, judge)
-            for signal in attribute.signals:
-                if signal in tables:
-                    tables[signal][name] = entry
-        dropped = rules.make("", "drop", None, self._pseudonyms)
-        for key, (ours, _) in DIALECTS.items():
-            entry = _Entry(key, str, "drop", dropped, foreign=True)
-            for signal in ("span", "event", "log", "metric"):
-                if ours in tables[signal]:
-                    tables[signal][key] = entry
-        return tables
-
-    def _rule(self, rule: str, profile: str) -> str:
-        """`rule` as it is meant in `profile` and with these settings."""
-        if rule == "curated" and profile == "aggregate":
-            # A metric has no use for a series of everything that may not be named.
-            return "curated_only"
-        return "drop" if rule == "hash_user" and not self._user_ids else rule
 
     @property
     def dropped(self) -> Counter[tuple[str, str]]:
         """(signal, rule) → how many items were dropped or replaced so far; a copy."""
-        with self._lock:
-            self._fold()
-            return Counter(self._counts)
+        return self._drops.counts()
 
     def count(self, signal: str, rule: str, times: int = 1) -> None:
         """Count `times` drops of `signal` under `rule`."""
-        self._news.append((signal, rule, times))
-        if len(self._news) > _FOLD_AT:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        # Whoever comes while another folds need not wait: it is being done.
-        if self._lock.acquire(blocking=False):
-            try:
-                self._fold()
-            finally:
-                self._lock.release()
-
-    def _fold(self) -> None:
-        news, counts = self._news, self._counts
-        try:
-            while True:
-                signal, rule, times = news.popleft()
-                counts[signal, rule] += times
-        except IndexError:
-            pass
+        self._drops.add(signal, rule, times)
 
     def quiet(self) -> Policy:
         """This policy, counting nothing: for looks at what has not left yet."""
         quiet = copy.copy(self)
-        quiet._news = deque(maxlen=0)
+        quiet._drops = Drops(most=0)
         return quiet
 
     def forked(self) -> None:
         """In a child process: count from zero, since the parent exports its own drops."""
-        self._lock = threading.Lock()
-        self._news = deque()
-        self._counts = Counter()
+        self._drops = Drops()
 
     def allows(self, kind: str, name: str) -> bool:
         """Whether the operator let his own `name` of `kind` (span, metric, resource, scope) leave."""
@@ -344,7 +173,7 @@ class Policy:
         kept: dict[str, Any] = {}
         foreign: dict[str, Any] | None = None
         get = self.choice.now.tables[signal].get
-        drop = self._news.append
+        drop = self._drops.news.append
         unknown = withheld = bucketed = 0
         extensible = signal == "resource"
         verdict: Any
@@ -386,9 +215,9 @@ class Policy:
                     if 0 <= value < entry.most:
                         kept[entry.name] = value
                         continue
-                    verdict = _whole(value, entry.most)
+                    verdict = ranges.whole(value, entry.most)
                 elif kind is float:
-                    verdict = _real(value, entry.most)
+                    verdict = ranges.real(value, entry.most)
                 else:
                     kept[entry.name] = value
                     continue
@@ -410,8 +239,8 @@ class Policy:
             drop((signal, "bucket", bucketed))
         if foreign is not None:
             self._said(foreign, mapping, signal, kept)
-        if len(self._news) > _FOLD_AT:
-            self._tidy()
+        if len(self._drops.news) > FOLD_AT:
+            self._drops.tidy()
         return kept
 
     def _said(
@@ -450,7 +279,7 @@ class Policy:
         self,
         signal: str,
         value: Any,
-        entry: _Entry,
+        entry: Entry,
         mapping: Mapping[str, Any],
         kept: dict[str, Any],
     ) -> Any:
@@ -461,19 +290,19 @@ class Policy:
             shown = self.model(str.__str__(value), local=self._is_local(mapping))
             return shown if shown == value else Changed(shown, "cat12")
         if entry.kind is str and isinstance(value, str):
-            return _judge(entry, value)
+            return entry.text(value)
         if isinstance(value, bool) or entry.rule not in _NUMERIC:
             return rules.WRONG_TYPE
         verdict: Any = rules.WRONG_TYPE
         if entry.kind is int and isinstance(value, int):
-            verdict = _whole(int.__int__(value), entry.most)
+            verdict = ranges.whole(int.__int__(value), entry.most)
         elif entry.kind is float and isinstance(value, (int, float)):
-            verdict = _real(float(value), entry.most)
+            verdict = ranges.real(float(value), entry.most)
         if entry.rule == "bucket" and type(verdict) is not Drop:
-            return _bucketed(entry, verdict)
+            return ranges.bucketed(entry.name, entry.kind, verdict)
         return verdict
 
-    def _elements(self, signal: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
+    def _elements(self, signal: str, value: Any, entry: Entry, kept: dict[str, Any]) -> Any:
         if type(value) is not tuple or entry.rule != "enum":
             return self._each(signal, value, entry, kept)
         try:
@@ -488,7 +317,7 @@ class Policy:
             entry.lists[verdict] = verdict
         return verdict
 
-    def _each(self, signal: str, value: Any, entry: _Entry, kept: dict[str, Any]) -> Any:
+    def _each(self, signal: str, value: Any, entry: Entry, kept: dict[str, Any]) -> Any:
         if isinstance(value, str):
             value = dialects.elements(value)
         if not isinstance(value, (tuple, list)):
@@ -504,7 +333,7 @@ class Policy:
         for element in value:
             if not isinstance(element, str):
                 return rules.WRONG_TYPE
-            verdict = _judge(entry, element)
+            verdict = entry.text(element)
             if isinstance(verdict, Drop):
                 return verdict
             if isinstance(verdict, Changed):
@@ -536,56 +365,6 @@ class Policy:
     def _is_here(self, address: str) -> bool:
         name = rules.host_of(address)
         return rules.is_loopback(name) or rules.is_own(name, self._own_hosts)
-
-
-def _judge(entry: _Entry, value: str) -> rules.Verdict:
-    text = str.__str__(value)
-    return (entry.judge if len(text) <= _LONGEST else entry.unkept)(text)
-
-
-def _bucketed(entry: _Entry, value: float) -> int | float | Drop | Changed:
-    shown: float | None
-    if entry.kind is int:
-        shown = buckets.count(int(value))
-    elif entry.name in _SCORES:
-        shown = buckets.score(value)
-    else:
-        shown = buckets.seconds(value)
-    if shown is None:
-        return rules.RANGE
-    return shown if shown == value else Changed(shown, "bucket")
-
-
-def _whole(value: int, most: int) -> int | Drop:
-    if 0 <= value < most:
-        return value
-    return rules.WRONG_TYPE if value < 0 else rules.RANGE
-
-
-def _real(value: float, most: int) -> float | Drop:
-    """`value` to the precision that a measurement has: further digits can only carry something.
-
-    An infinity or a NaN does not leave: its payload can carry anything as well.
-    """
-    if -most < value < most:
-        return round(value, _DECIMALS)
-    return rules.WRONG_TYPE if value - value else rules.RANGE
-
-
-class _Names:
-    """Names of one kind that the operator let leave: exact ones, and beginnings."""
-
-    __slots__ = ("_beginnings", "_exact")
-
-    def __init__(self, allow: tuple[str, ...], kind: str) -> None:
-        mine = [item.partition(":")[2] for item in allow if item.partition(":")[0] == kind]
-        self._exact = frozenset(name for name in mine if not name.endswith("*"))
-        self._beginnings = tuple(name[:-1] for name in mine if name.endswith("*") and name != "*")
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (
-            name in self._exact or (bool(self._beginnings) and name.startswith(self._beginnings))
-        )
 
 
 _process = threading.RLock()

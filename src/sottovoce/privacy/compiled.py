@@ -1,0 +1,190 @@
+"""What one profile decides of every attribute: the registry's rules, made into functions.
+
+A policy exchanges it as a whole: whoever works with one finishes with it, and what is begun
+afterwards finds the tighter one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.privacy import buckets, ranges, rules
+from sottovoce.registry import ATTRIBUTES, DIALECTS, RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sottovoce.privacy.pseudonyms import Pseudonyms
+
+SIGNALS: Final = ("span", "event", "link", "log", "metric", "resource", "scope")
+
+_TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool, "string[]": tuple}
+
+
+class Entry:
+    """How one attribute is judged: its declared type, and the rule for its strings."""
+
+    __slots__ = (
+        "bounds", "counted_as", "drops", "foreign", "judge", "kind", "lists", "most", "name", "rule", "special", "unkept"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        kind: type,
+        rule: str,
+        judge: Callable[[str], rules.Verdict],
+        *,
+        foreign: bool = False,
+    ) -> None:
+        # A key of a dialect: never let through, but read.
+        self.foreign = foreign
+        # What leaves is this very string: one that only claims to equal it may hold anything.
+        self.name = name
+        self.kind = kind
+        self.rule = rule
+        self.judge = judge
+        # The same without a memory, in which a long string would stay for good.
+        self.unkept: Callable[[str], rules.Verdict] = getattr(judge, "__wrapped__", judge)
+        self.counted_as = rules.COUNTED_AS.get(name, "")
+        self.most = ranges.MOST.get(name, ranges.LARGEST)
+        # Lists of words of the vocabulary that were judged: few, and on every span.
+        self.lists: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        # Upper bounds of the buckets that a number leaves as; those of `ranges.bucketed`.
+        self.bounds: tuple[float, ...] = ()
+        if rule == "bucket" and name not in ranges.SCORES:
+            self.bounds = buckets.COUNTS if kind is int else buckets.SECONDS
+        # What the loop of `Policy.attributes` leaves to `_slow`.
+        self.drops = rule not in rules.NAMES
+        self.special = (
+            kind is tuple or rule == "cat12" or (kind is not str and rule != "keep") or self.drops
+        )
+
+    def text(self, value: str) -> rules.Verdict:
+        """What the rule says of a string, which may be of a type of its own."""
+        text = str.__str__(value)
+        return (self.judge if len(text) <= rules.LONGEST else self.unkept)(text)
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """What one profile decides.
+
+    Attributes:
+        profile: its name.
+        off: nothing leaves.
+        spans: spans may leave.
+        logs: log records that are no events of the conventions may leave.
+        coarse: numbers leave as buckets, and only what the registry names leaves.
+        hourly: metric points say the hour alone.
+        late: it was chosen after exact numbers may have been recorded.
+        tables: signal → attribute → how it is judged.
+    """
+
+    profile: str
+    off: bool
+    spans: bool
+    logs: bool
+    coarse: bool
+    hourly: bool
+    late: bool
+    tables: Mapping[str, Mapping[str, Entry]]
+
+
+class Choice:
+    """What is `Compiled` now, for a policy and all that was made of it.
+
+    Attributes:
+        now: it.
+        gates: what must forget, at a change, what it let through before.
+    """
+
+    __slots__ = ("gates", "now")
+
+    def __init__(self, now: Compiled) -> None:
+        self.now = now
+        self.gates: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Names:
+    """Names of one kind that the operator let leave: exact ones, and beginnings."""
+
+    __slots__ = ("_beginnings", "_exact")
+
+    def __init__(self, allow: tuple[str, ...], kind: str) -> None:
+        mine = [item.partition(":")[2] for item in allow if item.partition(":")[0] == kind]
+        self._exact = frozenset(name for name in mine if not name.endswith("*"))
+        self._beginnings = tuple(name[:-1] for name in mine if name.endswith("*") and name != "*")
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (
+            name in self._exact or (bool(self._beginnings) and name.startswith(self._beginnings))
+        )
+
+
+def compile_profile(
+    profile: str,
+    pseudonyms: Pseudonyms,
+    allowed: Mapping[str, Names],
+    *,
+    user_ids: bool,
+    late: bool = False,
+) -> Compiled:
+    """What `profile` decides; a profile that has no rules lets nothing leave.
+
+    Args:
+        profile: its name.
+        pseudonyms: of this deployment.
+        allowed: kind of name → those of the operator.
+        user_ids: ids of users leave as pseudonyms, where the profile has them.
+        late: see `Compiled`.
+    """
+    # What `content` keeps besides goes to no exporter.
+    chosen = "standard" if profile == "content" else profile
+    return Compiled(
+        profile=profile,
+        off=chosen == "off",
+        spans=chosen in {"strict", "standard"},
+        logs=chosen == "standard",
+        coarse=chosen != "standard",
+        hourly=chosen == "aggregate",
+        late=late,
+        tables=_tables(chosen, pseudonyms, allowed, user_ids=user_ids),
+    )
+
+
+def _tables(
+    profile: str, pseudonyms: Pseudonyms, allowed: Mapping[str, Names], *, user_ids: bool
+) -> dict[str, dict[str, Entry]]:
+    chosen = RULES.get(profile, {})
+    tables: dict[str, dict[str, Entry]] = {signal: {} for signal in SIGNALS}
+    for name, attribute in ATTRIBUTES.items():
+        rule = chosen.get(name)
+        if rule is None:
+            continue
+        rule = _meant(rule, profile, user_ids=user_ids)
+        kind = _TYPES.get(attribute.type)
+        if kind is None:
+            rule, kind = "drop", str
+        names = allowed[rules.KINDS_OF_NAMES.get(name, "name")]
+        entry = Entry(name, kind, rule, rules.make(name, rule, attribute.values, pseudonyms, names))
+        for signal in attribute.signals:
+            if signal in tables:
+                tables[signal][name] = entry
+    dropped = rules.make("", "drop", None, pseudonyms)
+    for key, (ours, _) in DIALECTS.items():
+        entry = Entry(key, str, "drop", dropped, foreign=True)
+        for signal in ("span", "event", "log", "metric"):
+            if ours in tables[signal]:
+                tables[signal][key] = entry
+    return tables
+
+
+def _meant(rule: str, profile: str, *, user_ids: bool) -> str:
+    """`rule` as it is meant in `profile` and with these settings."""
+    if rule == "curated" and profile == "aggregate":
+        # A metric has no use for a series of everything that may not be named.
+        return "curated_only"
+    return "drop" if rule == "hash_user" and not user_ids else rule

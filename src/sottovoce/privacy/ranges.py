@@ -1,0 +1,71 @@
+"""Which numbers leave, and how exactly.
+
+A number of ours is small and has few decimals. A phone number, an account or eight letters in
+an integer are large, and further digits of a float can only carry something else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sottovoce.privacy import buckets, rules
+from sottovoce.privacy.rules import Changed, Drop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LARGEST: Final = 10**9
+"""What every number stays below, unless `MOST` says less."""
+
+MOST: Final[Mapping[str, int]] = {
+    "gen_ai.embeddings.dimension.count": 10**6,
+    "gen_ai.evaluation.score.value": 10**4,
+    "gen_ai.request.choice.count": 10**4,
+    "gen_ai.request.frequency_penalty": 100,
+    "gen_ai.request.presence_penalty": 100,
+    "gen_ai.request.temperature": 100,
+    "gen_ai.request.top_p": 100,
+    "http.request.resend_count": 10**4,
+    "http.response.status_code": 600,
+    "rpc.grpc.status_code": 17,
+    "server.port": 1 << 16,
+    "sottovoce.engine.passes": 10**4,
+}
+"""What a number of an attribute stays below, where its meaning bounds it: a number that means
+something else, a person's or an account's, does not fit."""
+
+SCORES: Final = frozenset({"gen_ai.evaluation.score.value"})
+"""Attributes whose numbers are scores, and may be negative."""
+
+_DECIMALS: Final = 6
+
+
+def whole(value: int, most: int) -> int | Drop:
+    """A count below `most` as it is."""
+    if 0 <= value < most:
+        return value
+    return rules.WRONG_TYPE if value < 0 else rules.RANGE
+
+
+def real(value: float, most: int) -> float | Drop:
+    """`value`, nearer to 0 than `most`, to the precision that a measurement has.
+
+    An infinity or a NaN does not leave: its payload can carry anything as well.
+    """
+    if -most < value < most:
+        return round(value, _DECIMALS)
+    return rules.WRONG_TYPE if value - value else rules.RANGE
+
+
+def bucketed(name: str, kind: type, value: float) -> int | float | Drop | Changed:
+    """The bucket of a number of the attribute `name`, which is declared to be of `kind`."""
+    shown: float | None
+    if kind is int:
+        shown = buckets.count(int(value))
+    elif name in SCORES:
+        shown = buckets.score(value)
+    else:
+        shown = buckets.seconds(value)
+    if shown is None:
+        return rules.RANGE
+    return shown if shown == value else Changed(shown, "bucket")
