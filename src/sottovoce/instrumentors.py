@@ -92,20 +92,20 @@ class _ClientInstrumentor(_Instrumentor):
     given: ClassVar[Mapping[str, Any]] = {}
 
     def _install(self, recorder: SpanRecorder) -> None:
-        from sottovoce.transports import httpx  # noqa: PLC0415 - only what is used is loaded
+        from sottovoce import transports  # noqa: PLC0415 - only what is used is loaded
 
         room = import_module(f"sottovoce.clients.{self.room}")
         given = self._given()
         room.install(recorder, self._hooks, self._patches, own_hosts=self._own_hosts, **given)
-        httpx.install_wire()
+        transports.install_wire()
 
     def _given(self) -> Mapping[str, Any]:
         return self.given
 
     def _remove(self) -> None:
-        from sottovoce.transports import httpx  # noqa: PLC0415
+        from sottovoce import transports  # noqa: PLC0415
 
-        httpx.remove_wire()
+        transports.remove_wire()
 
 
 class OpenAIInstrumentor(_ClientInstrumentor):
@@ -189,22 +189,91 @@ class AzureInferenceInstrumentor(_ClientInstrumentor):
     room = "azure_inference"
 
 
-class HTTPXInstrumentor(_Instrumentor):
-    """Model calls made with httpx or httpx2 alone, on any host."""
+class OllamaInstrumentor(_ClientInstrumentor):
+    """The ollama SDK, sync and async."""
 
-    modules = ("httpx", "httpx2")
+    modules = ("ollama._client",)
+    room = "ollama"
+
+
+class CohereInstrumentor(_ClientInstrumentor):
+    """The cohere SDK, sync and async, both versions of its API."""
+
+    modules = ("cohere.core.http_client",)
+    room = "cohere"
+
+
+class HuggingFaceInstrumentor(_ClientInstrumentor):
+    """The inference clients of huggingface_hub, sync and async; never its downloads."""
+
+    modules = (
+        "huggingface_hub.inference._client",
+        "huggingface_hub.inference._generated._async_client",
+    )
+    room = "huggingface"
+
+
+class _TransportInstrumentor(_Instrumentor):
+    """Model calls that the app makes with an HTTP library alone, on any host.
+
+    What rides on another library is seen there, too: without `RequestsInstrumentor`, calls made
+    with requests are urllib3's.
+
+    Attributes:
+        name: of the library in `transports.TRANSPORTS`.
+        beneath: libraries under it that tell of their retries.
+    """
+
+    name: ClassVar[str]
+    beneath: ClassVar[tuple[str, ...]] = ()
 
     def _install(self, recorder: SpanRecorder) -> None:
-        from sottovoce.transports import httpx  # noqa: PLC0415
+        from sottovoce import transports  # noqa: PLC0415
 
-        httpx.install_wire()
-        httpx.set_raw_recorder(recorder, self._own_hosts)
+        transports.install_wire(self.name, *self.beneath)
+        transports.set_raw_recorder(self.name, recorder, self._own_hosts)
 
     def _remove(self) -> None:
-        from sottovoce.transports import httpx  # noqa: PLC0415
+        from sottovoce import transports  # noqa: PLC0415
 
-        httpx.set_raw_recorder(None)
-        httpx.remove_wire()
+        transports.set_raw_recorder(self.name, None)
+        transports.remove_wire(self.name, *self.beneath)
+
+
+class HTTPXInstrumentor(_TransportInstrumentor):
+    """Model calls made with httpx or httpx2 alone."""
+
+    modules = ("httpx", "httpx2")
+    name = "httpx"
+
+
+class RequestsInstrumentor(_TransportInstrumentor):
+    """Model calls made with requests alone."""
+
+    modules = ("requests",)
+    name = "requests"
+    beneath = ("urllib3",)
+
+
+class AioHTTPInstrumentor(_TransportInstrumentor):
+    """Model calls made with aiohttp's client alone."""
+
+    modules = ("aiohttp",)
+    name = "aiohttp"
+
+
+class URLLib3Instrumentor(_TransportInstrumentor):
+    """Model calls made with urllib3 alone, or with a library that rides on it."""
+
+    modules = ("urllib3",)
+    name = "urllib3"
+
+
+class HTTPClientInstrumentor(_TransportInstrumentor):
+    """Model calls made with http.client or urllib.request."""
+
+    modules = ("http.client",)
+    name = "http_client"
 
 
 class MLXInstrumentor(_Instrumentor):
@@ -239,7 +308,14 @@ ALL = (
     MistralInstrumentor,
     BedrockInstrumentor,
     AzureInferenceInstrumentor,
+    OllamaInstrumentor,
+    CohereInstrumentor,
+    HuggingFaceInstrumentor,
     HTTPXInstrumentor,
+    RequestsInstrumentor,
+    AioHTTPInstrumentor,
+    URLLib3Instrumentor,
+    HTTPClientInstrumentor,
     MLXInstrumentor,
     LlamaCppInstrumentor,
 )
