@@ -181,11 +181,6 @@ def sse(event, data):
     return f"{head}data: {text}\n\n".encode()
 
 
-def operation_of(path):
-    path = path.partition("?")[0].rstrip("/")
-    return next((key for key in WHOLE if path.endswith("/" + key)), None)
-
-
 class ProviderServer:
     """The server; `requests` are the (path, headers, body bytes) that came.
 
@@ -231,8 +226,13 @@ class _Quiet(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers by how a path ends: `wholes` make bodies of a request's, `streams` its events."""
+
     protocol_version = "HTTP/1.1"
     provider = None
+    wholes = WHOLE
+    streams = EVENTS
+    error = ERROR
 
     def log_message(self, *_):
         pass
@@ -247,7 +247,7 @@ class Handler(BaseHTTPRequestHandler):
             body = json.loads(raw)
         except ValueError:
             body = {}
-        operation = operation_of(self.path)
+        operation = self.operation()
         if operation is None:
             self.answer(404, b'{"error": {"message": "no such path"}}')
             return
@@ -255,10 +255,17 @@ class Handler(BaseHTTPRequestHandler):
         scenario = scenarios.popleft() if scenarios else "ok"
         if scenario.isdigit():
             self.refuse(int(scenario), raw)
-        elif body.get("stream") and operation in EVENTS:
+        elif self.is_streamed(body) and operation in self.streams:
             self.stream(operation, body, scenario)
         else:
             self.whole(operation, body, scenario)
+
+    def operation(self):
+        path = self.path.partition("?")[0].rstrip("/")
+        return next((key for key in self.wholes if path.endswith("/" + key)), None)
+
+    def is_streamed(self, body):
+        return body.get("stream")
 
     def body(self):
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -283,10 +290,13 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, status, raw):
         # As real providers do: the message echoes what was asked.
         error = {"message": f"cannot do {raw.decode('utf-8', 'replace')}", "code": "bad_thing"}
-        self.answer(status, json.dumps({"error": error}).encode(), Retry_After_Ms="1")
+        self.answer_json(status, {"error": error})
+
+    def answer_json(self, status, body):
+        self.answer(status, json.dumps(body).encode(), Retry_After_Ms="1")
 
     def whole(self, operation, body, scenario):
-        answer = WHOLE[operation](body)
+        answer = self.wholes[operation](body)
         if scenario == "no_usage":
             answer.pop("usage")
         elif scenario == "wrong_types":
@@ -297,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
         elif scenario == "malformed":
             self.answer(200, data[: len(data) // 2])
         elif scenario == "error":
-            self.answer(200, json.dumps(ERROR).encode())
+            self.answer(200, json.dumps(self.error).encode())
         elif scenario == "not_utf8":
             self.answer(200, b'{"model": "\xff\xfe", "choices": [], "object": "list"}')
         elif scenario == "no_type":
@@ -336,7 +346,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         compress, flush = compressor(coding)
         try:
-            for count, (event, data) in enumerate(EVENTS[operation](body)):
+            for count, (event, data) in enumerate(self.streams[operation](body)):
                 if scenario == "cut" and count == 3:
                     self.hang_up()
                     return
@@ -345,12 +355,15 @@ class Handler(BaseHTTPRequestHandler):
                     self.provider.gate.wait(10)
                 if scenario == "no_done" and data is None:
                     break
-                for piece in damaged(sse(event, data), scenario, count):
+                for piece in self.damaged(sse(event, data), scenario, count):
                     self.chunk(compress(piece))
             self.chunk(flush())
             self.wfile.write(b"0\r\n\r\n")
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+
+    def damaged(self, event, scenario, count):
+        return damaged(event, scenario, count)
 
     def chunk(self, data):
         if data:
@@ -367,7 +380,7 @@ def damaged(event, scenario, count):
     if scenario == "wrong_types" and count == 2:
         return [b'data: {"choices": [], "usage": {"prompt_tokens": "x"}, "model": 7}\n\n']
     if scenario == "error" and count == 2:
-        return [b"data: " + json.dumps(ERROR).encode() + b"\n\n"]
+        return [sse(None, ERROR)]
     if scenario == "comments":
         return [b": ping\n\n", event]
     if scenario == "bytewise":
