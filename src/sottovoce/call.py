@@ -67,7 +67,20 @@ class Facts(TypedDict, total=False):
     cache_read_tokens: int
     cache_write_tokens: int
     reasoning_tokens: int
+    # By modality, where the provider splits its counts: each is part of the total above.
+    input_text_tokens: int
+    input_image_tokens: int
+    input_audio_tokens: int
+    input_video_tokens: int
+    output_text_tokens: int
+    output_image_tokens: int
+    output_audio_tokens: int
+    cache_read_text_tokens: int
+    cache_read_image_tokens: int
+    cache_read_audio_tokens: int
     tool_call_count: int
+    tool_names: list[str]  # of the tools called, in order; the policy decides what may be seen
+    conversation: str  # the app's id of it; the policy makes a pseudonym of it
     user_turn: bool
     # In-process engines only.
     time_to_first_token_s: float
