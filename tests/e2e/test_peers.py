@@ -157,6 +157,7 @@ def test_nothing_that_peers_capture_leaves_and_their_facts_arrive(peers, unscrub
         [peers / "opentelemetry-instrument", peers / "python", HERE / "peers_app.py", url, "gated"],
         OTEL_EXPORTER_OTLP_ENDPOINT=unscrubbed.http,
         OTEL_LOGS_EXPORTER="otlp",
+        SOTTOVOCE_RIVALS="run",
     )
     assert said(unscrubbed) == set()
     spans = unscrubbed.spans()
@@ -178,6 +179,22 @@ def test_nothing_that_peers_capture_leaves_and_their_facts_arrive(peers, unscrub
     points = unscrubbed.points()
     assert sum(point["sum"] for point in points["gen_ai.client.token.usage"]) > 0
     assert "http.client.request.duration" in points
+
+
+def test_the_launcher_leaves_rivals_out(peers, unscrubbed, url, tmp_path):
+    launch(
+        unscrubbed,
+        tmp_path,
+        [peers / "opentelemetry-instrument", peers / "python", HERE / "peers_app.py", url, "gated"],
+        OTEL_EXPORTER_OTLP_ENDPOINT=unscrubbed.http,
+    )
+    scopes = {span["scope"] for span in unscrubbed.spans()}
+    # What is no instrumentation of a client, or an SDK's own by the app's wish, stays.
+    assert scopes == {
+        "sottovoce",
+        "com.anthropic.sdk.python",
+        "opentelemetry.instrumentation.httpx",
+    }
 
 
 def test_without_us_what_peers_capture_does_arrive(peers, unscrubbed, url, tmp_path):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sottovoce import settings
 from sottovoce.cli import launch, shown, view
+from sottovoce.cli.doctor import doctor
 from sottovoce.cli.local import DEFAULT_PORT, CannotListen, Receiver
 from sottovoce.cli.models import models
 from sottovoce.cli.policy import policy
@@ -87,6 +88,7 @@ def local(context: click.Context, port: int, host: str, db: Path, command: tuple
         store.close()
 
 
+commands.add_command(doctor)
 commands.add_command(policy)
 commands.add_command(models)
 

@@ -1,0 +1,207 @@
+"""What an environment holds that matters to us: libraries, hooks, rivals, destination.
+
+Facts alone; `doctor` shows them. No secret and no address beyond host and port is among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points, packages_distributions, version
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from sottovoce import rivals, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sottovoce.settings import Settings
+
+_PATIENCE_S: Final = 120
+_GROUPS: Final = ("opentelemetry_distro", "opentelemetry_configurator")
+_ELSEWHERE: Final = ("opentelemetry.", "sottovoce.")
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library that one of our instrumentors is for.
+
+    Attributes:
+        name: its distribution.
+        version: None when it cannot be told.
+        instrumentor: our entry point.
+        state: ``hooked``, ``disabled``, ``left alone`` (a seam is missing: its version is
+            one that we do not know) or ``fails to import (CLASS)``.
+        hooks: what was wrapped, as ``module.Class.method``.
+    """
+
+    name: str
+    version: str | None
+    instrumentor: str
+    state: str
+    hooks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Other:
+    """Telemetry of somebody else in this environment, and what we do about it."""
+
+    name: str
+    version: str | None
+    treatment: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Everything that `sottovoce doctor` shows.
+
+    Attributes:
+        python: version of the interpreter.
+        settings: what is not a default: variable -> value as shown.
+        warnings: settings that could not be used.
+        destinations: signal -> exporter and host, empty for none.
+        libraries: those that are installed.
+        others: other distributions, rivals, native telemetry of SDKs.
+        missing: entry points of ours that nothing installed asks for.
+        problem: why the libraries could not be looked at, else None.
+    """
+
+    python: str
+    settings: Mapping[str, str]
+    warnings: tuple[str, ...]
+    destinations: Mapping[str, str]
+    libraries: tuple[Library, ...]
+    others: tuple[Other, ...]
+    missing: tuple[str, ...] = ()
+    problem: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def look() -> Environment:
+    """Gather the facts; importing every library takes some seconds, in another process."""
+    chosen, warnings = settings.read()
+    found, problem = _probed()
+    disabled = set(chosen.disabled_instrumentations)
+    everything_off = "*" in disabled
+    libraries = [
+        _library(name, each, off=everything_off or name in disabled)
+        for name, each in found.items()
+        if each["library"] is not None
+    ]
+    return Environment(
+        python=sys.version.split()[0],
+        settings=settings.chosen_by_operator(chosen),
+        warnings=tuple(warnings),
+        destinations={signal: _destination(chosen, signal) for signal in settings.SIGNALS},
+        libraries=tuple(libraries),
+        others=tuple(_others(chosen, {each.name: each.version for each in libraries})),
+        missing=tuple(name for name, each in found.items() if each["library"] is None),
+        problem=problem,
+        versions={
+            name: _version(name) or "absent"
+            for name in ("sottovoce", "opentelemetry-sdk", "opentelemetry-instrumentation")
+        },
+    )
+
+
+def _probed() -> tuple[dict[str, Any], str | None]:
+    """Run the probe, with nowhere to send to."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "sottovoce.cli.probe"],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            env={**clean, "SOTTOVOCE_PROFILE": "standard"},
+            check=False,
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return {}, f"importing the libraries took more than {_PATIENCE_S} s"
+    except ValueError:
+        return {}, f"the process that imports the libraries ended with {done.returncode}"
+    return found, None
+
+
+def _library(instrumentor: str, found: Mapping[str, Any], *, off: bool) -> Library:
+    name, version_ = _distribution(found["library"])
+    state = "hooked" if found["hooks"] else "left alone"
+    if found["error"] is not None:
+        state = f"fails to import ({found['error']})"
+    if off:
+        state = "disabled"
+    return Library(name, version_, instrumentor, state, () if off else tuple(found["hooks"]))
+
+
+def _distribution(module: str) -> tuple[str, str | None]:
+    """Name and version of what brought `module`: ``google.genai._api_client`` is google-genai."""
+    parts = module.split(".")
+    for count in range(len(parts), 0, -1):
+        name = "-".join(parts[:count])
+        found = _version(name)
+        if found is not None:
+            return name, found
+    owners = packages_distributions().get(parts[0]) or [parts[0]]
+    return owners[0], _version(owners[0])
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except Exception:  # noqa: BLE001 - metadata that is missing or broken says nothing
+        return None
+
+
+def _destination(chosen: Settings, signal: str) -> str:
+    """Say exporter and host: a path or a query may hold a token."""
+    exporters = chosen.exporters(signal)
+    if not exporters:
+        return ""
+    own = getattr(chosen, f"{signal}_endpoint")
+    local = settings.LOCAL_ENDPOINT if chosen.local else None
+    address = own or chosen.endpoint or local
+    host = urlsplit(address).netloc.rpartition("@")[2] if address else ""
+    return ", ".join(exporters) + (f" to {host}" if host else "")
+
+
+def _others(chosen: Settings, libraries: Mapping[str, str | None]) -> list[Other]:
+    others = []
+    for entry in entry_points(group="opentelemetry_instrumentor"):
+        ours = rivals.covered_by(entry, chosen.disabled_instrumentations)
+        if ours is None:
+            continue
+        treatment = (
+            "runs beside us (SOTTOVOCE_RIVALS=run): two spans a call"
+            if chosen.rivals == "run"
+            else f"not applied by the launcher: {ours} records the same calls"
+        )
+        others.append(Other(_name_of(entry), _owner_version(entry), treatment))
+    for group in _GROUPS:
+        for entry in entry_points(group=group):
+            if not entry.value.startswith(_ELSEWHERE):
+                kind = group.removeprefix("opentelemetry_")
+                treatment = f"another {kind}; what it builds passes our gate"
+                others.append(Other(_name_of(entry), _owner_version(entry), treatment))
+    if "anthropic" in libraries:
+        treatment = (
+            "its own spans are as ANTHROPIC_OPEN_TELEMETRY says; they pass our gate"
+            if settings.is_set("ANTHROPIC_OPEN_TELEMETRY")
+            else "its own spans (anthropic ≥ 2) are switched off under the launcher"
+        )
+        others.append(Other("anthropic", libraries["anthropic"], treatment))
+    if chosen.config_file:
+        others.append(Other("OTEL_CONFIG_FILE", None, "decides the pipeline; gated like any other"))
+    return others
+
+
+def _name_of(entry: Any) -> str:
+    return str(entry.value if entry.dist is None else entry.dist.name)
+
+
+def _owner_version(entry: Any) -> str | None:
+    return None if entry.dist is None else str(entry.dist.version)

@@ -1,0 +1,84 @@
+"""`sottovoce doctor`, as a process in this environment, which has every library."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+SOTTOVOCE = [sys.executable, "-c", "import sys; from sottovoce.cli import main; sys.exit(main())"]
+
+
+def doctor(*arguments, path="", **environment):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "SOTTOVOCE_"))}
+    return subprocess.run(
+        [*SOTTOVOCE, "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**clean, "PYTHONPATH": str(path), "COLUMNS": "200", **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def found():
+    done = doctor(
+        "--format",
+        "json",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://user:planted@127.0.0.1:4318/planted?planted",
+        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sottovoce_groq",
+        SOTTOVOCE_KEY="planted secret key",
+    )
+    assert "planted" not in done.stdout + done.stderr
+    return {**json.loads(done.stdout), "code": done.returncode}
+
+
+def test_every_client_and_runtime_of_this_environment_is_hooked(found):
+    states = {each["instrumentor"]: each["state"] for each in found["libraries"]}
+    assert states.pop("sottovoce_groq") == "disabled"
+    assert set(states.values()) == {"hooked"}
+    assert {"sottovoce_openai", "sottovoce_anthropic", "sottovoce_httpx"} <= set(states)
+    openai = next(each for each in found["libraries"] if each["name"] == "openai")
+    assert openai["version"].split(".")[0].isdigit()
+    assert "openai._base_client.SyncAPIClient.request" in openai["hooks"]
+    assert (found["problems"], found["code"]) == ([], 0)
+
+
+def test_it_says_where_to_and_what_differs(found):
+    assert found["destinations"]["traces"] == "otlp_proto_http to 127.0.0.1:4318"
+    assert found["destinations"]["logs"] == ""
+    assert found["settings"]["SOTTOVOCE_KEY"] == "(set)"
+    assert any(each["name"] == "anthropic" for each in found["others"])
+
+
+def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):
+    package = tmp_path / "groq"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "_base_client.py").write_text("")
+    info = tmp_path / "rival-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.0\n")
+    points = """
+        [opentelemetry_instrumentor]
+        openai = opentelemetry.instrumentation.openai_v2:OpenAIInstrumentor
+        [opentelemetry_distro]
+        rival = rival:Distro
+    """
+    (info / "entry_points.txt").write_text(textwrap.dedent(points))
+    done = doctor(path=tmp_path)
+    assert done.returncode == 1
+    assert "groq" in done.stdout and "left alone" in done.stdout
+    assert "There is no destination" in done.stdout
+    assert "sottovoce_openai records the same calls" in done.stdout
+    assert "another distro" in done.stdout
+
+
+def test_a_library_that_fails_to_import_is_named(tmp_path):
+    (tmp_path / "groq.py").write_text("raise RuntimeError('planted')")
+    done = doctor(path=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:4318")
+    assert done.returncode == 1
+    assert "groq" in done.stdout
+    assert "planted" not in done.stdout + done.stderr
