@@ -97,6 +97,12 @@ ATTRIBUTE_OF: Final[Mapping[str, str]] = {
 }
 """Fact → span attribute, for the facts that are exported as they are."""
 
+JUDGED: Final[Mapping[str, str]] = {
+    "conversation": "gen_ai.conversation.id",
+    "tool_names": "sottovoce.response.tool_calls.names",
+}
+"""Fact → span attribute, for those of which the policy decides what is exported."""
+
 _MODEL_FACTS: Final = ("model_architecture", "model_quantization", "model_parameters")
 _INFERENCE: Final = frozenset({"chat", "text_completion", "generate_content"})
 _NS: Final = 1e-9
@@ -220,6 +226,8 @@ class SpanRecorder:
             name = ATTRIBUTE_OF.get(fact)
             if name is not None:
                 attributes[name] = value
+            elif fact in JUDGED:
+                attributes.update(self._policy.attributes({JUDGED[fact]: value}, "span"))
         if RESPONSE_MODEL in handle.attributes:
             attributes[RESPONSE_MODEL] = handle.attributes[RESPONSE_MODEL]
         if call.stream:

@@ -68,7 +68,11 @@ _CHANGING: Final = frozenset({"sottovoce.hook.place"})
 _ROTATING: Final = frozenset({"hash_rot", "hash_user"})
 """Rules with another verdict every week."""
 
-KINDS_OF_NAMES: Final = {"gen_ai.tool.name": "tool", "gen_ai.agent.name": "agent"}
+KINDS_OF_NAMES: Final = {
+    "gen_ai.tool.name": "tool",
+    "sottovoce.response.tool_calls.names": "tool",
+    "gen_ai.agent.name": "agent",
+}
 """Attribute of rule *allow12* → how `SOTTOVOCE_ALLOW` calls its names; the others are ``name``."""
 
 COUNTED_AS: Final = {"gen_ai.request.stop_sequences": "sottovoce.request.stop_sequences.count"}
@@ -280,17 +284,20 @@ def _scope(*_: Any) -> Callable[[str], Verdict]:
     return lambda value: value if value in SCOPES or value == OTHER else other
 
 
+_TOOLS: Final = frozenset({
+    "apply_patch", "bash", "bash_code_execution", "code_execution", "code_interpreter",
+    "computer", "computer_use", "computer_use_preview", "file_search", "google_maps",
+    "google_search", "google_search_retrieval", "image_generation", "local_shell", "mcp",
+    "memory", "shell", "str_replace_based_edit_tool", "str_replace_editor",
+    "text_editor_code_execution", "tool_search", "url_context", "web_fetch", "web_search",
+    "web_search_preview",
+})  # fmt: skip
+
 BUILT_IN: Final[Mapping[str, frozenset[str]]] = {
-    "gen_ai.tool.name": frozenset({
-        "apply_patch", "bash", "bash_code_execution", "code_execution", "code_interpreter",
-        "computer", "computer_use", "computer_use_preview", "file_search", "google_maps",
-        "google_search", "google_search_retrieval", "image_generation", "local_shell", "mcp",
-        "memory", "shell", "str_replace_based_edit_tool", "str_replace_editor",
-        "text_editor_code_execution", "tool_search", "url_context", "web_fetch", "web_search",
-        "web_search_preview",
-    }),
+    "gen_ai.tool.name": _TOOLS,
+    "sottovoce.response.tool_calls.names": _TOOLS,
     "graph.node.name": frozenset({"__end__", "__start__"}),
-}  # fmt: skip
+}
 """Attribute → names that providers and frameworks give: whoever uses one has typed nothing."""
 
 
