@@ -233,6 +233,8 @@ class Handler(BaseHTTPRequestHandler):
     wholes = WHOLE
     streams = EVENTS
     error = ERROR
+    stream_type = "text/event-stream; charset=utf-8"
+    written = staticmethod(sse)
 
     def log_message(self, *_):
         pass
@@ -339,7 +341,7 @@ class Handler(BaseHTTPRequestHandler):
         coding = scenario if scenario in {"gzip", "deflate", "raw_deflate", "br"} else None
         self.send_response(200)
         if scenario != "no_type":
-            self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+            self.send_header("Content-Type", self.stream_type)
         if coding:
             self.send_header("Content-Encoding", coding.removeprefix("raw_"))
         self.send_header("Transfer-Encoding", "chunked")
@@ -355,7 +357,7 @@ class Handler(BaseHTTPRequestHandler):
                     self.provider.gate.wait(10)
                 if scenario == "no_done" and data is None:
                     break
-                for piece in self.damaged(sse(event, data), scenario, count):
+                for piece in self.damaged(self.written(event, data), scenario, count):
                     self.chunk(compress(piece))
             self.chunk(flush())
             self.wfile.write(b"0\r\n\r\n")
