@@ -124,7 +124,7 @@ ANSWERS = {
     "text": (wire.whole({}), FACTS),
     "tool calls": (
         wire.answer(candidate(wire.CALL, TEXT, wire.CALL, finishReason="STOP")),
-        {**FACTS, "tool_call_count": 2},
+        {**FACTS, "tool_call_count": 2, "tool_names": ["weather"] * 2},
     ),
     "several candidates": (
         wire.answer(
@@ -192,14 +192,14 @@ PIECES = [
 SO_FAR = {"promptTokenCount": 11, "candidatesTokenCount": 1, "thoughtsTokenCount": 1}
 STREAMS = {
     "text": (events_of(), FACTS),
-    "tools": (events_of(TOOLS), {**FACTS, "tool_call_count": 1}),
+    "tools": (events_of(TOOLS), {**FACTS, "tool_call_count": 1, "tool_names": ["weather"]}),
     "arguments in pieces": (
         [wire.answer(piece, usage=SO_FAR) for piece in PIECES] + events_of()[-1:],
-        {**FACTS, "tool_call_count": 1},
+        {**FACTS, "tool_call_count": 1, "tool_names": ["f"]},
     ),
     "several calls": (
         [*events_of(TOOLS)[:1], *events_of(TOOLS)],
-        {**FACTS, "tool_call_count": 2},
+        {**FACTS, "tool_call_count": 2, "tool_names": ["weather"] * 2},
     ),
     "counts on their own": (
         [

@@ -23,6 +23,7 @@ USAGE = {
         {"modality": "TEXT", "tokenCount": 8},
         {"modality": "IMAGE", "tokenCount": 3},
     ],
+    "toolUsePromptTokensDetails": [{"modality": "TEXT", "tokenCount": 5}],
     "cacheTokensDetails": [{"modality": "TEXT", "tokenCount": 3}],
     "candidatesTokensDetails": [{"modality": "TEXT", "tokenCount": 7}],
 }
@@ -31,6 +32,10 @@ COUNTED = {
     "output_tokens": 9,
     "cache_read_tokens": 3,
     "reasoning_tokens": 2,
+    "input_text_tokens": 13,
+    "input_image_tokens": 3,
+    "cache_read_text_tokens": 3,
+    "output_text_tokens": 7,
 }
 FACTS = {**COUNTED, "response_model": MODEL, "finish_reasons": ["STOP"]}
 SAFETY = [{"category": "HARM_CATEGORY_HARASSMENT", "probability": "NEGLIGIBLE"}]

@@ -203,6 +203,26 @@ def _sum_of(*names: str) -> Find:
     return total
 
 
+def _of_modality(modality: str, *names: str) -> Find:
+    """Find the sum of what lists such as ``[{"modality": "TEXT", "tokenCount": 8}]`` count of it."""
+
+    @of("usageMetadata")
+    def count(body: Body) -> Any:
+        usage = body.get("usageMetadata")
+        if not isinstance(usage, Mapping):
+            return None
+        # A count of 0 is left out.
+        counts = [
+            item.get("tokenCount", 0)
+            for name in names
+            for item in _mappings(usage.get(name))
+            if item.get("modality") == modality
+        ]
+        return sum(counts) if counts else None
+
+    return count
+
+
 def _reason_of(value: Any) -> str | None:
     return value if isinstance(value, str) and _REASON(value) else None
 
@@ -228,7 +248,7 @@ def _look(body: Body, seen: Seen) -> bool:
             called = part.get("functionCall")
             # Arguments may be streamed: the pieces that follow have no name.
             if isinstance(called, Mapping) and called.get("name"):
-                seen.tool(index, len(seen.tool_places), called.get("id"))
+                seen.tool(index, len(seen.tool_places), called.get("id"), called["name"])
     return bool(candidates) and not any(ends)
 
 
@@ -237,9 +257,19 @@ def _event(body: Body, seen: Seen) -> Candidates:
     found = {**read(CHUNK, body), **seen.candidates()}
     if goes_on:
         # What was written until then; without the last event nobody knows how much there was.
-        for fact in ("output_tokens", "reasoning_tokens"):
-            found.pop(fact, None)
+        return {fact: value for fact, value in found.items() if fact not in _WRITTEN}
     return found
+
+
+_WRITTEN: Final = frozenset(
+    {
+        "output_tokens",
+        "output_text_tokens",
+        "output_image_tokens",
+        "output_audio_tokens",
+        "reasoning_tokens",
+    }
+)
 
 
 def _seen(fact: str) -> Find:
@@ -252,6 +282,16 @@ def _seen(fact: str) -> Find:
 
     return find
 
+
+_SPLIT: Final = {
+    "input": (
+        ("TEXT", "IMAGE", "AUDIO", "VIDEO"),
+        ("promptTokensDetails", "toolUsePromptTokensDetails"),
+    ),
+    "output": (("TEXT", "IMAGE", "AUDIO"), ("candidatesTokensDetails",)),
+    "cache_read": (("TEXT", "IMAGE", "AUDIO"), ("cacheTokensDetails",)),
+}
+"""What is counted by modality: facts, and where."""
 
 ASKED: Final[Table] = rows(
     *_settings(),
@@ -269,6 +309,11 @@ CHUNK: Final[Table] = rows(
     ("output_tokens", _sum_of("candidatesTokenCount", "thoughtsTokenCount")),
     ("cache_read_tokens", at("usageMetadata", "cachedContentTokenCount")),
     ("reasoning_tokens", at("usageMetadata", "thoughtsTokenCount")),
+    *(
+        (f"{kind}_{modality.lower()}_tokens", _of_modality(modality, *names))
+        for kind, (modalities, names) in _SPLIT.items()
+        for modality in modalities
+    ),
 )
 
 ANSWERED: Final[Table] = CHUNK + rows(
@@ -276,6 +321,7 @@ ANSWERED: Final[Table] = CHUNK + rows(
     ("finish_reasons", of("promptFeedback")(_seen("finish_reasons"))),
     ("finish_reasons", of("finishReason")(_seen("finish_reasons"))),
     ("tool_call_count", of("candidates")(_seen("tool_call_count"))),
+    ("tool_names", of("candidates")(_seen("tool_names"))),
 )
 
 MAY_HOLD_FACT: Final = re.compile(

@@ -145,12 +145,13 @@ def error_code(*candidates: Any) -> str:
 class Seen:
     """What the earlier events of a stream said that later ones add to. Bounded."""
 
-    __slots__ = ("counts", "reasons", "tool_ids", "tool_places")
+    __slots__ = ("counts", "reasons", "tool_ids", "tool_names", "tool_places")
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.reasons: dict[int, str] = {}
         self.tool_ids: set[str] = set()
+        self.tool_names: dict[Any, str] = {}
         self.tool_places: set[tuple[int, int]] = set()
 
     def finished(self, index: Any, reason: Any) -> None:
@@ -158,15 +159,17 @@ class Seen:
         if isinstance(reason, str) and type(index) is int and 0 <= index < _MAX_INDEX:
             self.reasons[index] = reason[:_MAX_INDEX]
 
-    def tool(self, choice: Any, place: Any, identity: Any) -> None:
+    def tool(self, choice: Any, place: Any, identity: Any, name: Any = None) -> None:
         """A tool call was seen: by its place among those of a choice, and by its id.
 
-        Servers leave out either, or number every call 0.
+        Servers leave out either, or number every call 0. What is no word names no tool.
         """
         if type(choice) is int and type(place) is int and len(self.tool_places) < _MAX_TOOLS:
             self.tool_places.add((choice, place))
         if identity and isinstance(identity, str) and len(self.tool_ids) < _MAX_TOOLS:
             self.tool_ids.add(identity[:_MAX_INDEX])
+        if _word(name) and len(self.tool_names) < _MAX_INDEX:
+            self.tool_names.setdefault((str(choice), str(place), str(identity)), name)
 
     def counted(self, name: str, value: Any) -> None:
         """A count that only grows was given: by name, of which a protocol has a few."""
@@ -181,6 +184,8 @@ class Seen:
             found["finish_reasons"] = [reasons.get(i, "error") for i in range(max(reasons) + 1)]
         if self.tool_places or self.tool_ids:
             found["tool_call_count"] = max(len(self.tool_places), len(self.tool_ids))
+        if self.tool_names:
+            found["tool_names"] = list(self.tool_names.values())
         return found
 
 
