@@ -251,8 +251,10 @@ class Call:
         """The call completed. Returns whether this was the end that counted."""
         return self._end("completed", None, at_ns)
 
-    def fail(self, error: BaseException | str, *, at_ns: int | None = None) -> bool:
-        """The call failed with an exception, or with a provider's error code or HTTP status.
+    def fail(
+        self, error: BaseException | type[BaseException] | str, *, at_ns: int | None = None
+    ) -> bool:
+        """The call failed with an exception (or its class), or with a provider's error code or HTTP status.
 
         Of an exception only the class is ever looked at. A task's cancellation is told
         apart from a failure of the provider.
@@ -273,7 +275,12 @@ class Call:
         """Never end here: in a forked child, where this is a copy of the parent's call."""
         self._open.clear()
 
-    def _end(self, outcome: Outcome, error: BaseException | str | None, at_ns: int | None) -> bool:
+    def _end(
+        self,
+        outcome: Outcome,
+        error: BaseException | type[BaseException] | str | None,
+        at_ns: int | None,
+    ) -> bool:
         try:
             self._open.pop()
         except IndexError:

@@ -64,6 +64,8 @@ class HTTPCall(Call):
     """A call over HTTP.
 
     Attributes:
+        broken: what the last attempt's body broke off with while the SDK read it, which may
+            have tried again or made do with what came.
         route: what it asks for, where it may be sent to a path that does not say so.
         sending: the request of this call that a transport is sending right now, else ``None``;
             what the app's own hooks and transports do meanwhile is no attempt of this call.
@@ -72,8 +74,9 @@ class HTTPCall(Call):
         watched: whoever reads the response's body ends the call; whoever opened it does not.
     """
 
-    __slots__ = ("entered", "left", "route", "sending", "watched")
+    __slots__ = ("broken", "entered", "left", "route", "sending", "watched")
 
+    broken: type[BaseException] | None
     entered: bool
     left: Tokens | None
     route: Route | None
@@ -109,7 +112,7 @@ def open_call(
         port=target.port,
     )
     call.entered = call.watched = False
-    call.sending = call.left = None
+    call.sending = call.left = call.broken = None
     call.route = route if route.anywhere else None
     call.facts.update(facts)
     call.stream = facts.get("request_stream") is True
@@ -187,6 +190,8 @@ def end_cut_short(call: Call, error: BaseException) -> None:
 
 
 @guard.never_raise("exchange.end")
-def end(call: Call) -> None:
+def end(call: HTTPCall) -> None:
     """End `call` because its request was answered. Never raises."""
+    if call.broken is not None:
+        call.fail(call.broken)
     call.end()

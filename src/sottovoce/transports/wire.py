@@ -37,7 +37,7 @@ class Watch:
         decompress: undoes the body's content coding; ``None`` when it has none.
     """
 
-    __slots__ = ("_answered_ns", "_call", "_decompress", "_reader")
+    __slots__ = ("_answered_ns", "_call", "_decompress", "_given_up", "_reader")
 
     def __init__(
         self, call: HTTPCall, reader: Reader | None, decompress: Decompress | None
@@ -46,6 +46,7 @@ class Watch:
         self._call = call
         self._reader = reader
         self._decompress = decompress
+        self._given_up = False
         dropped.keep(call)
 
     def feeder(self) -> Callable[[bytes], None]:
@@ -79,14 +80,25 @@ class Watch:
     @guard.never_raise("wire.broken")
     def broken(self, error: BaseException) -> None:
         """Reading the body raised `error`, a task's cancellation included."""
-        exchange.end_cut_short(self._call, error)
+        if self._leaves_it_to_the_sdk():
+            self._call.broken = type(error)
+        else:
+            exchange.end_cut_short(self._call, error)
         self._let_go()
 
     @guard.never_raise("wire.closed")
     def closed(self) -> None:
         """The app closed the response; it need not have read all of it."""
-        dropped.stop(self._call, self._answered_ns)
+        if not self._leaves_it_to_the_sdk():
+            dropped.stop(self._call, self._answered_ns)
         self._let_go()
+
+    def _leaves_it_to_the_sdk(self) -> bool:
+        """Whether the SDK that opened the call reads this in it: it may try again, or fail."""
+        if self._call.entered:
+            self._given_up = True
+            self._call.watched = False
+        return self._given_up
 
     def _let_go(self) -> None:
         reader, self._reader = self._reader, None
@@ -94,8 +106,9 @@ class Watch:
             reader.close()
 
     def __del__(self) -> None:
-        try:  # noqa: SIM105 - when the interpreter goes away, imported names may be gone
-            dropped.stop(self._call, self._answered_ns)
+        try:
+            if not self._given_up:
+                dropped.stop(self._call, self._answered_ns)
         except Exception:  # noqa: BLE001, S110 - half-built, or the interpreter is going away
             pass
 
