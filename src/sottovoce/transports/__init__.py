@@ -1,22 +1,27 @@
 """HTTP libraries: which there are, who uses the hooks in them, and who records what no SDK sent.
 
 A library's room (`httpx.py`, `requests.py`, …) is loaded when the app imports the library, and
-not before. Libraries sit on one another (requests on urllib3, urllib3 on http.client): a request
-is an attempt, and its answer is read, at the outermost that is hooked.
+what reads requests and answers when the first request comes that could be a call: exporters and
+much else import urllib3 and http.client without ever asking a model.
+
+Libraries sit on one another (requests on urllib3, urllib3 on http.client): a request is an
+attempt, and its answer is read, at the outermost that is hooked.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
+from sottovoce.call import current_call
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
     from sottovoce.call import Recorder
+    from sottovoce.transports.sending import Sending, Where
 
 
 class Transport:
@@ -39,6 +44,8 @@ class Transport:
         self.patches = guard.Patches()
         self.recorder: Recorder | None = None
         self.users = 0
+        self._begin: Callable[..., Sending | None] | None = None
+        self._enabled: Callable[[], bool] | None = None
         self._hooks = guard.ImportHooks()
         self._room = room
 
@@ -69,7 +76,44 @@ class Transport:
             own_hosts: hosts of the operator's own, besides this machine.
         """
         self.own_hosts = own_hosts
+        # One that cannot say whether it wants calls wants all.
+        self._enabled = getattr(recorder, "enabled", None)
         self.recorder = recorder
+
+    @property
+    def records(self) -> bool:
+        """Whether a request that no SDK makes is recorded, in this frame. May raise."""
+        if self.recorder is None or self.users == 0:
+            return False
+        return self._enabled is None or self._enabled()
+
+    @guard.never_raise("transport.begin")
+    def begin(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        where: Callable[..., Where],
+        *of: Any,
+        tries: bool = False,
+    ) -> Sending | None:
+        """Say for which call a request is sent, or open one for it; ``None`` to leave it alone.
+
+        Args:
+            method: of the request.
+            path: of its URL; the whole URL does as well.
+            body: as the library was given it; read where it is text or a dict, never consumed.
+            where: says where it goes, when given `of`.
+            of: arguments of `where`.
+            tries: each time is an attempt, also below another library.
+        """
+        if method != "POST" and method.upper() != "POST":
+            return None
+        if current_call.get() is None and not self.records:
+            return None
+        if self._begin is None:
+            self._begin = import_module(f"{__name__}.sending").begin
+        return self._begin(self, method, path, body, where, *of, tries=tries)
 
     def _patch(self, module: ModuleType, _late: bool) -> None:
         import_module(f"{__name__}.{self._room}").patch(self, module)

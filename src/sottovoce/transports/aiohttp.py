@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS, sending, wire
+from sottovoce.transports import TRANSPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,12 +51,12 @@ def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             response = await original(session, method, url, *args, **kwargs)
         except BaseException as error:
-            sending.sent(begun)
-            sending.broken(begun, error)
+            begun.sent()
+            begun.broken(error)
             raise
-        sending.sent(begun)
+        begun.sent()
         _answered(begun, response, _decompressed(session, kwargs))
-        sending.finish(begun)
+        begun.finish()
         return response
 
     return request
@@ -68,7 +68,7 @@ def _begin(session: Any, method: str, url: Any, asked: dict[str, Any]) -> Sendin
     if body is None:
         body = asked.get("data")
     path = url if isinstance(url, str) else url.path
-    return sending.begin(_transport, method, path, body, _where, session, url)
+    return _transport.begin(method, path, body, _where, session, url)
 
 
 def _where(session: Any, url: Any) -> Where:
@@ -84,7 +84,7 @@ def _decompressed(session: Any, asked: dict[str, Any]) -> bool:
 @guard.never_raise("aiohttp.answered")
 def _answered(begun: Sending, response: Any, decompressed: bool) -> None:
     """Watch the body, which is always yet to be read."""
-    if not sending.answered(begun, response.history, response.status):
+    if not begun.answered(response.history, response.status):
         return
     content = response.content
     if not isinstance(getattr(content, "_buffer", None), deque):
@@ -92,7 +92,7 @@ def _answered(begun: Sending, response: Any, decompressed: bool) -> None:
         return
     headers = response.headers
     coding = None if decompressed else headers.get("content-encoding")
-    watch = wire.watch(begun.call, begun.route, headers.get("content-type"), coding)
+    watch = begun.watch(headers.get("content-type"), coding)
     buffer = _WatchedBuffer(content._buffer)
     buffer.watch = watch
     buffer.feed = watch.feeder()

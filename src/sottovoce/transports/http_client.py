@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from sottovoce import dropped, guard
-from sottovoce.transports import TRANSPORTS, sending, tap
+from sottovoce.transports import TRANSPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,16 +68,16 @@ def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
     def request(
         connection: Any, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        begun = sending.begin(_transport, method, url, body, _where, connection, url)
+        begun = _transport.begin(method, url, body, _where, connection, url)
         if begun is None:
             return original(connection, method, url, body, *args, **kwargs)
         try:
             result = original(connection, method, url, body, *args, **kwargs)
         except BaseException as error:
-            sending.sent(begun)
-            sending.broken(begun, error)
+            begun.sent()
+            begun.broken(error)
             raise
-        sending.sent(begun)
+        begun.sent()
         _await(connection, begun)
         return result
 
@@ -100,10 +100,10 @@ def _wrap_getresponse(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             response = original(connection, *args, **kwargs)
         except BaseException as error:
-            sending.broken(begun, error)
+            begun.broken(error)
             raise
         _answered(begun, response)
-        sending.finish(begun)
+        begun.finish()
         return response
 
     return getresponse
@@ -116,8 +116,8 @@ def _awaited(connection: Any) -> Sending | None:
 
 @guard.never_raise("http_client.answered")
 def _answered(begun: Sending, response: Any) -> None:
-    if sending.answered(begun, None, response.status):
-        tap.tap(begun.call, begun.route, response)
+    if begun.answered(None, response.status):
+        begun.tap(response)
 
 
 def _where(connection: Any, url: str) -> Where:

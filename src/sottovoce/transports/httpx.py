@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS, sending, wire
+from sottovoce.transports import TRANSPORTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sottovoce.transports import Transport
     from sottovoce.transports.sending import Sending, Where
+    from sottovoce.transports.wire import Watch
 
 _transport = TRANSPORTS["httpx"]
 install_wire = _transport.install_wire
@@ -44,7 +45,7 @@ def patch(transport: Transport, module: ModuleType) -> None:
 def _begin(request: Any) -> Sending | None:
     # `_content` is set by the constructor for bodies given whole; an upload has a stream alone.
     body = getattr(request, "_content", None)
-    return sending.begin(_transport, request.method, request.url.path, body, _where, request.url)
+    return _transport.begin(request.method, request.url.path, body, _where, request.url)
 
 
 def _where(url: Any) -> Where:
@@ -70,12 +71,12 @@ class _Library:
             try:
                 response = original(client, request, *args, **kwargs)
             except BaseException as error:
-                sending.sent(begun)
-                sending.broken(begun, error)
+                begun.sent()
+                begun.broken(error)
                 raise
-            sending.sent(begun)
+            begun.sent()
             self._answered(begun, response)
-            sending.finish(begun)
+            begun.finish()
             return response
 
         return send
@@ -89,12 +90,12 @@ class _Library:
             try:
                 response = await original(client, request, *args, **kwargs)
             except BaseException as error:
-                sending.sent(begun)
-                sending.broken(begun, error)
+                begun.sent()
+                begun.broken(error)
                 raise
-            sending.sent(begun)
+            begun.sent()
             self._answered(begun, response)
-            sending.finish(begun)
+            begun.finish()
             return response
 
         return send
@@ -102,21 +103,17 @@ class _Library:
     @guard.never_raise("httpx.answered")
     def _answered(self, begun: Sending, response: Any) -> None:
         """Learn the facts of a body that is there, or watch one that is yet to be read."""
-        call, route = begun.call, begun.route
-        if not sending.answered(begun, response.history, response.status_code):
+        if not begun.answered(response.history, response.status_code):
             return
         content_type = response.headers.get("content-type")
         if hasattr(response, "_content"):
-            error = wire.read_whole(call, route, content_type, response.content)
-            if error is not None:
-                # Answered with a success all the same: no SDK tries again, most don't raise.
-                call.fail(error)
+            begun.read(content_type, response.content)
             return
         stream = response.stream
         for base, watched in zip(self._streams, self._watched, strict=True):
             if isinstance(stream, base):
                 coding = response.headers.get("content-encoding")
-                response.stream = watched(stream, wire.watch(call, route, content_type, coding))
+                response.stream = watched(stream, begun.watch(content_type, coding))
                 return
 
 
@@ -131,7 +128,7 @@ def _watched_stream(base: type[Any]) -> type[Any]:
     class WatchedStream(base):  # type: ignore[misc]
         """A response's byte stream that tells a `Watch` of each chunk before it passes on."""
 
-        def __init__(self, stream: Any, watch: wire.Watch) -> None:
+        def __init__(self, stream: Any, watch: Watch) -> None:
             self._sottovoce_stream = stream
             self._sottovoce_watch = watch
 
@@ -165,7 +162,7 @@ def _watched_async_stream(base: type[Any]) -> type[Any]:
     class WatchedAsyncStream(base):  # type: ignore[misc]
         """The same for an asynchronous stream."""
 
-        def __init__(self, stream: Any, watch: wire.Watch) -> None:
+        def __init__(self, stream: Any, watch: Watch) -> None:
             self._sottovoce_stream = stream
             self._sottovoce_watch = watch
 
@@ -189,7 +186,7 @@ class _WatchedIterator:
 
     __slots__ = ("_chunks", "_feed", "_watch")
 
-    def __init__(self, chunks: Any, watch: wire.Watch) -> None:
+    def __init__(self, chunks: Any, watch: Watch) -> None:
         self._chunks = chunks
         self._feed = watch.feeder()
         self._watch = watch

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS, sending, tap, wire
+from sottovoce.transports import TRANSPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,12 +44,12 @@ def _wrap_send(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             response = original(session, request, **kwargs)
         except BaseException as error:
-            sending.sent(begun)
-            sending.broken(begun, error)
+            begun.sent()
+            begun.broken(error)
             raise
-        sending.sent(begun)
+        begun.sent()
         _answered(begun, response)
-        sending.finish(begun)
+        begun.finish()
         return response
 
     return send
@@ -58,7 +58,7 @@ def _wrap_send(original: Callable[..., Any]) -> Callable[..., Any]:
 @guard.never_raise("requests.begin")
 def _begin(request: Any) -> Sending | None:
     url = request.url
-    return sending.begin(_transport, request.method, url, request.body, _where, url)
+    return _transport.begin(request.method, url, request.body, _where, url)
 
 
 def _where(url: str) -> Where:
@@ -69,15 +69,12 @@ def _where(url: str) -> Where:
 @guard.never_raise("requests.answered")
 def _answered(begun: Sending, response: Any) -> None:
     """Learn the facts of a body that is there, or watch one that is yet to be read."""
-    if not sending.answered(begun, response.history, response.status_code):
+    if not begun.answered(response.history, response.status_code):
         return
-    call, route, headers = begun.call, begun.route, response.headers
     body = response._content  # `False` until somebody reads it, in every version seen
     if isinstance(body, bytes):
-        error = wire.read_whole(call, route, headers.get("content-type"), body)
-        if error is not None:
-            call.fail(error)
+        begun.read(response.headers.get("content-type"), body)
         return
     original = getattr(response.raw, "_original_response", None)
     if body is False and original is not None and response.raw.tell() == 0:
-        tap.tap(call, route, original)
+        begun.tap(original)

@@ -1,8 +1,8 @@
 """What every transport does with a request: says for which call it is sent, or opens one for it.
 
-A transport calls `begin` before it sends a request, in the same frame `sent` when the library
-has returned or raised, and then `broken` or `finish`. What other libraries, further in, do with
-the same request meanwhile is no request of its own. Attempts of a call are:
+A transport calls `Transport.begin` before it sends a request, in the same frame `Sending.sent`
+when the library has returned or raised, and then `broken` or `finish`. What other libraries,
+further in, do with the same request meanwhile is no request of its own. Attempts of a call are:
 
 * each request that an SDK sends for it (its retries);
 * each redirect that the library followed, by its response's history;
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sottovoce import exchange, guard
 from sottovoce.protocols import routes
 from sottovoce.protocols.reader import request_facts
+from sottovoce.transports import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sottovoce.exchange import HTTPCall, Tokens
     from sottovoce.protocols.routes import Route
     from sottovoce.transports import Transport
+    from sottovoce.transports.wire import Watch
 
     Where = tuple[str, str, int | None, str]
     """Scheme, host, port (``None`` for the scheme's own) and path of a request."""
@@ -50,6 +52,7 @@ class Sending:
         self._body = body
         self._tries = 0
         call.attempts += 1
+        call.broken = None
         call.sending = self
 
     def asks(self, body: Any) -> bool:
@@ -74,8 +77,56 @@ class Sending:
         if attempts > self.call.attempts:
             self.call.attempts = attempts
 
+    def sent(self) -> None:
+        """In the frame that began: it is no longer on its way. Never raises."""
+        self.call.sending = None
+        if self.tokens is not None:
+            exchange.leave(self.call, self.tokens)
 
-@guard.never_raise("transport.begin")
+    def broken(self, error: BaseException) -> None:
+        """The library raised `error`. Never raises."""
+        # An attempt that failed is not yet a call that failed: an SDK may try again.
+        if self.tokens is not None:
+            exchange.end_cut_short(self.call, error)
+
+    def answered(self, history: Sequence[Any] | None, status: int) -> bool:
+        """The library returned a response: say whether its body is worth reading.
+
+        Args:
+            history: the responses before it, of redirects that were followed.
+            status: its HTTP status.
+        """
+        if history:
+            self.followed(len(history))
+        if 200 <= status < 300:  # noqa: PLR2004 - HTTP's successes
+            return True
+        if self.tokens is not None:
+            self.call.fail(str(status))
+        return False
+
+    def read(self, content_type: str | None, body: bytes, coding: str | None = None) -> None:
+        """Learn the facts of a body that is there; see `wire.read_whole`. May raise."""
+        error = wire.read_whole(self.call, self.route, content_type, body, coding)
+        if error is not None:
+            # Answered with a success all the same: no SDK tries again, most don't raise.
+            self.call.fail(error)
+
+    def watch(self, content_type: str | None, coding: str | None) -> Watch:
+        """Watch a body that the app is going to read; see `wire.watch`. May raise."""
+        return wire.watch(self.call, self.route, content_type, coding)
+
+    def tap(self, response: Any) -> None:
+        """Watch the body of a response of http.client's; see `tap.tap`. May raise."""
+        from sottovoce.transports import tap  # noqa: PLC0415 - not every app has http.client
+
+        tap.tap(self.call, self.route, response)
+
+    def finish(self) -> None:
+        """End the call of an answered request, unless its body is yet to be read. Never raises."""
+        if self.tokens is not None and not self.call.watched:
+            exchange.end(self.call)
+
+
 def begin(
     transport: Transport,
     method: str,
@@ -83,19 +134,9 @@ def begin(
     body: Any,
     where: Callable[..., Where],
     *of: Any,
-    tries: bool = False,
+    tries: bool,
 ) -> Sending | None:
-    """Say for which call a request is sent, or open one for it; ``None`` to leave it alone.
-
-    Args:
-        transport: who sends it.
-        method: its method.
-        path: the path of its URL; the whole URL does as well.
-        body: as the library was given it; read where it is text or a dict, never consumed.
-        where: says where it goes, when given `of`.
-        of: arguments of `where`.
-        tries: each time is an attempt, also below another library.
-    """
+    """Do what `Transport.begin` says, for a request that could be a call's. May raise."""
     route = routes.match(method, path) or exchange.expected(method)
     if route is None:
         return None
@@ -113,7 +154,7 @@ def begin(
             return None
         # The app asks something else while a request is sent: in a hook of its own.
     recorder = transport.recorder
-    if recorder is None or transport.users == 0 or not exchange.enabled(recorder):
+    if recorder is None or not transport.records:
         return None
     facts: Any = _facts(route, body) or {}
     target = exchange.server(*where(*of), transport.own_hosts)
@@ -132,41 +173,3 @@ def _facts(route: Route, body: Any) -> Any:
     if isinstance(body, str):
         body = body.encode()
     return request_facts(route.protocol, body) if isinstance(body, bytes) else None
-
-
-def sent(sending: Sending) -> None:
-    """In the frame that called `begin`: the request is no longer on its way. Never raises."""
-    call = sending.call
-    call.sending = None
-    if sending.tokens is not None:
-        exchange.leave(call, sending.tokens)
-
-
-def broken(sending: Sending, error: BaseException) -> None:
-    """The library raised `error`. Never raises."""
-    # An attempt that failed is not yet a call that failed: an SDK may try again.
-    if sending.tokens is not None:
-        exchange.end_cut_short(sending.call, error)
-
-
-def answered(sending: Sending, history: Sequence[Any] | None, status: int) -> bool:
-    """The library returned a response: say whether its body is worth reading.
-
-    Args:
-        sending: what it answers.
-        history: the responses before it, of redirects that were followed.
-        status: its HTTP status.
-    """
-    if history:
-        sending.followed(len(history))
-    if 200 <= status < 300:  # noqa: PLR2004 - HTTP's successes
-        return True
-    if sending.tokens is not None:
-        sending.call.fail(str(status))
-    return False
-
-
-def finish(sending: Sending) -> None:
-    """End the call of an answered request, unless its body is still to be read. Never raises."""
-    if sending.tokens is not None and not sending.call.watched:
-        exchange.end(sending.call)

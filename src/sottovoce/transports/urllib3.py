@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS, sending, tap, wire
+from sottovoce.transports import TRANSPORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,18 +45,18 @@ def _wrapper(where: Callable[[Any, str], Where], *, tries: bool) -> Any:
         def urlopen(pool: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
             # `urlopen(method, url, body=None, …)` of a pool; a manager's has keywords alone.
             body = args[0] if args and tries else kwargs.get("body")
-            begun = sending.begin(_transport, method, url, body, where, pool, url, tries=tries)
+            begun = _transport.begin(method, url, body, where, pool, url, tries=tries)
             if begun is None:
                 return original(pool, method, url, *args, **kwargs)
             try:
                 response = original(pool, method, url, *args, **kwargs)
             except BaseException as error:
-                sending.sent(begun)
-                sending.broken(begun, error)
+                begun.sent()
+                begun.broken(error)
                 raise
-            sending.sent(begun)
+            begun.sent()
             _answered(begun, response, decoded=kwargs.get("decode_content", True))
-            sending.finish(begun)
+            begun.finish()
             return response
 
         return urlopen
@@ -67,19 +67,17 @@ def _wrapper(where: Callable[[Any, str], Where], *, tries: bool) -> Any:
 @guard.never_raise("urllib3.answered")
 def _answered(begun: Sending, response: Any, *, decoded: bool) -> None:
     """Learn the facts of a body that is there, or watch one that is yet to be read."""
-    if not sending.answered(begun, None, response.status):
+    if not begun.answered(None, response.status):
         return
-    call, route, headers = begun.call, begun.route, response.headers
     body = response._body  # what was preloaded, in every version seen
     if body is None:
         original = response._original_response
         if original is not None and response.tell() == 0:
-            tap.tap(call, route, original)
+            begun.tap(original)
         return
+    headers = response.headers
     coding = None if decoded else headers.get("content-encoding")
-    error = wire.read_whole(call, route, headers.get("content-type"), body, coding)
-    if error is not None:
-        call.fail(error)
+    begun.read(headers.get("content-type"), body, coding)
 
 
 def _where(_: Any, url: str) -> Where:
