@@ -36,7 +36,17 @@ OURS = {
     "transports": {"call", "dropped", "exchange", "guard", "protocols", "transports"},
     "privacy": {"privacy", "registry", "settings", "guard"},
     "measure": {"call", "guard", "privacy"},
-    "record": {"_version", "measure", "call", "guard", "privacy", "registry", "settings"},
+    "instruments": {"call", "measure", "privacy", "registry"},
+    "record": {
+        "_version",
+        "call",
+        "guard",
+        "instruments",
+        "measure",
+        "privacy",
+        "registry",
+        "settings",
+    },
 }
 NO_OPENTELEMETRY = {
     "call",
@@ -133,7 +143,7 @@ def test_only_settings_reads_the_environment_and_only_the_distro_writes_it(modul
 
 def test_only_record_writes_gen_ai_names(module):
     path, room, tree = module
-    if room in {"registry", "record", "privacy", "cli"}:
+    if room in {"registry", "record", "instruments", "privacy", "cli"}:
         return
     docstrings = {
         id(node.body[0].value)

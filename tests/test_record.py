@@ -1,6 +1,7 @@
 """The recorder, through the real SDK: what one call becomes."""
 
 import bisect
+import re
 
 import pytest
 from opentelemetry import trace
@@ -168,6 +169,53 @@ def test_a_failed_call_of_the_latest_vocabulary_still_reports_zero_tokens():
     (usage,) = points["gen_ai.client.inference.usage.input_tokens"]
     assert (usage.value, usage.attributes["gen_ai.token.modality"]) == (0, "unknown")
     assert points["gen_ai.client.inference.operation.input_tokens"][0].sum == 0
+
+
+def test_counts_by_modality_are_on_the_span():
+    bench = Bench()
+    split = {
+        f"{prefix}_{modality}_tokens": number
+        for number, (prefix, modality) in enumerate(
+            (p, m) for p in ("input", "output", "cache_read") for m in ("text", "image", "audio")
+        )
+    }
+    finished(bench, **split, input_video_tokens=9)
+    kinds = {
+        "input": "input_tokens",
+        "output": "output_tokens",
+        "cache_read": "cache_read.input_tokens",
+    }
+    for fact, number in split.items():
+        prefix, modality, _ = fact.rsplit("_", 2)
+        assert bench.span.attributes[f"gen_ai.usage.{modality}.{kinds[prefix]}"] == number
+    assert bench.span.attributes["sottovoce.usage.video.input_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("parts", "counted"),
+    [
+        ({"input_text_tokens": 10, "input_audio_tokens": 2}, {"text": 10, "audio": 2}),
+        ({"input_image_tokens": 8}, {"image": 8, "unknown": 4}),
+        ({"input_text_tokens": 13}, {"unknown": 12}),
+        ({"input_text_tokens": 0}, {"unknown": 12}),
+        ({}, {"unknown": 12}),
+    ],
+)
+def test_a_total_is_counted_by_modality_as_far_as_the_provider_splits_it(parts, counted):
+    bench = Bench(semconv="latest")
+    finished(bench, **parts)
+    points = bench.points()["gen_ai.client.inference.usage.input_tokens"]
+    assert {p.attributes["gen_ai.token.modality"]: p.value for p in points} == counted
+
+
+def test_names_of_tools_and_ids_of_conversations_leave_by_the_policy_alone():
+    bench = Bench()
+    finished(bench, tool_names=["web_search", "find_anna"], conversation="anna-42")
+    built_in, own = bench.span.attributes["sottovoce.response.tool_calls.names"]
+    assert built_in == "web_search"
+    assert re.fullmatch("[0-9a-f]{12}", own)
+    assert re.fullmatch("[0-9a-f]{16}", bench.span.attributes["gen_ai.conversation.id"])
+    assert "anna" not in bench.span.to_json()
 
 
 def test_a_failure_says_its_class_and_nothing_else():

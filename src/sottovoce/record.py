@@ -22,8 +22,9 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from sottovoce import guard, settings
 from sottovoce._version import __version__
-from sottovoce.measure import Measured, Point
-from sottovoce.privacy import buckets, policy
+from sottovoce.instruments import Engine, Latest, Legacy
+from sottovoce.measure import Point
+from sottovoce.privacy import policy
 from sottovoce.privacy.propagation import WITHHOLD
 from sottovoce.registry import METRICS, SCHEMA_URLS
 
@@ -31,11 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from opentelemetry.context import Context
-    from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
     from opentelemetry.trace import Span, TracerProvider
 
     from sottovoce.call import Call, Facts
-    from sottovoce.privacy.compiled import Choice
 
 SCOPE: Final = "sottovoce"
 
@@ -46,9 +46,6 @@ RESPONSE_MODEL: Final = "gen_ai.response.model"
 ADDRESS: Final = "server.address"
 PORT: Final = "server.port"
 ERROR_TYPE: Final = "error.type"
-USAGE: Final = "gen_ai.client.token.usage"
-TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - a token of text
-MODALITY: Final = "gen_ai.token.modality"
 FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
 CHUNKS: Final = "sottovoce.response.chunks"
 OUTCOME: Final = "sottovoce.call.outcome"
@@ -104,7 +101,6 @@ JUDGED: Final[Mapping[str, str]] = {
 """Fact → span attribute, for those of which the policy decides what is exported."""
 
 _MODEL_FACTS: Final = ("model_architecture", "model_quantization", "model_parameters")
-_INFERENCE: Final = frozenset({"chat", "text_completion", "generate_content"})
 _NS: Final = 1e-9
 
 
@@ -143,12 +139,12 @@ class SpanRecorder:
         meter = provider.get_meter(SCOPE, __version__, schema_url=schema)
         legacy = chosen.semconv in {"v1.41", "both"}
         latest = chosen.semconv in {"latest", "both"}
-        self._vocabularies: list[_Legacy | _Latest] = []
+        self._vocabularies: list[Legacy | Latest] = []
         if legacy:
-            self._vocabularies.append(_Legacy(meter, self._policy.choice))
+            self._vocabularies.append(Legacy(meter, self._policy.choice))
         if latest:
-            self._vocabularies.append(_Latest(meter, self._policy.choice, with_legacy=legacy))
-        self._engine = _Engine(meter, self._policy.choice)
+            self._vocabularies.append(Latest(meter, self._policy.choice, with_legacy=legacy))
+        self._engine = Engine(meter, self._policy.choice)
         _observe_ourselves(provider, meter, self._policy)
 
     def enabled(self) -> bool:
@@ -264,125 +260,6 @@ class SpanRecorder:
             kind = type(error) if isinstance(error, BaseException) else error
             attributes[ERROR_TYPE] = self._policy.error(kind)
         self._engine.load_duration.record(seconds, Point(attributes, otel_context.get_current()))
-
-
-def _histogram(meter: Meter, name: str) -> Histogram:
-    entry = METRICS[name]
-    return meter.create_histogram(
-        name,
-        unit=entry.unit,
-        description=entry.description,
-        explicit_bucket_boundaries_advisory=entry.boundaries,
-    )
-
-
-def _measured(meter: Meter, name: str, choice: Choice) -> Measured:
-    bounds = METRICS[name].boundaries or ()
-    return Measured(_histogram(meter, name), bounds=bounds, choice=choice)
-
-
-class _Legacy:
-    """The metrics of conventions v1.41, which today's backends read."""
-
-    def __init__(self, meter: Meter, choice: Choice) -> None:
-        self._duration = _measured(meter, "gen_ai.client.operation.duration", choice)
-        usage = _histogram(meter, USAGE)
-        bounds = METRICS[USAGE].boundaries or ()
-        self._input, self._output = (
-            Measured(usage, {TOKEN_TYPE: kind}, bounds=bounds, choice=choice)
-            for kind in ("input", "output")
-        )
-        self._first = _measured(meter, "gen_ai.client.operation.time_to_first_chunk", choice)
-        self._gaps = _measured(meter, "gen_ai.client.operation.time_per_output_chunk", choice)
-
-    def record(self, call: Call, point: Point, failed: Point) -> None:
-        facts = call.facts
-        self._duration.record(call.duration_ns * _NS, failed)
-        if "input_tokens" in facts:
-            self._input.record(facts["input_tokens"], point)
-        if "output_tokens" in facts:
-            self._output.record(facts["output_tokens"], point)
-        _record_stream(call, self._first, self._gaps, point)
-
-
-class _Latest:
-    """The metrics of the conventions' development branch (`gen_ai.client.inference.*`)."""
-
-    def __init__(self, meter: Meter, choice: Choice, *, with_legacy: bool) -> None:
-        self._choice = choice
-
-        def measured(name: str) -> Measured:
-            return _measured(meter, name, choice)
-
-        # Embeddings keep the old duration metric, which `_Legacy` already records.
-        self._other = None if with_legacy else measured("gen_ai.client.operation.duration")
-        self._duration = measured("gen_ai.client.inference.duration")
-        self._first = measured("gen_ai.client.inference.time_to_first_chunk")
-        self._gaps = measured("gen_ai.client.inference.time_per_output_chunk")
-        self._input = measured("gen_ai.client.inference.operation.input_tokens")
-        self._output = measured("gen_ai.client.inference.operation.output_tokens")
-        self._counters = {
-            fact: meter.create_counter(
-                name, unit=METRICS[name].unit, description=METRICS[name].description
-            )
-            for fact, name in (
-                ("input_tokens", "gen_ai.client.inference.usage.input_tokens"),
-                ("output_tokens", "gen_ai.client.inference.usage.output_tokens"),
-                ("cache_read_tokens", "gen_ai.client.inference.usage.cache_read.input_tokens"),
-                ("cache_write_tokens", "gen_ai.client.inference.usage.cache_write.input_tokens"),
-                ("reasoning_tokens", "gen_ai.client.inference.usage.reasoning.output_tokens"),
-            )
-        }
-
-    def record(self, call: Call, point: Point, failed: Point) -> None:
-        seconds = call.duration_ns * _NS
-        if call.operation not in _INFERENCE:
-            if self._other is not None:
-                self._other.record(seconds, failed)
-            return
-        facts: Mapping[str, Any] = call.facts
-        self._duration.record(seconds, failed)
-        self._input.record(facts.get("input_tokens", 0), failed)
-        self._output.record(facts.get("output_tokens", 0), failed)
-        # In-process engines are text only; a provider's total is not split by modality.
-        modality = "text" if call.in_process else "unknown"
-        by_modality = {**point.attributes, MODALITY: modality}
-        for fact, counter in self._counters.items():
-            if fact in facts:
-                counter.add(self._counted(facts[fact]), by_modality, point.context)
-            elif fact in {"input_tokens", "output_tokens"}:
-                counter.add(0, {**point.attributes, MODALITY: "unknown"}, point.context)
-        _record_stream(call, self._first, self._gaps, point)
-
-    def _counted(self, tokens: int) -> int:
-        """`tokens`, or their bucket: a counter that was added to once betrays what was added."""
-        return (buckets.count(tokens) or 0) if self._choice.now.coarse else tokens
-
-
-class _Engine:
-    """The model server's metrics, for engines that run in this process."""
-
-    def __init__(self, meter: Meter, choice: Choice) -> None:
-        self._duration = _measured(meter, "gen_ai.server.request.duration", choice)
-        self._first = _measured(meter, "gen_ai.server.time_to_first_token", choice)
-        self._per_token = _measured(meter, "gen_ai.server.time_per_output_token", choice)
-        self.load_duration = _measured(meter, "sottovoce.model.load.duration", choice)
-
-    def record(self, call: Call, point: Point, failed: Point) -> None:
-        facts = call.facts
-        self._duration.record(facts.get("engine_duration_s", call.duration_ns * _NS), failed)
-        if "time_to_first_token_s" in facts:
-            self._first.record(facts["time_to_first_token_s"], point)
-        if "time_per_output_token_s" in facts and call.error is None:
-            self._per_token.record(facts["time_per_output_token_s"], point)
-
-
-def _record_stream(call: Call, first: Measured, gaps: Measured, point: Point) -> None:
-    if not call.stream or not call.chunks:
-        return
-    first.record((call.first_chunk_ns - call.start_ns) * _NS, point)
-    if call.gaps is not None:
-        gaps.record_gaps(call.gaps, point)
 
 
 _observed: weakref.WeakSet[Any] = weakref.WeakSet()

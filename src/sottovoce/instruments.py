@@ -1,0 +1,179 @@
+"""The histograms and counters of a call, in each vocabulary of metrics.
+
+Names, units, descriptions and buckets come from the registry. A call records into every
+vocabulary that `SOTTOVOCE_SEMCONV` chooses, and into the model server's where it is one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.measure import Measured
+from sottovoce.privacy import buckets
+from sottovoce.registry import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.metrics import Histogram, Meter
+
+    from sottovoce.call import Call
+    from sottovoce.measure import Point
+    from sottovoce.privacy.compiled import Choice
+
+USAGE: Final = "gen_ai.client.token.usage"
+TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - a token of text
+MODALITY: Final = "gen_ai.token.modality"
+
+_INFERENCE: Final = frozenset({"chat", "text_completion", "generate_content"})
+_NS: Final = 1e-9
+
+_SPLIT: Final[Mapping[str, Mapping[str, str]]] = {
+    total: {modality: f"{prefix}_{modality}_tokens" for modality in ("text", "image", "audio")}
+    for total, prefix in (
+        ("input_tokens", "input"),
+        ("output_tokens", "output"),
+        ("cache_read_tokens", "cache_read"),
+    )
+}
+"""Fact that is a total → modality → fact that is a part of it."""
+
+
+def _histogram(meter: Meter, name: str) -> Histogram:
+    entry = METRICS[name]
+    return meter.create_histogram(
+        name,
+        unit=entry.unit,
+        description=entry.description,
+        explicit_bucket_boundaries_advisory=entry.boundaries,
+    )
+
+
+def measured_as(meter: Meter, name: str, choice: Choice) -> Measured:
+    """Make the histogram that the registry calls `name`."""
+    bounds = METRICS[name].boundaries or ()
+    return Measured(_histogram(meter, name), bounds=bounds, choice=choice)
+
+
+class Legacy:
+    """The metrics of conventions v1.41, which today's backends read."""
+
+    def __init__(self, meter: Meter, choice: Choice) -> None:
+        self._duration = measured_as(meter, "gen_ai.client.operation.duration", choice)
+        usage = _histogram(meter, USAGE)
+        bounds = METRICS[USAGE].boundaries or ()
+        self._input, self._output = (
+            Measured(usage, {TOKEN_TYPE: kind}, bounds=bounds, choice=choice)
+            for kind in ("input", "output")
+        )
+        self._first = measured_as(meter, "gen_ai.client.operation.time_to_first_chunk", choice)
+        self._gaps = measured_as(meter, "gen_ai.client.operation.time_per_output_chunk", choice)
+
+    def record(self, call: Call, point: Point, failed: Point) -> None:
+        """Record what the call took and used; `failed` says its error as well, if it has one."""
+        facts = call.facts
+        self._duration.record(call.duration_ns * _NS, failed)
+        if "input_tokens" in facts:
+            self._input.record(facts["input_tokens"], point)
+        if "output_tokens" in facts:
+            self._output.record(facts["output_tokens"], point)
+        _record_stream(call, self._first, self._gaps, point)
+
+
+class Latest:
+    """The metrics of the conventions' development branch (`gen_ai.client.inference.*`)."""
+
+    def __init__(self, meter: Meter, choice: Choice, *, with_legacy: bool) -> None:
+        self._choice = choice
+
+        def measured(name: str) -> Measured:
+            return measured_as(meter, name, choice)
+
+        # Embeddings keep the old duration metric, which `Legacy` already records.
+        self._other = None if with_legacy else measured("gen_ai.client.operation.duration")
+        self._duration = measured("gen_ai.client.inference.duration")
+        self._first = measured("gen_ai.client.inference.time_to_first_chunk")
+        self._gaps = measured("gen_ai.client.inference.time_per_output_chunk")
+        self._input = measured("gen_ai.client.inference.operation.input_tokens")
+        self._output = measured("gen_ai.client.inference.operation.output_tokens")
+        self._counters = {
+            fact: meter.create_counter(
+                name, unit=METRICS[name].unit, description=METRICS[name].description
+            )
+            for fact, name in (
+                ("input_tokens", "gen_ai.client.inference.usage.input_tokens"),
+                ("output_tokens", "gen_ai.client.inference.usage.output_tokens"),
+                ("cache_read_tokens", "gen_ai.client.inference.usage.cache_read.input_tokens"),
+                ("cache_write_tokens", "gen_ai.client.inference.usage.cache_write.input_tokens"),
+                ("reasoning_tokens", "gen_ai.client.inference.usage.reasoning.output_tokens"),
+            )
+        }
+
+    def record(self, call: Call, point: Point, failed: Point) -> None:
+        """Record what the call took and used; `failed` says its error as well, if it has one."""
+        seconds = call.duration_ns * _NS
+        if call.operation not in _INFERENCE:
+            if self._other is not None:
+                self._other.record(seconds, failed)
+            return
+        facts: Mapping[str, Any] = call.facts
+        self._duration.record(seconds, failed)
+        self._input.record(facts.get("input_tokens", 0), failed)
+        self._output.record(facts.get("output_tokens", 0), failed)
+        for fact, counter in self._counters.items():
+            if fact in facts:
+                for modality, tokens in _split(call, fact).items():
+                    attributes = {**point.attributes, MODALITY: modality}
+                    counter.add(self._counted(tokens), attributes, point.context)
+            elif fact in {"input_tokens", "output_tokens"}:
+                counter.add(0, {**point.attributes, MODALITY: "unknown"}, point.context)
+        _record_stream(call, self._first, self._gaps, point)
+
+    def _counted(self, tokens: int) -> int:
+        """`tokens`, or their bucket: a counter that was added to once betrays what was added."""
+        return (buckets.count(tokens) or 0) if self._choice.now.coarse else tokens
+
+
+class Engine:
+    """The model server's metrics, for engines that run in this process."""
+
+    def __init__(self, meter: Meter, choice: Choice) -> None:
+        self._duration = measured_as(meter, "gen_ai.server.request.duration", choice)
+        self._first = measured_as(meter, "gen_ai.server.time_to_first_token", choice)
+        self._per_token = measured_as(meter, "gen_ai.server.time_per_output_token", choice)
+        self.load_duration = measured_as(meter, "sottovoce.model.load.duration", choice)
+
+    def record(self, call: Call, point: Point, failed: Point) -> None:
+        """Record what the call took and used; `failed` says its error as well, if it has one."""
+        facts = call.facts
+        self._duration.record(facts.get("engine_duration_s", call.duration_ns * _NS), failed)
+        if "time_to_first_token_s" in facts:
+            self._first.record(facts["time_to_first_token_s"], point)
+        if "time_per_output_token_s" in facts and call.error is None:
+            self._per_token.record(facts["time_per_output_token_s"], point)
+
+
+def _split(call: Call, total: str) -> dict[str, int]:
+    """Modality → tokens of the fact `total`; what the provider does not split is ``unknown``."""
+    facts: Mapping[str, Any] = call.facts
+    tokens = facts[total]
+    parts = {
+        modality: facts[fact] for modality, fact in _SPLIT.get(total, {}).items() if facts.get(fact)
+    }
+    rest = tokens - sum(parts.values())
+    if rest < 0:
+        # Parts of something else.
+        parts, rest = {}, tokens
+    if rest or not parts:
+        # In-process engines are text only.
+        modality = "text" if call.in_process else "unknown"
+        parts[modality] = parts.get(modality, 0) + rest
+    return parts
+
+
+def _record_stream(call: Call, first: Measured, gaps: Measured, point: Point) -> None:
+    if not call.stream or not call.chunks:
+        return
+    first.record((call.first_chunk_ns - call.start_ns) * _NS, point)
+    if call.gaps is not None:
+        gaps.record_gaps(call.gaps, point)
