@@ -472,11 +472,9 @@ class BedrockHandler(Handler):
 
     def invoke(self, verb, family, scenario):
         if verb == "invoke":
-            counts = {
-                "X_Amzn_Bedrock_Input_Token_Count": "11",
-                "X_Amzn_Bedrock_Output_Token_Count": "7",
-                "X_Amzn_Bedrock_Invocation_Latency": "548",
-            }
+            counts = {"X_Amzn_Bedrock_Input_Token_Count": "11"}
+            if family[4]:
+                counts["X_Amzn_Bedrock_Output_Token_Count"] = "7"
             self.said(family[2], scenario, **counts)
         else:
             self.told([wrapped(each) for each in family[4]], scenario)
@@ -508,6 +506,8 @@ class BedrockHandler(Handler):
                     return
                 if scenario == "slow":
                     time.sleep(0.01)
+                    self.provider.gate.wait(10)
+                if scenario == "one" and count:
                     self.provider.gate.wait(10)
                 if scenario == "error" and count == 3:
                     each = exception()
