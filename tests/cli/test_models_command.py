@@ -78,12 +78,19 @@ def test_the_secret_is_nowhere(form):
     assert SECRET.encode().hex() not in done.stdout + done.stderr
 
 
-def test_with_a_secret_of_this_process_alone_there_is_nothing_to_tell(tmp_path):
+@pytest.fixture
+def no_home(tmp_path):
+    """An environment in which no secret can be kept."""
     file = tmp_path / "file"
     file.write_text("")
-    done = models(
-        SOTTOVOCE_KEY="", XDG_STATE_HOME=str(file), LOCALAPPDATA=str(file), HOME=str(file)
-    )
+    return {
+        "SOTTOVOCE_KEY": "",
+        **dict.fromkeys(["XDG_STATE_HOME", "LOCALAPPDATA", "HOME"], str(file)),
+    }
+
+
+def test_with_a_secret_of_this_process_alone_there_is_nothing_to_tell(no_home):
+    done = models(**no_home)
     assert done.returncode == 1
     assert done.stdout == ""
     assert "SOTTOVOCE_KEY" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
@@ -95,3 +102,16 @@ def test_the_operators_ids_are_listed_too(tmp_path):
     done = models("--search", "rocket", SOTTOVOCE_MODEL_CATALOGUE=str(file))
     assert done.stdout.split()[-1] == "acme/rocket-7b"
     assert "+file" in done.stdout
+
+
+def test_in_public_mode_no_secret_is_needed(no_home):
+    table = models("--search", "gpt-4o", SOTTOVOCE_HASH_MODE="public", **no_home)
+    assert table.returncode == 0
+    first, *lines = table.stdout.splitlines()
+    assert first == f"key public, catalogue {catalogue.VERSION}, {len(lines)} ids"
+    shown = dict(line.split() for line in lines)
+    elsewhere = Policy(Settings(key=SECRET, hash_mode="public"))
+    assert shown[elsewhere.model("gpt-4o", local=False)] == "gpt-4o"
+    made = json.loads(models("--format", "json", SOTTOVOCE_HASH_MODE="public", **no_home).stdout)
+    assert made["key_id"] is None
+    assert made["models"].items() >= shown.items()

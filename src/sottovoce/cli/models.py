@@ -1,7 +1,8 @@
 """`sottovoce models`: what the public model ids hash to, for whoever holds the key.
 
 The pseudonyms are those of the settings' secret: run it where the telemetry was made, or with
-the same `SOTTOVOCE_KEY`. The key id tells whether two machines have the same.
+the same `SOTTOVOCE_KEY`. The key id tells whether two machines have the same. In public mode
+(`SOTTOVOCE_HASH_MODE`) models have a constant in the place of the secret, so any machine will do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sottovoce.privacy.pseudonyms import Pseudonyms
+
+PUBLIC: Final = "public"
 
 
 class Named(NamedTuple):
@@ -47,20 +50,21 @@ def models(form: str, text: str) -> None:
     """Show which pseudonym stands for which publicly known model id.
 
     Needs the secret that the telemetry was made with: SOTTOVOCE_KEY, SOTTOVOCE_KEY_FILE, or
-    the one in the state directory.
+    the one in the state directory; with SOTTOVOCE_HASH_MODE=public none.
     """
     chosen, warnings = settings.read()
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     made = pseudonyms.from_settings(chosen)
-    if not made.is_kept:
+    if not made.is_kept and chosen.hash_mode != PUBLIC:
         raise click.ClickException(
             "there is no lasting secret, only one of this process: its pseudonyms occur in no "
             "telemetry. Set SOTTOVOCE_KEY or SOTTOVOCE_KEY_FILE to the one that your apps use."
         )
     found = named(made, text)
     click.echo(
-        f"key {made.key_id}, catalogue {catalogue.version()}, {len(found)} ids", err=form != "table"
+        f"key {_key(made) or PUBLIC}, catalogue {catalogue.version()}, {len(found)} ids",
+        err=form != "table",
     )
     printed = FORMATS[form](made, found)
     if printed:
@@ -81,6 +85,11 @@ def named(made: Pseudonyms, text: str = "") -> list[Named]:
     ]
 
 
+def _key(made: Pseudonyms) -> str | None:
+    """What tells the secret from others; None for one of this process, which made no telemetry."""
+    return made.key_id if made.is_kept else None
+
+
 def _table(_made: Pseudonyms, found: list[Named]) -> str:
     return "\n".join(f"{each.pseudonym}  {each.model}" for each in found)
 
@@ -88,7 +97,7 @@ def _table(_made: Pseudonyms, found: list[Named]) -> str:
 def _json(made: Pseudonyms, found: list[Named]) -> str:
     return json.dumps(
         {
-            "key_id": made.key_id,
+            "key_id": _key(made),
             "catalogue": catalogue.version(),
             "models": {each.pseudonym: each.model for each in found},
         },
