@@ -221,6 +221,8 @@ class ProviderServer:
 
 
 class _Quiet(ThreadingHTTPServer):
+    request_queue_size = 128
+
     def handle_error(self, request, client_address):
         """A client that hangs up is what several tests are about."""
 
