@@ -239,6 +239,12 @@ class _TransportInstrumentor(_Instrumentor):
         transports.set_raw_recorder(self.name, None)
         transports.remove_wire(self.name, *self.beneath)
 
+    def hooked(self) -> list[str]:
+        """Say what was replaced so far, by us or for an SDK's sake."""
+        from sottovoce import transports  # noqa: PLC0415
+
+        return transports.TRANSPORTS[self.name].patches.names()
+
 
 class HTTPXInstrumentor(_TransportInstrumentor):
     """Model calls made with httpx or httpx2 alone."""
