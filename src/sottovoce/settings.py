@@ -28,10 +28,11 @@ ALLOWED_KINDS: Final = ("span", "metric", "resource", "scope", "tool", "agent", 
 PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 """OTLP protocols, with the exporter entry point that speaks each."""
 
+# Patterns, compiled when a value has to be looked at: most of a process's settings are unset.
 # A scheme is needed, but for gRPC, which takes a bare host and port.
-_ENDPOINT: Final = re.compile(r"(?:(?:https?|unix)://\S+|(?![a-z]+://)[^\s/]+:\d+)$", re.IGNORECASE)
-_HOST: Final = re.compile(r"(?:\*\.)?[\w.\-]+|\[?[0-9a-f:.%]+\]?")
-_CREDENTIALS: Final = re.compile(r"//[^/@\s]*@")
+_ENDPOINT: Final = r"(?:(?:https?|unix)://\S+|(?![a-z]+://)[^\s/]+:\d+)"
+_HOST: Final = r"(?:\*\.)?[\w.\-]+|\[?[0-9a-f:.%]+\]?"
+_CREDENTIALS: Final = r"//[^/@\s]*@"
 _NOT_OURS: Final = ("SOTTOVOCE_BACKEND", "SOTTOVOCE_CACHE", "SOTTOVOCE_COLLECTOR_")
 """Variables of the Collector's configurations and of the Makefile, not of the package."""
 
@@ -82,7 +83,7 @@ def _seconds(text: str) -> float:
 
 def _hosts(text: str) -> tuple[str, ...]:
     hosts = tuple(host.strip().lower() for host in text.split(",") if host.strip())
-    if not all(map(_HOST.fullmatch, hosts)):
+    if not all(re.fullmatch(_HOST, host) for host in hosts):
         raise _Unusable("list hosts, without scheme, port and path, or *.example.org")
     return hosts
 
@@ -93,7 +94,7 @@ def _text(text: str) -> str | None:
 
 def _endpoint(text: str) -> str | None:
     value = text.strip()
-    if value and not _ENDPOINT.match(value):
+    if value and not re.fullmatch(_ENDPOINT, value, re.IGNORECASE):
         raise _Unusable("give an address such as http://127.0.0.1:4318")
     return value or None
 
@@ -134,7 +135,6 @@ def _setting(
     """A field of `Settings`; `safe` is the choice when the value is unusable (else the default)."""
     return field(
         default=default,
-        repr=not secret,
         metadata={
             "variable": variable,
             "default": default,
@@ -146,9 +146,14 @@ def _setting(
     )
 
 
-@dataclass(frozen=True)
+# `dataclass` would write these methods anew in every process, for a millisecond and a half.
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class Settings:
-    """What the operator decided, read once at start."""
+    """What the operator decided, read once at start.
+
+    Raises:
+        TypeError: for a value of what is no setting.
+    """
 
     profile: str = _setting(
         "SOTTOVOCE_PROFILE",
@@ -326,6 +331,28 @@ class Settings:
         meaning="send records of `logging` through the gate, without their text",
     )
 
+    def __init__(self, **chosen: Any) -> None:
+        _check(chosen)
+        # What is not chosen is the class's.
+        vars(self).update(chosen)
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, entry.name) for entry in fields(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{entry.name}={getattr(self, entry.name)!r}"
+            for entry in fields(self)
+            if not entry.metadata["secret"]
+        )
+        return f"Settings({', '.join(shown)})"
+
     def exporters(self, signal: str) -> tuple[str, ...]:
         """Entry point names of the exporters of `traces`, `metrics` or `logs`; empty for none."""
         if not self.permitted:
@@ -384,10 +411,7 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
             warnings.append(
                 f"{meta['variable']}: {shown} cannot be used; {error}. Using {meta['safe']!r}."
             )
-    unknown = set(overrides) - {entry.name for entry in fields(Settings)}
-    if unknown:
-        known = ", ".join(entry.name for entry in fields(Settings))
-        raise TypeError(f"no such setting: {', '.join(sorted(unknown))}. Settings are: {known}")
+    _check(overrides)
     known_variables = {entry.metadata["variable"] for entry in fields(Settings)}
     warnings += [
         f"{name} is not a setting of this version and does nothing."
@@ -475,9 +499,7 @@ def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
         TypeError: for a change of what is no setting.
     """
     known = {entry.name: entry.metadata for entry in fields(Settings)}
-    unknown = sorted(set(changes) - set(known))
-    if unknown:
-        raise TypeError(f"no such setting: {', '.join(unknown)}. Settings are: {', '.join(known)}")
+    _check(changes)
     accepted: dict[str, Any] = {}
     warnings: list[str] = []
     for name, given in changes.items():
@@ -496,6 +518,14 @@ def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
             continue
         accepted[name] = value
     return _settled(replace(base, **accepted), warnings)
+
+
+def _check(chosen: Mapping[str, Any]) -> None:
+    """Refuse names that are no settings."""
+    known = [entry.name for entry in fields(Settings)]
+    unknown = sorted(set(chosen).difference(known))
+    if unknown:
+        raise TypeError(f"no such setting: {', '.join(unknown)}. Settings are: {', '.join(known)}")
 
 
 def _acknowledged(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
@@ -538,7 +568,7 @@ def _contradicts(old: Any, new: Any) -> bool:
 
 def _shown(text: str) -> str:
     """A value as a message may show it: short, without a URL's user and password."""
-    return repr(_CREDENTIALS.sub("//***@", text)[:64])
+    return repr(re.sub(_CREDENTIALS, "//***@", text)[:64])
 
 
 def _bare_addresses(chosen: Settings) -> Iterator[tuple[str, str]]:

@@ -7,8 +7,7 @@ afterwards finds the tighter one.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sottovoce.privacy import buckets, ranges, rules
 from sottovoce.registry import ATTRIBUTES, DIALECTS, RULES
@@ -68,8 +67,7 @@ class Entry:
         return (self.judge if len(text) <= rules.LONGEST else self.unkept)(text)
 
 
-@dataclass(frozen=True, eq=False)
-class Compiled:
+class Compiled(NamedTuple):
     """What one profile decides.
 
     Attributes:

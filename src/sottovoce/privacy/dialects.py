@@ -9,9 +9,9 @@ and a string of digits is no count.
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce.privacy.patterns import Pattern
 from sottovoce.registry import ATTRIBUTES, DIALECTS, FOREIGN_WORDS, USAGE
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
 }
 _ADDRESS: Final = "server.address"
 _PORT: Final = "server.port"
-_URL: Final = re.compile(
+_URL: Final = Pattern(
     r"https?://(?:[^/?#@]*@)?(\[[0-9a-fA-F:.]+\]|[^/?#:@]+)(?::(\d{1,5}))?(?:[/?#]|$)"
 )
 _LONGEST_URL: Final = 2048
 _LONGEST_USAGE: Final = 4096
 _LONGEST_WORD: Final = 64
 _LONGEST_MS: Final = 10**12
-_LIST: Final = re.compile(r'\[\s*"[\w\-]{1,64}"\s*(?:,\s*"[\w\-]{1,64}"\s*){0,15}\]', re.ASCII)
+_LIST: Final = Pattern(r'\[\s*"[\w\-]{1,64}"\s*(?:,\s*"[\w\-]{1,64}"\s*){0,15}\]')
 
 
 def said(found: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:

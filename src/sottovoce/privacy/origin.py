@@ -7,7 +7,6 @@ one), which is therefore cleaned anew, whatever was added.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -15,6 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
+from sottovoce.privacy.patterns import Pattern
 from sottovoce.privacy.rules import VERSION
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SCHEMA: Final = re.compile(
-    r"https://opentelemetry\.io/schemas/(?:gen-ai(?:-dev)?/)?\d{1,2}\.\d{1,3}\.\d{1,3}(?:-dev)?",
-    re.ASCII,
+_SCHEMA: Final = Pattern(
+    r"https://opentelemetry\.io/schemas/(?:gen-ai(?:-dev)?/)?\d{1,2}\.\d{1,3}\.\d{1,3}(?:-dev)?"
 )
 _MOST: Final = 512
 

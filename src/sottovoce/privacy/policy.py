@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import settings as settings_
-from sottovoce.privacy import catalogue, dialects, ranges, rules
+from sottovoce.privacy import dialects, ranges, rules
 from sottovoce.privacy.compiled import Choice, Names, compile_profile
 from sottovoce.privacy.drops import FOLD_AT, Drops
 from sottovoce.privacy.pseudonyms import Pseudonyms, from_settings
@@ -344,6 +344,8 @@ class Policy:
         return Changed(tuple(judged), changed) if changed else tuple(judged)
 
     def _model(self, raw: str, local: bool) -> str:
+        from sottovoce.privacy import catalogue  # noqa: PLC0415 - an app may never name a model
+
         if self._pseudonyms.has_made(raw) or (local and catalogue.is_descriptor(raw)):
             return raw
         if (local or self._remote_catalogue) and catalogue.is_public(raw):

@@ -8,7 +8,6 @@ booleans need no rule beyond their type, which the policy checks itself.
 from __future__ import annotations
 
 import builtins
-import re
 import sys
 from collections.abc import Callable, Container
 from functools import lru_cache
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
 from sottovoce.privacy import tripwire
+from sottovoce.privacy.patterns import Pattern
 from sottovoce.registry import ATTRIBUTES, SCOPES, SHAPES, WORDS
 
 if TYPE_CHECKING:
@@ -107,38 +107,39 @@ _TENANT_SUFFIXES: Final = (
     "cloudflare.com",
     "endpoints.huggingface.cloud",
 )
-_LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]")
-_AUTHORITY: Final = re.compile(
+_LOOPBACK: Final = Pattern(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]")
+_AUTHORITY: Final = Pattern(
     r"(?:https?://(?:[^/?#@]*@)?)?(\[[0-9a-fA-F:.]+\]|[^/?#:@\s]+)(?::\d{1,5})?(?:[/?#]|$)"
 )
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
-_PRIVATE: Final = re.compile(
+_PRIVATE: Final = Pattern(
     r"10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}"
     r"|169\.254(?:\.\d{1,3}){2}|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])(?:\.\d{1,3}){2}"
     r"|\[?f(?:[cd][0-9a-f]{2}|e[89ab][0-9a-f]):[0-9a-f:.%]*\]?"
     r"|[^.:]*|.*\.(?:local|internal|lan|home|corp|intranet|localhost)|/.*"
 )
 
-_STATUS: Final = re.compile(r"[1-5]\d\d")
-_CLASS: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*){0,12}", re.ASCII)
-_ROUTE: Final = re.compile(r"/[\w\-./{}<>:]*", re.ASCII)
+_STATUS: Final = Pattern(r"[1-5]\d\d")
+_CLASS: Final = Pattern(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*){0,12}")
+_ROUTE: Final = Pattern(r"/[\w\-./{}<>:]*")
 # A template's literal parts are words; digits in numbers or an id in hex are somebody's value.
-_ROUTE_PART: Final = re.compile(
-    r"|v\d{1,2}|[A-Za-z][A-Za-z_\-]{0,31}(?:\.[a-z]{1,5})?|\{[A-Za-z_][\w:]{0,31}\}|<[A-Za-z_][\w:]{0,31}>|:[A-Za-z_]\w{0,31}",
-    re.ASCII,
+_ROUTE_PART: Final = Pattern(
+    r"|v\d{1,2}|[A-Za-z][A-Za-z_\-]{0,31}(?:\.[a-z]{1,5})?|\{[A-Za-z_][\w:]{0,31}\}|<[A-Za-z_][\w:]{0,31}>|:[A-Za-z_]\w{0,31}"
 )
 
-_SHAPES: Final = {name: re.compile(pattern, re.ASCII) for name, pattern in SHAPES.items()}
+_PATTERNS: Final = {pattern: Pattern(pattern) for pattern in SHAPES.values()}
+_SHAPES: Final = {name: _PATTERNS[pattern] for name, pattern in SHAPES.items()}
 """Attribute → what a kept value of it must look like; stricter than the tripwire."""
 
 VERSION: Final = _SHAPES["telemetry.sdk.version"]
 """A version as packages and runtimes have it: numbers, and the stages of a release."""
 
-_TRIPWIRE: Final = re.compile(
-    r"[^\s@]@[^\s@]+\.\w|\b(?:sk|pk|rk|ghp|gho|xox[abp]|hf|AKIA|AIza|eyJ)[-_]?[A-Za-z0-9_\-]{16}"
-    r"|[Bb]earer |://|(?:^|[\s\"'=(])(?:~|\.{1,2})?/(?:home|Users|root|var|tmp|mnt|private|Volumes|opt)/|[A-Za-z]:\\|\d{9}"
+_NO_NAME: Final = Pattern(
+    r"://|(?:^|[\s\"'=(])(?:~|\.{1,2})?/(?:home|Users|root|var|tmp|mnt|private|Volumes|opt)/"
+    r"|[A-Za-z]:\\|\d{9}"
 )
-"""What no kept string may hold: an address, a key, a token, a URL, a path, a long number."""
+"""What a text that the operator chose does not hold, besides what the tripwire finds: a URL, a
+path, a long number."""
 
 
 def text(value: str) -> Verdict:
@@ -219,7 +220,7 @@ def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[
             return verdict
         if shape is not None:
             return value if shape.fullmatch(value) else SHAPE
-        return TRIPWIRE if _TRIPWIRE.search(value) else value
+        return TRIPWIRE if _NO_NAME.search(value) else value
 
     return keep
 

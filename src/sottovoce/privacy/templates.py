@@ -10,8 +10,9 @@ time is the template's size times the text's length at most, whatever the two ar
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from sottovoce.privacy.patterns import Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ HEAD: Final = 2
 LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:/@+")
 """What ids are made of."""
 
-_BEGINNING: Final = re.compile(r"[^()\[\]{}|]*")
+_BEGINNING: Final = Pattern(r"[^()\[\]{}|]*")
 _DAYS: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _FEBRUARY: Final = 2
 

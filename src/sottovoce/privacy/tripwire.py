@@ -12,6 +12,8 @@ import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce.privacy.patterns import Pattern
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -81,15 +83,14 @@ PATTERNS: Final[tuple[tuple[str, str], ...]] = (
 _ALTERNATION: Final = "|".join(f"(?:{pattern})" for _, pattern in PATTERNS)
 
 # Digits as cards have them: together, or in groups.
-_DIGITS: Final = re.compile(r"(?<![\w.])\d[\d \-]{11,}\d(?![\w])(?!\.\d)", re.ASCII)
+_DIGITS: Final = Pattern(r"(?<![\w.])\d[\d \-]{11,}\d(?![\w])(?!\.\d)")
 _LONGEST_CARD: Final = 19
 _GROUP: Final = range(3, 7)
 # Issuers, each with the lengths of its numbers: a time in nanoseconds has 19 digits, too.
-_CARD: Final = re.compile(
+_CARD: Final = Pattern(
     r"4(?:\d{12}|\d{15})|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"
     r"|3[47]\d{13}|(?:30[0-5]|36\d|3[89]\d)\d{11}|35(?:2[89]|[3-8]\d)\d{12}"
-    r"|(?:6011|64[4-9]\d|65\d\d)\d{12}|(?:62|50|5[6-8]|6[037])\d{14,17}",
-    re.ASCII,
+    r"|(?:6011|64[4-9]\d|65\d\d)\d{12}|(?:62|50|5[6-8]|6[037])\d{14,17}"
 )
 
 
@@ -135,7 +136,7 @@ def has_card(text: str) -> bool:
 
 
 def _is_card_in(run: str) -> bool:
-    groups = [group for group in re.split("[ -]", run) if group]
+    groups = run.replace("-", " ").split()
     for first in range(len(groups)):
         digits = ""
         for group in groups[first:]:
