@@ -180,6 +180,8 @@ class GeminiHandler(Handler):
                 if scenario == "slow":
                     time.sleep(0.01)
                     self.provider.gate.wait(10)
+                if scenario == "held" and count == 3:
+                    self.provider.gate.wait(10)
                 if scenario == "error" and count == 2:
                     event = error(503)
                 if scenario == "bare_error" and count == 2:
