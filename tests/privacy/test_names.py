@@ -9,7 +9,7 @@ from sottovoce.registry import ATTRIBUTES
 
 IDS = [key for key, row in ATTRIBUTES.items() if row.rule == "hash_rot"]
 USERS = [key for key, row in ATTRIBUTES.items() if row.rule == "hash_user"]
-NAMES = [key for key, row in ATTRIBUTES.items() if row.rule == "allow12"]
+NAMES = [key for key, row in ATTRIBUTES.items() if row.rule == "allow12" and row.type == "string"]
 TEXTS = ["c-1", "joe@acme.example", "0123456789abcdef", "0123456789ab", "h:0123456789ab", "ü"]
 
 
@@ -83,6 +83,19 @@ def test_a_name_leaves_as_twelve_digits(make_policy, key):
         assert shown == Pseudonyms(b"a secret of the tests").name(text)
         assert left(policy, key, shown) == shown
     assert left(policy, key, "x" * 129) is None
+
+
+def test_each_name_of_a_list_is_judged_alone(make_policy):
+    key, names = "sottovoce.response.tool_calls.names", ("bash", "find_anna", "find_books")
+    policy = make_policy(allow=("tool:find_books",))
+    shown = left(policy, key, names)
+    assert (shown[0], shown[2]) == ("bash", "find_books")
+    assert re.fullmatch("[0-9a-f]{12}", shown[1])
+    assert left(policy, key, shown) == shown
+    assert left(make_policy(profile="strict"), key, names) == ("bash", "_OTHER", "_OTHER")
+    assert left(make_policy(profile="aggregate"), key, names) is None
+    for wrong in (("bash", 7), "bash find_anna", ("x" * 129,), 7):
+        assert left(policy, key, wrong) is None
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,28 @@ NAMES = [
         },
         "chat llama3.2",
     ),
+    (
+        f"execute_tool {CANARY}",
+        {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "bash"},
+        "execute_tool bash",
+    ),
+    (
+        f"tools/call {CANARY}",
+        {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": "bash",
+            "mcp.method.name": "tools/call",
+        },
+        "tools/call bash",
+    ),
+    ("x", {"mcp.method.name": "ping", "gen_ai.tool.name": "bash"}, "ping"),
+    (
+        CANARY,
+        {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "_OTHER"},
+        "execute_tool",
+    ),
+    (CANARY, {"gen_ai.operation.name": "execute_tool", "mcp.method.name": CANARY}, "execute_tool"),
+    (CANARY, {"gen_ai.operation.name": "invoke_agent"}, "invoke_agent"),
     (f"GET /{CANARY}", {"http.request.method": "GET"}, "GET"),
     (f"{CANARY} /", {"http.request.method": CANARY}, "HTTP"),
     ("GET", {"http.request.method": "GET", "http.route": "/items/{id}"}, "GET /items/{id}"),

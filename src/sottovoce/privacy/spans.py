@@ -40,12 +40,21 @@ LASTED: Final = "sottovoce.duration.bucket"
 _NAMED_BY: Final = (
     ("db.operation.name", ""),
     ("db.system.name", ""),
-    ("mcp.method.name", ""),
     ("rpc.system.name", ""),
     ("messaging.operation.type", "messaging.system"),
     ("messaging.system", ""),
 )
 """What names a span that calls neither a model nor a URL, and what is said after it."""
+
+_METHOD: Final = "mcp.method.name"
+_WHAT_IT_DOES: Final = {
+    "execute_tool": "gen_ai.tool.name",
+    "create_agent": "gen_ai.agent.name",
+    "invoke_agent": "gen_ai.agent.name",
+    "tools/call": "gen_ai.tool.name",
+    "prompts/get": "gen_ai.prompt.name",
+}
+"""Operation or method → what is said after it in a span's name, where that is no model."""
 
 
 class SpanGate(SynchronousMultiSpanProcessor):
@@ -217,10 +226,14 @@ def _plain(attributes: Attributes) -> Mapping[str, Any]:
 
 def _from_template(attributes: Mapping[str, Any]) -> str | None:
     """The name of a span of a known kind, made of attributes that passed the policy."""
-    operation = attributes.get(OPERATION)
+    method = attributes.get(_METHOD)
+    # The name of a tool call over MCP is its method's, whoever says besides that a tool runs.
+    operation = attributes.get(OPERATION) if method is None or method == OTHER else method
     if operation is not None:
-        model = attributes.get(MODEL)
-        return f"{operation} {model}" if model else str(operation)
+        what = attributes.get(_WHAT_IT_DOES.get(operation, MODEL))
+        if what is None or what == OTHER:
+            what = attributes.get(MODEL)
+        return f"{operation} {what}" if what else str(operation)
     method = attributes.get("http.request.method")
     if method is not None:
         method = "HTTP" if method == OTHER else method
