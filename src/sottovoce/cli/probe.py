@@ -60,8 +60,10 @@ def _is_installed(module: str) -> bool:
     """Whether there is such a module; its parents are imported to find out."""
     try:
         return find_spec(module) is not None
-    except Exception:  # noqa: BLE001 - a parent that is absent or cannot be imported
+    except ModuleNotFoundError:
         return False
+    except Exception:  # noqa: BLE001 - a parent is there and fails
+        return True
 
 
 if __name__ == "__main__":
