@@ -6,12 +6,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
+from sottovoce.protocols.openai_audio import OPENAI_AUDIO
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
+from sottovoce.protocols.openai_images import OPENAI_IMAGES
+from sottovoce.protocols.openai_moderations import OPENAI_MODERATIONS
 from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
 
-ALL = [OPENAI_CHAT, OPENAI_COMPLETIONS, OPENAI_RESPONSES, OPENAI_EMBEDDINGS]
+ALL = [
+    OPENAI_CHAT,
+    OPENAI_COMPLETIONS,
+    OPENAI_RESPONSES,
+    OPENAI_EMBEDDINGS,
+    OPENAI_IMAGES,
+    OPENAI_AUDIO,
+    OPENAI_MODERATIONS,
+    ANTHROPIC_MESSAGES,
+]
 CANARY = "the canary sings"
 
 
@@ -190,6 +203,155 @@ BODIES = {
         {"object": "response", "status": "queued", "model": "gpt-5", "output": [], "usage": None},
         {"response_model": "gpt-5"},
     ),
+    "chat with sound and a tool that is named": (
+        OPENAI_CHAT,
+        {
+            "model": "gpt-4o-audio-preview",
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "tool_calls",
+                    "message": {
+                        "content": CANARY,
+                        "audio": {"id": "a", "data": CANARY, "transcript": CANARY},
+                        "tool_calls": [
+                            {"id": "c", "type": "function", "function": {"name": "weather"}},
+                            {"id": "d", "type": "custom", "custom": {"name": "time"}},
+                            {"id": "e", "type": "function", "function": {"name": CANARY}},
+                        ],
+                    },
+                }
+            ],
+            "usage": {
+                "prompt_tokens": 19,
+                "completion_tokens": 10,
+                "prompt_tokens_details": {"audio_tokens": 7, "text_tokens": 12},
+                "completion_tokens_details": {"audio_tokens": 8, "reasoning_tokens": 0},
+            },
+        },
+        {
+            "response_model": "gpt-4o-audio-preview",
+            "finish_reasons": ["tool_calls"],
+            "input_tokens": 19,
+            "output_tokens": 10,
+            "reasoning_tokens": 0,
+            "input_audio_tokens": 7,
+            "output_audio_tokens": 8,
+            "tool_call_count": 3,
+            "tool_names": ["weather", "time"],
+        },
+    ),
+    "images": (
+        OPENAI_IMAGES,
+        {
+            "created": 1713833628,
+            "background": "transparent",
+            "data": [{"b64_json": CANARY, "revised_prompt": CANARY}],
+            "output_format": "png",
+            "quality": "high",
+            "size": "1024x1024",
+            "usage": {
+                "total_tokens": 100,
+                "input_tokens": 50,
+                "output_tokens": 50,
+                "input_tokens_details": {"text_tokens": 10, "image_tokens": 40},
+            },
+        },
+        {
+            "input_tokens": 50,
+            "output_tokens": 50,
+            "input_text_tokens": 10,
+            "input_image_tokens": 40,
+        },
+    ),
+    "a transcript": (
+        OPENAI_AUDIO,
+        {
+            "text": CANARY,
+            "logprobs": [{"token": CANARY, "logprob": -0.5}],
+            "usage": {
+                "type": "tokens",
+                "input_tokens": 14,
+                "input_token_details": {"text_tokens": 10, "audio_tokens": 4},
+                "output_tokens": 45,
+                "total_tokens": 59,
+            },
+        },
+        {
+            "input_tokens": 14,
+            "output_tokens": 45,
+            "input_text_tokens": 10,
+            "input_audio_tokens": 4,
+        },
+    ),
+    "a transcript that is paid for by the minute": (
+        OPENAI_AUDIO,
+        {"text": CANARY, "usage": {"type": "duration", "seconds": 6}},
+        {},
+    ),
+    "moderations": (
+        OPENAI_MODERATIONS,
+        {
+            "id": "modr-1",
+            "model": "omni-moderation-latest",
+            "results": [{"flagged": True, "categories": {CANARY: True}}],
+        },
+        {"response_model": "omni-moderation-latest"},
+    ),
+    "messages": (
+        ANTHROPIC_MESSAGES,
+        {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": "claude-sonnet-4-5-20250929",
+            "content": [
+                {"type": "thinking", "thinking": CANARY, "signature": CANARY},
+                {"type": "text", "text": CANARY},
+                {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+                {"type": "web_search_tool_result", "tool_use_id": "s", "content": []},
+                {"type": "tool_use", "id": "t", "name": "weather", "input": {"city": CANARY}},
+            ],
+            "stop_reason": "tool_use",
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": 2095,
+                "cache_creation_input_tokens": 51,
+                "cache_read_input_tokens": 2051,
+                "output_tokens": 503,
+                "output_tokens_details": {"thinking_tokens": 100},
+                "service_tier": "standard",
+            },
+        },
+        {
+            "response_model": "claude-sonnet-4-5-20250929",
+            "finish_reasons": ["tool_use"],
+            "input_tokens": 4197,
+            "output_tokens": 503,
+            "cache_read_tokens": 2051,
+            "cache_write_tokens": 51,
+            "reasoning_tokens": 100,
+            "tool_call_count": 2,
+            "tool_names": ["web_search", "weather"],
+        },
+    ),
+    "messages of others that speak the wire": (
+        ANTHROPIC_MESSAGES,
+        {
+            "type": "message",
+            "model": "local",
+            "content": [{"type": "text", "text": CANARY}],
+            "stop_reason": "stop_sequence",
+            "stop_sequence": CANARY,
+            "usage": {"input_tokens": 5, "output_tokens": 7},
+        },
+        {
+            "response_model": "local",
+            "finish_reasons": ["stop_sequence"],
+            "input_tokens": 5,
+            "output_tokens": 7,
+        },
+    ),
     "embeddings": (
         OPENAI_EMBEDDINGS,
         {
@@ -324,6 +486,19 @@ def test_a_large_body_without_usage_is_counted(reading):
             "server_error",
         ),
         (OPENAI_RESPONSES, {"error": {"type": "x_error"}}, "x_error"),
+        (
+            ANTHROPIC_MESSAGES,
+            {"type": "error", "error": {"type": "overloaded_error", "message": CANARY}},
+            "overloaded_error",
+        ),
+        (ANTHROPIC_MESSAGES, {"type": "error", "error": None}, "_OTHER"),
+        (ANTHROPIC_MESSAGES, {"error": {"message": CANARY, "code": 400}}, "400"),
+        (ANTHROPIC_MESSAGES, {"type": "message", "error": None}, None),
+        (
+            OPENAI_IMAGES,
+            {"error": {"code": "content_policy_violation"}},
+            "content_policy_violation",
+        ),
         (OPENAI_CHAT, {"detail": CANARY}, None),
         (OPENAI_CHAT, {"error": None}, None),
     ],
@@ -360,6 +535,19 @@ def test_a_broken_body_is_counted_and_does_no_harm(reading, wire, reasons):
     assert read.call.is_open
 
 
+@pytest.mark.parametrize("size", [5 << 20, 50_000])
+@pytest.mark.parametrize("name", ["images", "messages"])
+def test_the_counts_of_a_large_answer_are_found_at_its_end(reading, name, size):
+    protocol, body, facts = BODIES[name]
+    place = "data" if name == "images" else "content"
+    large = {**body, place: [{"b64_json": CANARY * 30_000, "text": '"usage":{"input_tokens":1}'}]}
+    wire = json.dumps(large).encode()
+    read = reading(protocol, "application/json")
+    read.feed(*(wire[i : i + size] for i in range(0, len(wire), size))).finish()
+    kept = {k: v for k, v in facts.items() if not k.startswith("tool_")}
+    assert (read.facts, read.malformed) == (kept, [])
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "audio/mpeg", "text/html", None])
 def test_other_content_is_not_looked_at(reading, kind):
     read = reading(content_type=kind).feed(json.dumps(answer()).encode(), b"data: {}\n\n").finish()
@@ -383,6 +571,7 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 KEYS = ["choices", "usage", "error", "output", "status", "response", "item", "type", "object"]
+KEYS += ["message", "content", "content_block", "delta", "stop_reason", "index"]
 
 
 @settings(max_examples=200, deadline=None)

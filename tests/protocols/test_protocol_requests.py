@@ -9,14 +9,27 @@ from hypothesis import strategies as st
 
 from sottovoce.call import Facts
 from sottovoce.protocols import request_facts
+from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
+from sottovoce.protocols.openai_audio import OPENAI_AUDIO
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
+from sottovoce.protocols.openai_images import OPENAI_IMAGES
+from sottovoce.protocols.openai_moderations import OPENAI_MODERATIONS
 from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
 from sottovoce.protocols.reader import MAX_PARSED_REQUEST
 from sottovoce.protocols.skeleton import skeleton
 
-ALL = [OPENAI_CHAT, OPENAI_COMPLETIONS, OPENAI_RESPONSES, OPENAI_EMBEDDINGS]
+ALL = [
+    OPENAI_CHAT,
+    OPENAI_COMPLETIONS,
+    OPENAI_RESPONSES,
+    OPENAI_EMBEDDINGS,
+    OPENAI_IMAGES,
+    OPENAI_AUDIO,
+    OPENAI_MODERATIONS,
+    ANTHROPIC_MESSAGES,
+]
 CANARY = "the canary sings"
 LONG = CANARY * 8000
 USER = {"role": "user", "content": CANARY}
@@ -120,6 +133,61 @@ EXAMPLES = [
         },
     ),
     (
+        ANTHROPIC_MESSAGES,
+        {
+            "model": "claude-sonnet-4-5",
+            "max_tokens": 1024,
+            "system": CANARY,
+            "messages": [USER],
+            "stream": True,
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "top_k": 40,
+            "stop_sequences": [CANARY, "b"],
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
+            "output_config": {
+                "effort": "low",
+                "format": {"type": "json_schema", "schema": {"title": CANARY}},
+            },
+            "tools": [{"name": CANARY, "input_schema": {"type": "object"}}] * 2,
+            "metadata": {"user_id": CANARY},
+            "service_tier": "auto",
+        },
+        {
+            "request_model": "claude-sonnet-4-5",
+            "request_max_tokens": 1024,
+            "request_stream": True,
+            "request_temperature": 1.0,
+            "request_top_p": 0.9,
+            "request_top_k": 40,
+            "request_stop_count": 2,
+            "request_reasoning_level": "low",
+            "request_tool_count": 2,
+            "output_type": "json",
+            "user_turn": True,
+        },
+    ),
+    (
+        ANTHROPIC_MESSAGES,
+        {"model": "m", "messages": [USER], "output_format": {"type": "json_schema"}},
+        {"request_model": "m", "output_type": "json", "user_turn": True},
+    ),
+    (
+        OPENAI_IMAGES,
+        {"model": "gpt-image-1", "prompt": CANARY, "n": 2, "stream": True, "size": "1024x1024"},
+        {"request_model": "gpt-image-1", "request_choice_count": 2, "request_stream": True},
+    ),
+    (
+        OPENAI_AUDIO,
+        {"model": "tts", "input": CANARY, "voice": "alloy", "instructions": CANARY},
+        {"request_model": "tts"},
+    ),
+    (
+        OPENAI_MODERATIONS,
+        {"model": "omni-moderation-latest", "input": [CANARY]},
+        {"request_model": "omni-moderation-latest"},
+    ),
+    (
         OPENAI_EMBEDDINGS,
         {
             "model": "text-embedding-3-small",
@@ -180,6 +248,31 @@ def test_a_turn_is_a_persons_by_role_and_block_type(message, person):
     assert OPENAI_CHAT.request(body)["user_turn"] is person
     large = json.dumps({"pad": LONG, **body}).encode()
     assert request_facts(OPENAI_CHAT, large)["user_turn"] is person
+
+
+RESULT = {"type": "tool_result", "tool_use_id": "t", "content": CANARY}
+TEXT = {"type": "text", "text": CANARY}
+
+
+@pytest.mark.parametrize(
+    ("message", "person"),
+    [
+        (USER, True),
+        ({"role": "user", "content": [TEXT]}, True),
+        ({"role": "user", "content": [{"type": "image", "source": {}}]}, True),
+        ({"role": "user", "content": [{"type": "document", "source": {}}]}, True),
+        ({"role": "user", "content": [RESULT]}, False),
+        # What stands beside a result is nearly always a reminder of the app's.
+        ({"role": "user", "content": [RESULT, TEXT]}, False),
+        ({"role": "user", "content": [{"type": "mcp_tool_result", "content": []}]}, False),
+        ({"role": "assistant", "content": [TEXT]}, False),
+    ],
+)
+def test_a_message_to_claude_is_a_persons_unless_it_answers_a_tool(message, person):
+    body = {"model": "m", "messages": [USER, message]}
+    assert ANTHROPIC_MESSAGES.request(body)["user_turn"] is person
+    large = json.dumps({"pad": LONG, **body}).encode()
+    assert request_facts(ANTHROPIC_MESSAGES, large)["user_turn"] is person
 
 
 @pytest.mark.parametrize(
@@ -273,6 +366,7 @@ JSON = st.recursive(
 )
 WORDS = st.sampled_from(["user", "tool", "text", "m", "json_object", "low", 'a"b', "\\", "é\u2028"])
 KEYS = ["model", "messages", "input", "stop", "tools", "n", "stream", "text", "reasoning"]
+KEYS += ["output_config", "stop_sequences"]
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": WORDS},
@@ -312,7 +406,7 @@ def test_the_shape_of_any_body_tells_what_parsing_it_tells(body, ascii_only, ind
     wire = json.dumps(body, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace")
     parsed = json.loads(wire)
     shape = skeleton(wire)
-    for protocol in (OPENAI_CHAT, OPENAI_RESPONSES):
+    for protocol in (OPENAI_CHAT, OPENAI_RESPONSES, ANTHROPIC_MESSAGES):
         assert protocol.request(shape) == protocol.request(parsed)
 
 

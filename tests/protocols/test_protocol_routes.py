@@ -25,6 +25,21 @@ from sottovoce.protocols import match
         ("/openai/responses?api-version=preview", "chat", "openai_responses"),
         ("/v1/embeddings", "embeddings", "openai_embeddings"),
         ("/openai/deployments/e/embeddings", "embeddings", "openai_embeddings"),
+        ("/v1/responses/compact", "chat", "openai_responses"),
+        ("/v1/images/generations", "generate_content", "openai_images"),
+        ("/v1/images/edits", "generate_content", "openai_images"),
+        ("/v1/images/variations", "generate_content", "openai_images"),
+        ("/openai/v1/audio/speech", "generate_content", "openai_audio"),
+        ("/v1/audio/transcriptions", "generate_content", "openai_audio"),
+        ("/openai/deployments/w/audio/translations", "generate_content", "openai_audio"),
+        ("/v1/moderations", "moderation", "openai_moderations"),
+        ("/v1/messages?beta=true", "chat", "anthropic_messages"),
+        ("/anthropic/v1/messages", "chat", "anthropic_messages"),
+        (
+            "/v1/projects/p/locations/l/publishers/anthropic/models/m@1:streamRawPredict",
+            "chat",
+            "anthropic_messages",
+        ),
     ],
 )
 def test_a_path_is_known_by_its_end(path, operation, protocol):
@@ -48,8 +63,13 @@ def test_a_path_is_known_by_its_end(path, operation, protocol):
         "/v1/chat/completions/chatcmpl-1/messages",
         "/v1/batches",
         "/v1/files?purpose=/v1/chat/completions",
-        "/v1/images/generations",
-        "/v1/audio/speech",
+        "/v1/audio/voices",
+        "/v1/images",
+        "/v1/videos",
+        "/v1/messages/count_tokens",
+        "/v1/messages/batches",
+        "/v1/threads/thread_1/messages",
+        "/v1/projects/p/locations/l/publishers/anthropic/models/count-tokens:rawPredict",
         "/surveys/myresponses",
         "/xchat/completionsx",
         "/v1/realtime#/v1/chat/completionsx",
@@ -57,6 +77,35 @@ def test_a_path_is_known_by_its_end(path, operation, protocol):
 )
 def test_other_paths_are_nobodys_business(path):
     assert match("POST", path) is None
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/responses/resp_1", "responses/resp_1/", "/v1/responses/resp_1?stream=true"]
+)
+def test_a_response_is_fetched_with_a_get(path):
+    route = match("GET", path)
+    assert (route.operation, route.protocol.name) == ("fetch_response", "openai_responses")
+    assert route.unmistakable
+    assert match("get", path) == route
+    assert match("DELETE", path) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/responses",
+        "/v1/responses/",
+        "/v1/responses/resp_1/input_items",
+        "/myresponses/resp_1",
+        "/v1/chat/completions/chatcmpl-1",
+    ],
+)
+def test_other_things_that_are_fetched_are_not_responses(path):
+    assert match("GET", path) is None
+
+
+def test_a_response_of_somebody_elses_is_told_by_its_id():
+    assert not match("GET", "/surveys/responses/17").unmistakable
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", ""])
@@ -71,3 +120,8 @@ def test_a_longer_name_before_is_not_chat():
 def test_a_deployment_in_the_path_is_the_model_where_the_body_names_none():
     route = match("POST", "/openai/deployments/my%20gpt/chat/completions?api-version=1")
     assert route.facts == {"request_model": "my gpt"}
+
+
+def test_a_path_that_says_what_comes_out_and_a_deployment_tells_both():
+    route = match("POST", "/openai/deployments/w/audio/translations")
+    assert route.facts == {"output_type": "text", "request_model": "w"}

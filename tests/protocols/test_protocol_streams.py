@@ -118,15 +118,17 @@ STREAMS = {
             "response_service_tier": "default",
             "finish_reasons": ["tool_calls"],
             "tool_call_count": 2,
+            "tool_names": ["weather", "time"],
         },
     ),
     "tool calls that are all number 0": (
         [HELLO, tool(0, "a", "f"), tool(0, "b", "f"), chunk({}, "tool_calls")],
-        {**MODEL, "finish_reasons": ["tool_calls"], "tool_call_count": 2},
+        {**MODEL, "finish_reasons": ["tool_calls"], "tool_call_count": 2}
+        | {"tool_names": ["f", "f"]},
     ),
     "tool calls that repeat their name and have no id": (
         [HELLO, tool(0, None, "f"), tool(0, None, "f", "{}"), chunk({}, "tool_calls")],
-        {**MODEL, "finish_reasons": ["tool_calls"], "tool_call_count": 1},
+        {**MODEL, "finish_reasons": ["tool_calls"], "tool_call_count": 1} | {"tool_names": ["f"]},
     ),
     "azure": (
         [AZURE_FIRST, HELLO, STOP],

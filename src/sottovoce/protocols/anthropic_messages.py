@@ -21,6 +21,7 @@ from sottovoce.protocols.protocol import (
     at,
     error_code,
     length,
+    names,
     of,
     read,
     rows,
@@ -82,6 +83,13 @@ def _tool_calls(body: Body) -> int | None:
     return sum(map(_is_tool_call, blocks)) or None
 
 
+@of("content")
+def _tool_names(body: Body) -> list[str] | None:
+    content = body.get("content")
+    blocks = content if isinstance(content, list) else ()
+    return names(*(block.get("name") for block in blocks if _is_tool_call(block)))
+
+
 def _is_tool_call(block: Any) -> bool:
     """Whether a block calls a tool: the app's, the provider's own or an MCP server's."""
     kind = block.get("type") if isinstance(block, Mapping) else None
@@ -103,7 +111,7 @@ def _event(body: Body, seen: Seen) -> Candidates:
     block = body.get("content_block")
     if isinstance(block, Mapping):
         if _is_tool_call(block):
-            seen.tool(0, body.get("index"), block.get("id"))
+            seen.tool(0, body.get("index"), block.get("id"), block.get("name"))
         return seen.candidates()
     message = body.get("message")
     if not isinstance(message, Mapping):
@@ -153,6 +161,7 @@ ANSWERED: Final[Table] = (
     + rows(
         ("finish_reasons", _reasons),
         ("tool_call_count", _tool_calls),
+        ("tool_names", _tool_names),
     )
 )
 

@@ -13,12 +13,14 @@ from typing import Any, Final
 from sottovoce.protocols.protocol import (
     Body,
     Candidates,
+    Find,
     Protocol,
     Seen,
     Table,
     at,
     error_code,
     length,
+    names,
     of,
     read,
     rows,
@@ -82,7 +84,7 @@ def event(body: Body, seen: Seen) -> Candidates:
         calls = delta.get("tool_calls") if isinstance(delta, Mapping) else None
         for place, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, Mapping):
-                seen.tool(index, call.get("index", place), call.get("id"))
+                seen.tool(index, call.get("index", place), call.get("id"), _tool_name(call))
     return {**read(CHUNK, body), **seen.candidates()}
 
 
@@ -120,14 +122,37 @@ def _reasons(body: Body) -> list[str] | None:
     return seen.candidates().get("finish_reasons")
 
 
-@of("choices")
-def _tool_calls(body: Body) -> int | None:
-    total = 0
+def _calls(body: Body) -> list[Any]:
+    found: list[Any] = []
     for choice in _choices(body):
         message = choice.get("message")
         calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-        total += len(calls) if isinstance(calls, list) else 0
-    return total or None
+        found.extend(calls if isinstance(calls, list) else ())
+    return found
+
+
+@of("choices")
+def _tool_calls(body: Body) -> int | None:
+    return len(_calls(body)) or None
+
+
+@of("choices")
+def _tool_names(body: Body) -> list[str] | None:
+    return names(*map(_tool_name, _calls(body)))
+
+
+def _tool_name(call: Any) -> Any:
+    """Find what a tool call calls: a function, or a tool that takes any text."""
+    if not isinstance(call, Mapping):
+        return None
+    called = call.get("function") or call.get("custom")
+    return called.get("name") if isinstance(called, Mapping) else None
+
+
+def used(*path: str) -> Find:
+    """Find the count at `path` unless it is 0: a modality that was not used is not told of."""
+    find = at(*path)
+    return of(path[0])(lambda body: find(body) or None)
 
 
 SAMPLING: Final[Table] = rows(
@@ -164,6 +189,11 @@ CHUNK: Final[Table] = rows(
     ("cache_read_tokens", at("usage", "cached_tokens")),  # Moonshot
     ("cache_write_tokens", at("usage", "prompt_tokens_details", "cache_write_tokens")),
     ("reasoning_tokens", at("usage", "completion_tokens_details", "reasoning_tokens")),
+    ("input_audio_tokens", used("usage", "prompt_tokens_details", "audio_tokens")),
+    ("input_image_tokens", used("usage", "prompt_tokens_details", "image_tokens")),
+    ("input_video_tokens", used("usage", "prompt_tokens_details", "video_tokens")),
+    ("output_audio_tokens", used("usage", "completion_tokens_details", "audio_tokens")),
+    ("output_image_tokens", used("usage", "completion_tokens_details", "image_tokens")),
     ("input_tokens", at("x_groq", "usage", "prompt_tokens")),  # Groq's streams
     ("output_tokens", at("x_groq", "usage", "completion_tokens")),
 )
@@ -171,6 +201,7 @@ CHUNK: Final[Table] = rows(
 ANSWERED: Final[Table] = CHUNK + rows(
     ("finish_reasons", _reasons),
     ("tool_call_count", _tool_calls),
+    ("tool_names", _tool_names),
 )
 
 MAY_HOLD_FACT: Final = re.compile(

@@ -19,6 +19,7 @@ from sottovoce.protocols.protocol import (
     at,
     error_code,
     length,
+    names,
     of,
     read,
     rows,
@@ -47,15 +48,25 @@ def _user_turn(body: Body) -> bool | None:
     return openai_chat.from_person(given[-1]) if isinstance(given, list) and given else None
 
 
-def _item_types(body: Body) -> list[str]:
+def _items(body: Body) -> list[Mapping[str, Any]]:
     output = body.get("output")
     items = output if isinstance(output, list) else ()
-    return [str(item.get("type")) for item in items if isinstance(item, Mapping)]
+    return [item for item in items if isinstance(item, Mapping)]
+
+
+def _item_types(body: Body) -> list[str]:
+    return [str(item.get("type")) for item in _items(body)]
 
 
 @of("output")
 def _tool_calls(body: Body) -> int | None:
     return sum(kind.endswith("_call") for kind in _item_types(body)) or None
+
+
+@of("output")
+def _tool_names(body: Body) -> list[str] | None:
+    calls = (item for item in _items(body) if str(item.get("type")).endswith("_call"))
+    return names(*(call.get("name") for call in calls))
 
 
 @of("status")
@@ -85,7 +96,7 @@ def _event(body: Body, seen: Seen) -> Candidates:
     item = body.get("item")
     if isinstance(item, Mapping):
         if str(item.get("type")).endswith("_call"):
-            seen.tool(0, body.get("output_index"), item.get("id"))
+            seen.tool(0, body.get("output_index"), item.get("id"), item.get("name"))
         return seen.candidates()
     response = body.get("response")
     if isinstance(response, Mapping):
@@ -116,6 +127,7 @@ ANSWERED: Final[Table] = rows(
     ("reasoning_tokens", at("usage", "output_tokens_details", "reasoning_tokens")),
     ("finish_reasons", _reasons),
     ("tool_call_count", _tool_calls),
+    ("tool_names", _tool_names),
 )
 
 OPENAI_RESPONSES: Final = Protocol(

@@ -142,6 +142,11 @@ def error_code(*candidates: Any) -> str:
     return UNNAMED_ERROR
 
 
+def names(*given: Any) -> list[str] | None:
+    """Keep the names that are words; None when none is."""
+    return [str.__str__(name) for name in given if _word(name)] or None
+
+
 class Seen:
     """What the earlier events of a stream said that later ones add to. Bounded."""
 
@@ -211,6 +216,8 @@ class Protocol:
             beginning and the end are looked at.
         flat: no object in an answer but the outermost has a key `model`.
         array: a stream may be one JSON array, an element for each event.
+        opaque: answers are sound or text unless their type says JSON or a stream; such an answer
+            is never looked at.
         batch: a whole answer may be a list with an item for each input, of which the first counts.
     """
 
@@ -227,6 +234,7 @@ class Protocol:
     parse_up_to: int = 256 * 1024
     flat: bool = False
     array: bool = False
+    opaque: bool = False
     batch: bool = False
 
     def request(self, body: Body) -> Facts:

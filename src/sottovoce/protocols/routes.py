@@ -19,9 +19,12 @@ from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
 from sottovoce.protocols.mistral import MISTRAL_OCR
 from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
+from sottovoce.protocols.openai_audio import OPENAI_AUDIO
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
+from sottovoce.protocols.openai_images import OPENAI_IMAGES
+from sottovoce.protocols.openai_moderations import OPENAI_MODERATIONS
 from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
 
 if TYPE_CHECKING:
@@ -67,18 +70,33 @@ class PathRoute(NamedTuple):
     operations: tuple[tuple[str, str], ...] = ()
 
 
+def _generates(protocol: Protocol, output: str) -> Route:
+    """Give the route of what is neither text nor chat: the conventions' name for the rest."""
+    return Route("generate_content", protocol, unmistakable=True, facts={"output_type": output})
+
+
+_IMAGES = _generates(OPENAI_IMAGES, "image")
+_TRANSCRIPTS = _generates(OPENAI_AUDIO, "text")
 _MESSAGES = Route("chat", ANTHROPIC_MESSAGES, "anthropic")
 
 ROUTES: Final[dict[str, Route]] = {
     "chat/completions": Route("chat", OPENAI_CHAT, unmistakable=True),
     "completions": Route("text_completion", OPENAI_COMPLETIONS),
     "responses": Route("chat", OPENAI_RESPONSES),
+    "responses/compact": Route("chat", OPENAI_RESPONSES),
     "embeddings": Route("embeddings", OPENAI_EMBEDDINGS),
     "agents/completions": Route("chat", OPENAI_CHAT, "mistral_ai", unmistakable=True),
     "fim/completions": Route(
         "text_completion", OPENAI_COMPLETIONS, "mistral_ai", unmistakable=True
     ),
     "ocr": Route("generate_content", MISTRAL_OCR, "mistral_ai"),
+    "images/generations": _IMAGES,
+    "images/edits": _IMAGES,
+    "images/variations": _IMAGES,
+    "audio/speech": _generates(OPENAI_AUDIO, "speech"),
+    "audio/transcriptions": _TRANSCRIPTS,
+    "audio/translations": _TRANSCRIPTS,
+    "moderations": Route("moderation", OPENAI_MODERATIONS),
     "v1/messages": _MESSAGES,
     "api/chat": Route("chat", OLLAMA_CHAT, "ollama"),
     "api/generate": Route("text_completion", OLLAMA_GENERATE, "ollama"),
@@ -134,6 +152,8 @@ _RAW = (*_CLAUDE, PathRoute(Route("chat", OPENAI_CHAT, "gcp.vertex_ai"), mistral
 _GENERATE = Route("generate_content", GEMINI, "gcp.gen_ai", unmistakable=True)
 _EMBED = Route("embeddings", GEMINI_EMBEDDINGS, "gcp.gen_ai", unmistakable=True)
 
+_FETCH = Route("fetch_response", OPENAI_RESPONSES)
+
 VERBS: Final[dict[str, tuple[PathRoute, ...]]] = {
     "converse": (PathRoute(_CONVERSE, _bedrock),),
     "converse-stream": (PathRoute(_CONVERSE, _bedrock_stream),),
@@ -175,7 +195,7 @@ def match(method: str, path: str) -> Route | None:
     """Find what a request is for.
 
     Args:
-        method: of the HTTP request; only ``POST`` asks a model.
+        method: of the HTTP request; only ``POST`` asks a model, and ``GET`` for what it made.
         path: of the URL, with or without a query.
 
     Returns:
@@ -183,11 +203,13 @@ def match(method: str, path: str) -> Route | None:
         known to be a provider's, and paths that are not unmistakable, a request without
         `request_model` among its facts is somebody else's ``/responses``.
     """
-    if method != "POST" and method.upper() != "POST":
-        return None
     query = path.find("?")
     if query >= 0:
         path = path[:query]
+    if method != "POST":
+        method = method.upper()
+        if method != "POST":
+            return _fetched(path) if method == "GET" and "responses/" in path else None
     if path.endswith("/"):
         path = path.rstrip("/")
     last = path[path.rfind("/") + 1 :]
@@ -206,4 +228,14 @@ def match(method: str, path: str) -> Route | None:
 def _with_deployment(route: Route, path: str) -> Route:
     """Azure and old OpenAI paths name what the body then need not."""
     named = _NAMED(path)
-    return route if named is None else route._replace(facts={"request_model": unquote(named[1])})
+    if named is None:
+        return route
+    return route._replace(facts={**route.facts, "request_model": unquote(named[1])})
+
+
+def _fetched(path: str) -> Route | None:
+    """Read ``responses/ID``: what was, or is being, made in the background is asked for."""
+    before, _, identity = path.rstrip("/").rpartition("/")
+    if identity and (before.endswith("/responses") or before == "responses"):
+        return _FETCH._replace(unmistakable=identity.startswith("resp_"))
+    return None

@@ -122,7 +122,9 @@ def watch(call: HTTPCall, route: Route, content_type: str | None, coding: str | 
         content_type: its header.
         coding: its ``Content-Encoding`` header, unless the library has undone it.
     """
-    reader: Reader | None = Reader(call, route.protocol, _kind(call, content_type), _malformed)
+    reader: Reader | None = Reader(
+        call, route.protocol, _kind(call, route, content_type), _malformed
+    )
     decompress = None
     try:
         decompress = codings.decompress(coding)
@@ -151,7 +153,7 @@ def read_whole(
     """
     if not body:
         return None
-    kind = _kind(call, content_type)
+    kind = _kind(call, route, content_type)
     stand_in = _Buffered(call)
     reader = Reader(cast("Call", stand_in), route.protocol, kind, _malformed)
     try:
@@ -186,7 +188,9 @@ class _Buffered:
         """Same: the reader tells the error."""
 
 
-def _kind(call: Call, content_type: str | None) -> str:
+def _kind(call: Call, route: Route, content_type: str | None) -> str:
+    if route.protocol.opaque and not call.stream:
+        return content_type or ""
     if content_type and content_type.partition(";")[0].strip().lower() not in _UNTOLD:
         return content_type
     return "text/event-stream" if call.stream else "application/json"

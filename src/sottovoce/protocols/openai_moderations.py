@@ -1,0 +1,32 @@
+"""OpenAI moderations: what was judged, and how, is content; which model judged is not.
+
+Wire: https://platform.openai.com/docs/api-reference/moderations
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sottovoce.protocols import openai_chat
+from sottovoce.protocols.protocol import Body, Candidates, Protocol, Seen, Table, at, read, rows
+
+
+def _event(body: Body, _seen: Seen) -> Candidates:
+    return read(ANSWERED, body)
+
+
+ASKED: Final[Table] = rows(("request_model", at("model")))
+
+ANSWERED: Final[Table] = rows(
+    ("response_model", at("model")),
+    ("input_tokens", at("usage", "prompt_tokens")),  # of others that speak this wire
+)
+
+OPENAI_MODERATIONS: Final = Protocol(
+    name="openai_moderations",
+    asked=ASKED,
+    answered=ANSWERED,
+    event=_event,
+    error=openai_chat.find_error,
+    may_hold_fact=openai_chat.MAY_HOLD_FACT,
+)
