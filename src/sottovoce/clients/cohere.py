@@ -7,13 +7,13 @@ may be an error, of which the SDK makes an exception further up. Seen in cohere 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from sottovoce import exchange
 from sottovoce.clients.door import Asked
 from sottovoce.clients.late import LateDoor
-from sottovoce.protocols import routes
+from sottovoce.protocols import hosts, routes
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sottovoce.call import Recorder
     from sottovoce.exchange import HTTPCall
     from sottovoce.guard import ImportHooks, Patches
+
+_MODELS: Final = frozenset({"__fields__", "__pydantic_fields__"})
+"""What pydantic's two majors put into the classes of models."""
 
 
 def install(
@@ -55,13 +58,13 @@ class _Door(LateDoor):
         route = routes.match(method, where.path)
         if route is None:
             return None
-        body = {**kwargs["json"], **_extra(kwargs)}
-        # What the app left out stands in the body as an ellipsis.
-        facts = route.protocol.request({key: body[key] for key in body if body[key] is not ...})
+        facts = route.protocol.request(_body(kwargs))
         target = exchange.server(
             where.scheme, where.hostname or "", where.port, where.path, self._own_hosts
         )
-        return Asked(route, facts, target)
+        # Others have the same paths, but whoever asks with this SDK says who answers.
+        provider = "cohere" if target.provider == hosts.UNKNOWN else None
+        return Asked(route, facts, target, provider)
 
     def answered(self, call: HTTPCall, result: Any) -> None:
         if not 200 <= result.status_code < 300:  # noqa: PLR2004 - HTTP's successes
@@ -76,6 +79,21 @@ def _where(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     return kwargs["method"], f"{client.get_base_url(kwargs.get('base_url')).rstrip('/')}/{path}"
 
 
-def _extra(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _body(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Give the body as it will be sent, as far as facts are in it, without copying what it says."""
     options = kwargs.get("request_options") or {}
-    return options.get("additional_body_parameters") or {}
+    given = {**kwargs["json"], **(options.get("additional_body_parameters") or {})}
+    # What the app left out stands there as an ellipsis.
+    body = {key: _plain(value) for key, value in given.items() if value is not ...}
+    messages = body.get("messages")
+    if isinstance(messages, (list, tuple)) and messages:
+        last = _plain(messages[-1])
+        if isinstance(last, dict) and isinstance(last.get("content"), (list, tuple)):
+            last = {**last, "content": [*map(_plain, last["content"])]}
+        body["messages"] = [last]
+    return body
+
+
+def _plain(value: Any) -> Any:
+    """Give a pydantic model's own dictionary; anything else as it is."""
+    return value if _MODELS.isdisjoint(vars(type(value))) else vars(value)

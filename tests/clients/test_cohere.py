@@ -1,0 +1,209 @@
+"""The cohere SDK: each of its ways to ask a model is one call, and the app sees no difference."""
+
+import cohere
+import httpx
+import pytest
+
+from servers import cohere as wire
+from servers.provider import WORDS
+from servers.scenarios import MESSAGES, Asked, Scenarios, Sdk, hooked
+from sottovoce.clients import cohere as room
+
+TOLD = {**wire.COUNTED, "finish_reasons": ["COMPLETE"]}
+TOOL = {
+    "type": "function",
+    "function": {"name": "secret", "description": "a secret", "parameters": {"type": "object"}},
+}
+
+
+def make(driver, url, timeout, classes=(cohere.ClientV2, cohere.AsyncClientV2)):
+    cls = classes[driver.name == "async"]
+    http = (httpx.AsyncClient if driver.name == "async" else httpx.Client)(verify=False)
+    # It waits for seconds before it tries again where nobody listens.
+    retries = 2 if timeout > 5 else 0
+    client = cls(
+        api_key="key", base_url=url, httpx_client=http, timeout=timeout, max_retries=retries
+    )
+    client.mine = http
+    return client
+
+
+def close(driver, client):
+    http = client.mine
+    closing = http.aclose if isinstance(http, httpx.AsyncClient) else http.close
+    return closing() if driver is None else driver.do(closing)
+
+
+def chat(client, **more):
+    return client.chat(model="tiny", messages=MESSAGES, **more)
+
+
+def chat_stream(client, **more):
+    return client.chat_stream(model="tiny", messages=MESSAGES, **more)
+
+
+def embed(client):
+    return client.embed(
+        model="tiny", texts=["a secret"], input_type="search_query", embedding_types=["float"]
+    )
+
+
+def rerank(client):
+    return client.rerank(model="tiny", query="a secret question", documents=["a secret", "b"])
+
+
+COHERE = Sdk(
+    room=room,
+    serve=wire.serve,
+    make=make,
+    close=close,
+    asked={
+        "chat": Asked(chat, "chat", {**TOLD, "user_turn": True}),
+        "embed": Asked(
+            embed, "embeddings", {"input_tokens": 2, "request_encoding_formats": ["float"]}
+        ),
+        "rerank": Asked(rerank, "rerank", {}),
+        "chat stream": Asked(
+            chat_stream, "chat", {**TOLD, "user_turn": True}, WORDS + 4, WORDS + 3
+        ),
+    },
+    provider="cohere",
+    refused=(cohere.BadRequestError,),
+    unreachable=(httpx.ConnectError,),
+    slow=(httpx.ReadTimeout,),
+    cut=(httpx.RemoteProtocolError,),
+    failing=("_OTHER",),
+    attempts=3,
+)
+
+
+class TestCohere(Scenarios):
+    sdk = COHERE
+
+    def test_facts_of_the_request(self, driver, server):
+        asked = Asked(
+            lambda c: chat(
+                c,
+                temperature=0.5,
+                k=40,
+                p=0.75,
+                max_tokens=9,
+                stop_sequences=["a secret"],
+                frequency_penalty=0.25,
+                presence_penalty=0.5,
+                thinking=cohere.Thinking(type="enabled", token_budget=100),
+                response_format=cohere.JsonObjectResponseFormatV2(),
+                tools=[TOOL],
+            ),
+            "chat",
+            {},
+        )
+        _, calls = self.both(driver, server, asked)
+        assert calls.only.facts == {
+            **wire.COUNTED,
+            "finish_reasons": ["TOOL_CALL"],
+            "tool_call_count": 2,
+            "request_model": "tiny",
+            "request_stream": False,
+            "request_temperature": 0.5,
+            "request_top_k": 40,
+            "request_top_p": 0.75,
+            "request_max_tokens": 9,
+            "request_stop_count": 1,
+            "request_frequency_penalty": 0.25,
+            "request_presence_penalty": 0.5,
+            "request_reasoning_level": "enabled",
+            "request_tool_count": 1,
+            "output_type": "json",
+            "user_turn": True,
+        }
+
+    @pytest.mark.parametrize(
+        ("messages", "person"),
+        [
+            ([cohere.UserChatMessageV2(content="a secret")], True),
+            ([*MESSAGES, cohere.AssistantChatMessageV2(content="a secret")], False),
+            ([{"role": "tool", "tool_call_id": "t", "content": "a secret"}], False),
+            ([{"role": "user", "content": [{"type": "text", "text": "a secret"}]}], True),
+        ],
+    )
+    def test_who_speaks_last(self, driver, server, messages, person):
+        asked = Asked(lambda c: c.chat(model="tiny", messages=messages), "chat", {})
+        _, calls = self.both(driver, server, asked)
+        assert calls.only.facts["user_turn"] is person
+
+    def test_tool_calls_in_a_stream(self, driver, server):
+        asked = Asked(lambda c: chat_stream(c, tools=[TOOL]), "chat", {}, 9)
+        _, calls = self.both(driver, server, asked)
+        assert calls.only.facts["tool_call_count"] == 2
+        assert calls.only.facts["finish_reasons"] == ["TOOL_CALL"]
+
+    def test_what_the_app_adds_to_a_body(self, driver, server):
+        more = {"additional_body_parameters": {"k": 7}}
+        asked = Asked(lambda c: chat(c, request_options=more), "chat", {})
+        _, calls = self.both(driver, server, asked)
+        assert calls.only.facts["request_top_k"] == 7
+
+    def test_raw_responses(self, driver, server):
+        asked = Asked(
+            lambda c: c.with_raw_response.chat(model="tiny", messages=MESSAGES), "chat", {}
+        )
+        with hooked(self.sdk) as calls:
+            client = make(driver, server.url, 30)
+            response = driver.do(asked.ask, client)
+            assert response.data.finish_reason == "COMPLETE"
+            close(driver, client)
+        assert {**calls.only.facts, **TOLD} == calls.only.facts
+
+    def test_a_server_that_stays_busy(self, driver, server):
+        asked = Asked(chat, "chat", {})
+        seen, calls = self.both(driver, server, asked, "429", "429", "429")
+        assert seen[0][0] is cohere.TooManyRequestsError
+        call = calls.only
+        assert (call.outcome, call.error, call.attempts) == ("failed", "429", 3)
+
+
+V1 = {
+    "chat": (lambda c: c.chat(model="tiny", message="a secret question"), "chat", TOLD),
+    "generate": (
+        lambda c: c.generate(model="tiny", prompt="a secret question"),
+        "text_completion",
+        {**wire.COUNTED, "finish_reasons": ["MAX_TOKENS"]},
+    ),
+    "embed": (lambda c: c.embed(model="tiny", texts=["a secret"]), "embeddings", {}),
+    "rerank": (
+        lambda c: c.rerank(model="tiny", query="a secret", documents=["a secret"]),
+        "rerank",
+        {},
+    ),
+}
+
+
+def make_v1(driver, url, timeout):
+    return make(driver, url, timeout, (cohere.Client, cohere.AsyncClient))
+
+
+class TestCohereV1(Scenarios):
+    sdk = Sdk(
+        **{
+            **vars(COHERE),
+            "make": make_v1,
+            "asked": {
+                **{name: Asked(*row) for name, row in V1.items()},
+                "chat stream": Asked(
+                    lambda c: c.chat_stream(model="tiny", message="a secret question"),
+                    "chat",
+                    {**TOLD, "user_turn": True},
+                    WORDS + 2,
+                    WORDS + 1,
+                ),
+            },
+        }
+    )
+
+    def test_no_model_is_asked_for(self, driver, server):
+        with hooked(self.sdk) as calls:
+            client = make_v1(driver, server.url, 30)
+            driver.do(client.tokenize, text="a secret", model="tiny", offline=False)
+            close(driver, client)
+        assert not calls.opened_calls
