@@ -3,14 +3,17 @@
 Every method, whole or streamed, goes through `BaseSDK.do_request`, or its async twin, above the
 retry loop. What the answer says is read off the wire beneath.
 
-The SDK has a tracer of its own, off unless the app or `MISTRAL_SDK_TELEMETRY` turns it on. Who
-does gets its spans besides ours: with ``dedicated`` they go to Mistral and not through the app's
-pipeline, with ``global`` they go through it, and its gate.
+The SDK has a tracer of its own. From 1.10 on it made a span of every request as soon as there was
+a tracer provider; beside ours it would be the call's second, so it is told that there is none
+while a call of ours is being made. Since 2.6 it is off unless the app or `MISTRAL_SDK_TELEMETRY`
+turns it on. Who does gets its spans besides ours: with ``dedicated`` they go to Mistral and not
+through the app's pipeline, with ``global`` they go through it, and its gate.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
@@ -18,12 +21,15 @@ from sottovoce.protocols import hosts, routes
 from sottovoce.protocols.reader import request_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from types import ModuleType
 
     from sottovoce.call import Recorder
     from sottovoce.exchange import HTTPCall
     from sottovoce.guard import ImportHooks, Patches
+
+
+_TRACERS: Final = ("mistralai._hooks.tracing", "mistralai.client._hooks.tracing")
 
 
 def install(
@@ -49,8 +55,24 @@ def install(
         patches.wrap(module.BaseSDK, "do_request", door.wrap)
         patches.wrap(module.BaseSDK, "do_request_async", door.wrap_async)
 
+    def silence(module: ModuleType, _late: bool) -> None:
+        if not hasattr(module, "configure_telemetry_for_hook"):
+            patches.wrap(module, "get_or_create_otel_tracer", _none_in_our_calls)
+
     for name in modules:
         hooks.when_imported(name, patch)
+    for name in _TRACERS:
+        hooks.when_imported(name, silence)
+
+
+def _none_in_our_calls(original: Callable[[], tuple[bool, Any]]) -> Callable[..., Any]:
+    # Asked before every request; seen in 1.10 to 2.4.
+    @functools.wraps(original)
+    def get_tracer(*args: Any, **kwargs: Any) -> tuple[bool, Any]:
+        enabled, tracer = original(*args, **kwargs)
+        return enabled and not isinstance(exchange.current(), exchange.HTTPCall), tracer
+
+    return get_tracer
 
 
 class _Door(Door):

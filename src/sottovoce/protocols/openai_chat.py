@@ -27,8 +27,11 @@ from sottovoce.protocols.protocol import (
 )
 
 PERSON_BLOCKS: Final = frozenset(
-    {"text", "image_url", "input_audio", "file", "input_text", "input_image", "input_file"}
-)
+    {
+        "text", "image_url", "input_audio", "file", "input_text", "input_image", "input_file",
+        "document_url",
+    }
+)  # fmt: skip
 """Types of content blocks that a person's turn is made of; results of tools are not among them."""
 
 OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "json"}
@@ -182,6 +185,7 @@ ASKED: Final[Table] = SAMPLING + rows(
 CHUNK: Final[Table] = rows(
     ("response_model", at("model")),
     ("response_service_tier", at("service_tier")),
+    ("response_service_tier", at("usage", "service_tier")),  # Mistral
     ("input_tokens", at("usage", "prompt_tokens")),
     ("output_tokens", at("usage", "completion_tokens")),
     ("cache_read_tokens", at("usage", "prompt_tokens_details", "cached_tokens")),

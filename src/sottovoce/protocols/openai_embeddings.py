@@ -25,6 +25,7 @@ ASKED: Final[Table] = rows(
     ("request_model", at("model")),
     ("request_encoding_formats", _encoding_formats),
     ("request_dimensions", at("dimensions")),
+    ("request_dimensions", at("output_dimension")),  # Mistral
 )
 
 ANSWERED: Final[Table] = rows(

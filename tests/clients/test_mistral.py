@@ -1,0 +1,377 @@
+"""mistralai in every way a call can go, with and without us, on its own API and on Vertex AI."""
+
+import asyncio
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+from mistralai.azure.client import MistralAzure
+from mistralai.client import Mistral, errors, models
+from mistralai.client.utils import BackoffStrategy, RetryConfig
+from mistralai.gcp.client import MistralGCP
+
+from servers.calls import Calls
+from servers.drivers import Async, Sync
+from servers.mistral import mistral_server
+from servers.provider import MODEL, WORDS
+from sottovoce import guard, transports
+from sottovoce.call import current_call
+from sottovoce.clients import mistral
+from sottovoce.guard import ImportHooks, Patches
+from sottovoce.instrumentors import MistralInstrumentor
+
+QUESTION = "a secret question"
+ASKED = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
+FACTS = {
+    "response_model": MODEL,
+    "input_tokens": 11,
+    "output_tokens": 7,
+    "cache_read_tokens": 3,
+    "reasoning_tokens": 2,
+    "finish_reasons": ["stop"],
+}
+
+
+@pytest.fixture(scope="module")
+def running():
+    with mistral_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running):
+    running.scenarios.clear()
+    running.requests.clear()
+    running.gate.set()
+    return running
+
+
+@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
+def driver(request):
+    driver = request.param()
+    yield driver
+    driver.stop()
+
+
+@contextmanager
+def hooked(calls):
+    hooks, patches = ImportHooks(), Patches()
+    mistral.install(calls, hooks, patches, MistralInstrumentor.modules)
+    transports.install_wire()
+    yield
+    hooks.stop()
+    transports.remove_wire()
+    patches.undo()
+
+
+@pytest.fixture
+def calls():
+    guard.failures.clear()
+    calls = Calls()
+    with hooked(calls):
+        yield calls
+    assert not guard.failures
+
+
+def make(server, cls=Mistral, url=None, **options):
+    return cls(
+        server_url=url or server.url,
+        client=httpx2.Client(verify=False),
+        async_client=httpx2.AsyncClient(verify=False),
+        **({} if cls is MistralGCP else {"api_key": "key"}),
+        **options,
+    )
+
+
+def close(driver, client):
+    client.sdk_configuration.client.close()
+    if driver.name == "async":
+        driver.do(client.sdk_configuration.async_client.aclose)
+
+
+def do(driver, resource, method, **params):
+    return driver.do(
+        getattr(resource, method + ("_async" if driver.name == "async" else "")), **params
+    )
+
+
+def shown(thing):
+    dump = getattr(thing, "model_dump", None)
+    return type(thing), dump() if dump else thing
+
+
+def whole(driver, client, _):
+    return [shown(do(driver, client.chat, "complete", **ASKED))]
+
+
+def stream(driver, client, _):
+    opened = do(driver, client.chat, "stream", **ASKED)
+    assert current_call.get() is None
+    return [type(opened), *map(shown, driver.items(opened))]
+
+
+def managed_stream(driver, client, _):
+    opened = do(driver, client.chat, "stream", **ASKED)
+    driver.enter(opened)
+    found = [*map(shown, driver.items(opened))]
+    driver.leave(opened)
+    return found
+
+
+def agent(driver, client, _):
+    asked = {"agent_id": "a-secret-agent", "messages": ASKED["messages"]}
+    return [shown(do(driver, client.agents, "complete", **asked))]
+
+
+def parse(driver, client, _):
+    return [
+        shown(do(driver, client.chat, "complete", **ASKED, response_format={"type": "json_object"}))
+    ]
+
+
+def left_early(driver, client, _):
+    opened = do(driver, client.chat, "stream", **ASKED)
+    driver.enter(opened)
+    found = [*map(shown, driver.items(opened, 2))]
+    driver.leave(opened)
+    return found
+
+
+def dropped(driver, client, server):
+    opened = do(driver, client.chat, "stream", **ASKED)
+    found = [*map(shown, driver.items(opened, 2))]
+    del opened
+    driver.collect()
+    return found
+
+
+def timeout(driver, client, server):
+    server.gate.clear()
+    return stream(driver, client, server)
+
+
+def cancelled(driver, client, server):
+    server.gate.clear()
+    reading = asyncio.Event()
+
+    async def read():
+        opened = await client.chat.stream_async(**ASKED)
+        reading.set()
+        async for _ in opened:
+            pass
+
+    async def main():
+        task = asyncio.ensure_future(read())
+        await reading.wait()
+        task.cancel()
+        await task
+
+    return driver.do(main)
+
+
+OK = ("completed", None)
+ABANDONED = ("abandoned", None)
+RETRY = {"retry_config": RetryConfig("backoff", BackoffStrategy(1, 5, 1.1, 300), True)}
+# What is done, what the server plays, how the call ends, how often is asked, options.
+SCENARIOS = {
+    "whole": (whole, [], OK, 1, {}),
+    "gzip": (whole, ["gzip"], OK, 1, {}),
+    "json": (parse, [], OK, 1, {}),
+    "agent": (agent, [], OK, 1, {}),
+    "stream": (stream, [], OK, 1, {}),
+    "managed stream": (managed_stream, [], OK, 1, {}),
+    "compressed stream": (stream, ["gzip"], OK, 1, {}),
+    "break": (left_early, [], ABANDONED, 1, {}),
+    "dropped": (dropped, [], ABANDONED, 1, {}),
+    "refused": (whole, ["401"], ("failed", "401"), 1, {}),
+    "refused stream": (stream, ["400"], ("failed", "400"), 1, {}),
+    "retried": (whole, ["429", "503"], OK, 3, RETRY),
+    "retried stream": (stream, ["429"], OK, 2, RETRY),
+    "no connection": (whole, [], ("failed", "ConnectError"), 1, {"url": "http://127.0.0.1:1"}),
+    "hung up": (whole, ["disconnect"], ("failed", "RemoteProtocolError"), 1, {}),
+    "cut": (whole, ["cut"], ("failed", "RemoteProtocolError"), 1, {}),
+    "cut stream": (stream, ["cut"], ("failed", "RemoteProtocolError"), 1, {}),
+    "error in a stream": (stream, ["error"], ("failed", "overloaded"), 1, {}),
+    "timeout": (timeout, ["slow"], ("failed", "ReadTimeout"), 1, {"timeout_ms": 300}),
+    "cancelled": (cancelled, ["slow"], ("cancelled", "CancelledError"), 1, {}),
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+def test_one_call_and_no_difference(driver, server, scenario):
+    act, plays, (outcome, error), attempts, options = SCENARIOS[scenario]
+    if act is cancelled and driver.name == "sync":
+        return
+
+    def run():
+        server.play(*plays)
+        client = make(server, **options)
+        try:
+            return act(driver, client, server)
+        except (Exception, asyncio.CancelledError) as raised:
+            return [type(raised), str(raised), type(raised.__cause__)]
+        finally:
+            server.gate.set()
+            close(driver, client)
+
+    guard.failures.clear()
+    calls = Calls()
+    before = run()
+    requests = [(path, body) for path, _, body in server.requests]
+    with hooked(calls):
+        after = run()
+    assert after == before
+    assert [(path, body) for path, _, body in server.requests] == 2 * requests
+    call = calls.wait()
+    assert calls.only is call
+    assert not guard.failures
+    found = call.error.__name__ if isinstance(call.error, type) else call.error
+    assert (call.outcome, found) == (outcome, error)
+    assert (call.operation, call.provider) == ("chat", "mistral_ai")
+    assert call.model == (None if act is agent else "tiny")
+    assert (call.local, call.attempts) == (True, attempts)
+    assert "secret" not in repr(call.facts)
+    assert call.facts["user_turn"] is True
+    if outcome == "completed":
+        assert {**call.facts, **FACTS} == call.facts
+        assert call.stream is ("stream" in scenario.split())
+        assert call.chunks == (WORDS + 3 if call.stream else 0)
+
+
+def test_code_is_completed(driver, server, calls):
+    client = make(server)
+    do(driver, client.fim, "complete", model="codestral-latest", prompt=QUESTION, suffix="secret")
+    driver.items(do(driver, client.fim, "stream", model="codestral-latest", prompt=QUESTION))
+    close(driver, client)
+    assert [path for path, *_ in server.requests] == ["/v1/chat/completions"] * 2
+    for call in calls.ended_calls:
+        assert (call.operation, call.model) == ("text_completion", "codestral-latest")
+        assert {**call.facts, **FACTS} == call.facts
+        assert "secret" not in repr(call.facts)
+
+
+def test_embeddings(driver, server, calls):
+    client = make(server)
+    do(
+        driver,
+        client.embeddings,
+        "create",
+        model="mistral-embed",
+        inputs=[QUESTION],
+        output_dimension=3,
+    )
+    close(driver, client)
+    call = calls.only
+    assert (call.operation, call.model) == ("embeddings", "mistral-embed")
+    assert (call.facts["input_tokens"], call.facts["request_dimensions"]) == (11, 3)
+
+
+def test_documents_are_only_named(driver, server, calls):
+    client = make(server)
+    document = {"type": "document_url", "document_url": "https://secret.example.org/x.pdf"}
+    do(driver, client.ocr, "process", model="mistral-ocr-latest", document=document)
+    close(driver, client)
+    call = calls.only
+    assert (call.operation, call.model) == ("generate_content", "mistral-ocr-latest")
+    assert call.facts == {
+        "request_model": "mistral-ocr-latest",
+        "response_model": "mistral-ocr-2512-completion",
+    }
+
+
+def test_what_was_asked(driver, server, calls):
+    client = make(server)
+    tool = {"type": "function", "function": {"name": "secret", "parameters": {}}}
+    options = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 64,
+        "stop": ["a secret stop"],
+        "presence_penalty": 0.5,
+        "n": 2,
+        "tools": [tool],
+        "response_format": {"type": "json_object"},
+    }
+    do(driver, client.chat, "complete", **ASKED, **options)
+    close(driver, client)
+    expected = {
+        "request_temperature": 0.5,
+        "request_top_p": 0.9,
+        "request_max_tokens": 64,
+        "request_stop_count": 1,
+        "request_presence_penalty": 0.5,
+        "request_choice_count": 2,
+        "request_tool_count": 1,
+        "output_type": "json",
+    }
+    facts = calls.only.facts
+    assert {**facts, **expected} == facts
+    assert "secret" not in repr(facts)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_on_vertex(driver, server, calls, streamed):
+    options = {"project_id": "a-secret-project", "region": "r", "access_token": "token"}
+    client = make(server, cls=MistralGCP, **options)
+    if streamed:
+        driver.items(do(driver, client.chat, "stream", **ASKED))
+    else:
+        do(driver, client.chat, "complete", **ASKED)
+        do(driver, client.fim, "complete", model="codestral", prompt=QUESTION)
+    close(driver, client)
+    first, *rest = calls.ended_calls
+    assert (first.operation, first.model, first.stream) == ("chat", "tiny", streamed)
+    assert {**first.facts, **FACTS} == first.facts
+    assert [call.operation for call in rest] == ([] if streamed else ["text_completion"])
+    assert "secret" not in repr(first.facts)
+
+
+def test_on_azure(driver, server, calls):
+    client = make(server, cls=MistralAzure)
+    do(driver, client.chat, "complete", **ASKED)
+    driver.items(do(driver, client.chat, "stream", **ASKED))
+    close(driver, client)
+    assert [call.stream for call in calls.ended_calls] == [False, True]
+    assert all({**call.facts, **FACTS} == call.facts for call in calls.ended_calls)
+
+
+@pytest.mark.parametrize(
+    ("url", "provider"),
+    [
+        ("https://api.mistral.ai", "mistral_ai"),
+        ("https://codestral.mistral.ai", "mistral_ai"),
+        ("https://gateway.example.org", "mistral_ai"),
+        ("https://europe-west4-aiplatform.googleapis.com", "gcp.vertex_ai"),
+        ("http://localhost:11434", "ollama"),
+    ],
+)
+def test_the_provider_is_known_by_address_or_client(server, calls, url, provider):
+    def forward(request):
+        answer = httpx2.post(server.url + request.url.path, content=request.content, verify=False)
+        return httpx2.Response(200, json=answer.json())
+
+    http = httpx2.Client(transport=httpx2.MockTransport(forward))
+    client = Mistral(api_key="key", server_url=url, client=http)
+    client.chat.complete(**ASKED)
+    http.close()
+    assert (calls.only.provider, calls.only.local) == (provider, "localhost" in url)
+
+
+def test_other_requests_are_left_alone(driver, server, calls):
+    client = make(server)
+    assert do(driver, client.models, "list").data == []
+    with pytest.raises(errors.SDKError):
+        do(driver, client.files, "upload", file=models.File(file_name="x", content=b"x"))
+    close(driver, client)
+    assert not calls.opened_calls
+
+
+def test_nothing_is_left_behind():
+    from mistralai.client.basesdk import BaseSDK
+
+    before = BaseSDK.do_request, BaseSDK.do_request_async
+    with hooked(Calls()):
+        assert BaseSDK.do_request is not before[0]
+        assert BaseSDK.do_request_async is not before[1]
+    assert (BaseSDK.do_request, BaseSDK.do_request_async) == before
