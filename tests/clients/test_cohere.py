@@ -72,7 +72,7 @@ COHERE = Sdk(
     unreachable=(httpx.ConnectError,),
     slow=(httpx.ReadTimeout,),
     cut=(httpx.RemoteProtocolError,),
-    failing=("_OTHER",),
+    failing=((), ("_OTHER",)),
     attempts=3,
 )
 

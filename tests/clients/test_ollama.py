@@ -58,7 +58,7 @@ OLLAMA = Sdk(
     unreachable=(ConnectionError, httpx.ConnectError),
     slow=(httpx.ReadTimeout,),
     cut=(httpx.RemoteProtocolError,),
-    failing=(ollama.ResponseError, "_OTHER"),
+    failing=((ollama.ResponseError,), ("_OTHER",)),
 )
 
 

@@ -22,8 +22,8 @@ def generate(body):
     return answer
 
 
-def generations(body):
-    return [generate(body)]
+def at_the_root(body):
+    return [generate(body)] if "parameters" in body else features(body)
 
 
 def generate_events(body):
@@ -36,7 +36,7 @@ def generate_events(body):
 
 
 def features(body):
-    return [[0.25, -0.5, 1.0]]
+    return [[0.016296387, -0.008354187, -0.04699707]]
 
 
 class HuggingFaceHandler(Handler):
@@ -48,15 +48,20 @@ class HuggingFaceHandler(Handler):
         "generate": generate,
         "generate_stream": generate,
         "feature-extraction": features,
-        "image-classification": lambda _: [{"label": "a secret", "score": 0.5}],
-        "": generations,
+        "text-classification": lambda _: [[{"label": "a secret", "score": 0.5}]],
+        "": at_the_root,
     }
     streams = {**EVENTS, "generate": generate_events, "generate_stream": generate_events}
     streams[""] = generate_events
 
+    def do_GET(self):
+        # Whether a model can do a task is asked of the hub first.
+        task = "feature-extraction" if self.path.endswith("features") else "text-generation"
+        self.answer_json(200, {"id": "tiny", "pipeline_tag": task, "tags": [task]})
+
     def operation(self):
         found = super().operation()
-        return "" if found is None and self.path in {"/", ""} else found
+        return "" if found is None and (self.path == "/" or "/models/" in self.path) else found
 
     def is_streamed(self, body):
         return super().is_streamed(body) or self.path.endswith("generate_stream")
