@@ -628,7 +628,7 @@ def test_a_subclass(driver, server, calls):
 def test_what_is_no_model_request_is_left_alone(driver, client, calls):
     assert driver.do(client.models.list).data == []
     with pytest.raises(openai.NotFoundError):
-        driver.do(client.images.generate, prompt="a secret picture")
+        driver.do(client.vector_stores.search, "vs_1", query="a secret question")
     assert not calls.opened_calls
 
 
