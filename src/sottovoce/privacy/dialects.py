@@ -51,7 +51,11 @@ def said(found: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         rank, name, kinds, read, words = _READ[key]
         if read is None:
-            if isinstance(value, kinds) and name not in taken and heard.get(name, rank) >= rank:
+            if (
+                isinstance(value, kinds)
+                and name not in taken
+                and (name not in facts or heard[name] >= rank)
+            ):
                 facts[name] = value
                 heard[name] = rank
             continue

@@ -98,7 +98,13 @@ class Origins:
         if context is None:
             return None
         trace_id, span_id, remote, flags, state, *_ = context
-        if not (is_id(trace_id, 128) and is_id(span_id, 64) and isinstance(flags, int)):
+        # As `is_id`, for every span.
+        if not (
+            type(trace_id) is type(span_id) is int
+            and 0 < trace_id < 1 << 128
+            and 0 < span_id < 1 << 64
+            and isinstance(flags, int)
+        ):
             self._policy.count(self._signal, "type")
             return None
         if type(context) is SpanContext and not state:
