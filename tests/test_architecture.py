@@ -36,6 +36,8 @@ OURS = {
     "transports": {"call", "dropped", "exchange", "guard", "protocols", "transports"},
     "privacy": {"privacy", "registry", "settings", "guard"},
     "measure": {"call", "guard", "privacy"},
+    "steps": {"call", "guard"},
+    "scopes": {"guard", "steps"},
     "instruments": {"call", "measure", "privacy", "registry"},
     "record": {
         "_version",
@@ -46,10 +48,14 @@ OURS = {
         "privacy",
         "registry",
         "settings",
+        "steps",
     },
+    "record_steps": {"dropped", "guard", "instruments", "measure", "record", "steps"},
 }
 NO_OPENTELEMETRY = {
     "call",
+    "steps",
+    "scopes",
     "dropped",
     "exchange",
     "guard",
@@ -143,7 +149,7 @@ def test_only_settings_reads_the_environment_and_only_the_distro_writes_it(modul
 
 def test_only_record_writes_gen_ai_names(module):
     path, room, tree = module
-    if room in {"registry", "record", "instruments", "privacy", "cli"}:
+    if room in {"registry", "record", "record_steps", "instruments", "privacy", "cli"}:
         return
     docstrings = {
         id(node.body[0].value)

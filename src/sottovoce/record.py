@@ -27,6 +27,7 @@ from sottovoce.measure import Point
 from sottovoce.privacy import policy
 from sottovoce.privacy.propagation import WITHHOLD
 from sottovoce.registry import METRICS, SCHEMA_URLS
+from sottovoce.steps import current_conversation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -104,7 +105,7 @@ _MODEL_FACTS: Final = ("model_architecture", "model_quantization", "model_parame
 _NS: Final = 1e-9
 
 
-class _Handle:
+class Handle:
     """What the recorder keeps of an open call."""
 
     __slots__ = ("attributes", "context", "span")
@@ -115,8 +116,8 @@ class _Handle:
         self.attributes = attributes
 
 
-class SpanRecorder:
-    """Implements `call.Recorder` with OpenTelemetry's tracer and meter.
+class Recording:
+    """What recorders share: tracer, meter and policy, and how a span becomes the current one.
 
     Args:
         tracer_provider: where spans go; the global one when absent.
@@ -130,54 +131,22 @@ class SpanRecorder:
         meter_provider: MeterProvider | None = None,
         settings_: settings.Settings | None = None,
     ) -> None:
-        chosen = settings_ or settings.read()[0]
+        self._settings = chosen = settings_ or settings.read()[0]
         self._policy = policy.active(chosen)
         self._withhold = chosen.propagation == "own"
         schema = SCHEMA_URLS["latest" if chosen.semconv == "latest" else "v1.41"]
         self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, schema_url=schema)
-        provider = meter_provider or metrics.get_meter_provider()
-        meter = provider.get_meter(SCOPE, __version__, schema_url=schema)
-        legacy = chosen.semconv in {"v1.41", "both"}
-        latest = chosen.semconv in {"latest", "both"}
-        self._vocabularies: list[Legacy | Latest] = []
-        if legacy:
-            self._vocabularies.append(Legacy(meter, self._policy.choice))
-        if latest:
-            self._vocabularies.append(Latest(meter, self._policy.choice, with_legacy=legacy))
-        self._engine = Engine(meter, self._policy.choice)
-        _observe_ourselves(provider, meter, self._policy)
+        self._meters = meter_provider or metrics.get_meter_provider()
+        self._meter = self._meters.get_meter(SCOPE, __version__, schema_url=schema)
 
     def enabled(self) -> bool:
         """Whether the app has not suppressed instrumentation for what it does now."""
         return bool(is_instrumentation_enabled())
 
-    @guard.never_raise("record.opened")
-    def opened(self, call: Call) -> None:
-        """Start the span with what a sampler needs; the facts follow when the call ends."""
-        attributes: dict[str, Any] = {OPERATION: call.operation, PROVIDER: call.provider}
-        name = call.operation
-        if call.model:
-            model = attributes[REQUEST_MODEL] = self._policy.model(call.model, local=call.local)
-            name = f"{name} {model}"
-        address = self._policy.address(call.address, local=call.local)
-        if address:
-            attributes[ADDRESS] = address
-            if call.port is not None:
-                attributes[PORT] = call.port
-        parent = otel_context.get_current()
-        span = self._tracer.start_span(
-            name,
-            context=parent,
-            kind=SpanKind.INTERNAL if call.in_process else SpanKind.CLIENT,
-            attributes=attributes,
-            start_time=call.start_unix_ns,
-        )
-        call.handle = _Handle(span, trace.set_span_in_context(span, parent), attributes)
-
     @guard.never_raise("record.enter")
     def enter(self, call: Call) -> Any:
         """Make the call's span current; context goes no further than to hosts of our own."""
-        handle: _Handle | None = call.handle
+        handle: Handle | None = call.handle
         if handle is None:
             return None
         context = handle.context
@@ -191,10 +160,61 @@ class SpanRecorder:
         if token is not None:
             otel_context.detach(token)
 
+    def _where(self, call: Call) -> dict[str, Any]:
+        """Say which server, as far as the policy lets it be said."""
+        address = self._policy.address(call.address, local=call.local)
+        if not address:
+            return {}
+        return {ADDRESS: address} if call.port is None else {ADDRESS: address, PORT: call.port}
+
+
+class SpanRecorder(Recording):
+    """Implements `call.Recorder` for model calls, with OpenTelemetry's tracer and meter."""
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        settings_: settings.Settings | None = None,
+    ) -> None:
+        super().__init__(tracer_provider, meter_provider, settings_)
+        meter, semconv = self._meter, self._settings.semconv
+        legacy = semconv in {"v1.41", "both"}
+        latest = semconv in {"latest", "both"}
+        self._vocabularies: list[Legacy | Latest] = []
+        if legacy:
+            self._vocabularies.append(Legacy(meter, self._policy.choice))
+        if latest:
+            self._vocabularies.append(Latest(meter, self._policy.choice, with_legacy=legacy))
+        self._engine = Engine(meter, self._policy.choice)
+        _observe_ourselves(self._meters, meter, self._policy)
+
+    @guard.never_raise("record.opened")
+    def opened(self, call: Call) -> None:
+        """Start the span with what a sampler needs; the facts follow when the call ends."""
+        attributes: dict[str, Any] = {OPERATION: call.operation, PROVIDER: call.provider}
+        name = call.operation
+        if call.model:
+            model = attributes[REQUEST_MODEL] = self._policy.model(call.model, local=call.local)
+            name = f"{name} {model}"
+        attributes.update(self._where(call))
+        conversation = current_conversation.get()
+        if conversation is not None:
+            call.facts["conversation"] = conversation
+        parent = otel_context.get_current()
+        span = self._tracer.start_span(
+            name,
+            context=parent,
+            kind=SpanKind.INTERNAL if call.in_process else SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=call.start_unix_ns,
+        )
+        call.handle = Handle(span, trace.set_span_in_context(span, parent), attributes)
+
     @guard.never_raise("record.ended")
     def ended(self, call: Call) -> None:
         """Set the rest of the attributes, end the span, record the histograms."""
-        handle: _Handle | None = call.handle
+        handle: Handle | None = call.handle
         if handle is None:
             return
         call.handle = None
@@ -216,7 +236,7 @@ class SpanRecorder:
         if call.in_process:
             self._engine.record(call, point, failed)
 
-    def _finish_span(self, call: Call, handle: _Handle, error: str | None) -> None:
+    def _finish_span(self, call: Call, handle: Handle, error: str | None) -> None:
         attributes: dict[str, Any] = {OUTCOME: call.outcome}
         for fact, value in call.facts.items():
             name = ATTRIBUTE_OF.get(fact)

@@ -28,6 +28,12 @@ from sottovoce.registry import ATTRIBUTES, EVENTS, METRICS, SCHEMA_URLS, SCOPES,
 
 OUR_SCOPE = "sottovoce"
 OPERATION = "gen_ai.operation.name"
+METHOD = "mcp.method.name"
+TARGETS = {
+    "execute_tool": "gen_ai.tool.name",
+    "invoke_agent": "gen_ai.agent.name",
+    "prompts/get": "gen_ai.prompt.name",
+}
 INFERENCE = {"chat", "text_completion", "generate_content"}
 NOT_OF_INFERENCE = ("gen_ai.client.operation.duration", "latest")
 LONGEST = 128
@@ -189,7 +195,7 @@ def _span(scope: Scope, span: Span) -> Iterator[str]:
         yield from _attributes(f"{where}, link", attributes, "link")
     if (span.status == "ERROR") != ("error.type" in span.attributes) and scope.name == OUR_SCOPE:
         yield f"{where}: an error has a status and an error.type, or neither"
-    operation = span.attributes.get(OPERATION)
+    operation = span.attributes.get(OPERATION, span.attributes.get(METHOD))
     if operation is None:
         if scope.name == OUR_SCOPE:
             yield f"{where}: {OPERATION} is missing"
@@ -211,8 +217,9 @@ def _call(scope: Scope, where: str, span: Span, operation: str) -> Iterator[str]
         return
     for key in attributes.keys() & ATTRIBUTES.keys() - declared.attributes:
         yield f"{where}: attribute {key} is not declared for {operation}"
-    model = attributes.get("gen_ai.request.model")
-    if span.name != (f"{operation} {model}" if model else operation):
+    what = attributes.get(TARGETS.get(operation, "gen_ai.request.model"))
+    named = attributes.get(METHOD, operation)
+    if span.name != (f"{named} {what}" if what not in {None, "_OTHER"} else named):
         yield f"{where}: is not named after its operation and model"
     if "server.port" in attributes and "server.address" not in attributes:
         yield f"{where}: has a server.port without a server.address"

@@ -151,6 +151,7 @@ class TestClean:
             "gen_ai.token.modality": "text",
             "db.system.name": "sqlite",
             "http.request.method": "GET",
+            "mcp.method.name": "ping",
             "url.scheme": "https",
             "sottovoce.gate.rule": "drop",
             "sottovoce.gate.signal": "span",

@@ -80,7 +80,7 @@ METRICS: Final = {row[0]: Metric(*row[1:]) for row in _tables.METRICS}
 """Every metric that may leave, by name."""
 
 SPANS: Final = {operation: Span(*row) for operation, *row in _tables.SPANS}
-"""Spans of model calls, by `gen_ai.operation.name`."""
+"""Spans of ours, by `gen_ai.operation.name`, else by `mcp.method.name`."""
 
 EVENTS: Final = _tables.EVENTS
 """Names of events that may leave."""

@@ -31,50 +31,51 @@ _S11: Final[frozenset[str]] = frozenset({'event', 'metric', 'span'})
 _S12: Final[frozenset[str]] = frozenset({'scope'})
 _V0: Final[frozenset[str]] = frozenset({'ALTER', 'ANALYZE', 'BEGIN', 'CALL', 'COMMIT', 'COPY', 'CREATE', 'DEL', 'DELETE', 'DROP', 'EXECUTE', 'EXISTS', 'EXPIRE', 'EXPLAIN', 'GET', 'HGET', 'HSET', 'INCR', 'INSERT', 'LPUSH', 'MERGE', 'MGET', 'MSET', 'PRAGMA', 'RELEASE', 'REPLACE', 'ROLLBACK', 'RPUSH', 'SAVEPOINT', 'SELECT', 'SET', 'SHOW', 'TRUNCATE', 'UPDATE', 'UPSERT', 'VACUUM', 'WITH', 'add', 'aggregate', 'count', 'del', 'delete', 'distinct', 'exists', 'expire', 'find', 'findAndModify', 'get', 'hget', 'hset', 'incr', 'insert', 'lpush', 'mget', 'mset', 'query', 'rpush', 'search', 'set', 'update', 'upsert'})
 _V1: Final[frozenset[str]] = frozenset({'actian.ingres', 'aws.dynamodb', 'aws.redshift', 'azure.cosmosdb', 'cassandra', 'chroma', 'clickhouse', 'cockroachdb', 'couchbase', 'couchdb', 'derby', 'duckdb', 'elasticsearch', 'firebirdsql', 'gcp.spanner', 'geode', 'h2database', 'hbase', 'hive', 'hsqldb', 'ibm.db2', 'ibm.informix', 'ibm.netezza', 'influxdb', 'instantdb', 'intersystems.cache', 'lancedb', 'mariadb', 'memcached', 'microsoft.sql_server', 'milvus', 'mongodb', 'mysql', 'neo4j', 'opensearch', 'oracle.db', 'other_sql', 'pinecone', 'postgresql', 'qdrant', 'redis', 'sap.hana', 'sap.maxdb', 'softwareag.adabas', 'sqlite', 'teradata', 'trino', 'weaviate'})
-_V2: Final[frozenset[str]] = frozenset({'AccessDeniedException', 'ConflictException', 'ExpiredTokenException', 'InternalServerException', 'InvalidSignatureException', 'MissingAuthenticationTokenException', 'ModelErrorException', 'ModelNotReadyException', 'ModelStreamErrorException', 'ModelTimeoutException', 'ResourceNotFoundException', 'ServiceQuotaExceededException', 'ServiceUnavailableException', 'ThrottlingException', 'UnrecognizedClientException', 'ValidationException', '_OTHER', 'account_deactivated', 'api_error', 'authentication_error', 'bad_gateway', 'billing_error', 'billing_hard_limit_reached', 'billing_not_active', 'cancelled', 'content_filter', 'content_policy_violation', 'context_length_exceeded', 'empty_image_file', 'engine_overloaded', 'exceed_context_size_error', 'failed_to_download_image', 'gateway_timeout', 'generation', 'image_content_policy_violation', 'image_file_not_found', 'image_file_too_large', 'image_parse_error', 'image_too_large', 'image_too_small', 'incomplete_generation', 'incorrect_api_key_provided', 'insufficient_quota', 'internal_error', 'internal_server_error', 'invalid_api_key', 'invalid_base64_image', 'invalid_image', 'invalid_image_format', 'invalid_image_mode', 'invalid_image_url', 'invalid_prompt', 'invalid_request_error', 'invalid_value', 'max_output_tokens', 'missing_required_parameter', 'model_not_found', 'not_found_error', 'not_supported_error', 'overloaded', 'overloaded_error', 'permission_error', 'rate_limit_error', 'rate_limit_exceeded', 'request_too_large', 'requests', 'response_failed', 'response_incomplete', 'server_error', 'service_unavailable', 'service_unavailable_error', 'stream_error', 'string_above_max_length', 'timeout', 'timeout_error', 'tokens', 'unavailable_error', 'unknown_parameter', 'unsupported_country_region_territory', 'unsupported_image_media_type', 'unsupported_parameter', 'unsupported_value', 'validation', 'vector_store_timeout'})
-_V3: Final[frozenset[str]] = frozenset({'bias', 'coherence', 'completeness', 'conciseness', 'correctness', 'faithfulness', 'fluency', 'groundedness', 'hallucination', 'harmfulness', 'helpfulness', 'intent_resolution', 'relevance', 'similarity', 'task_adherence', 'tool_call_accuracy', 'toxicity'})
-_V4: Final[frozenset[str]] = frozenset({'acceptable', 'bad', 'correct', 'fail', 'failed', 'false', 'good', 'high', 'incorrect', 'low', 'medium', 'no', 'not_relevant', 'partially_correct', 'partially_relevant', 'pass', 'passed', 'relevant', 'true', 'unacceptable', 'yes'})
-_V5: Final[frozenset[str]] = frozenset({'chat', 'create_agent', 'create_memory', 'create_memory_store', 'delete_memory', 'delete_memory_store', 'embeddings', 'execute_tool', 'fetch_response', 'generate_content', 'invoke_agent', 'invoke_workflow', 'plan', 'rerank', 'retrieval', 'search_memory', 'text_completion', 'update_memory', 'upsert_memory'})
-_V6: Final[frozenset[str]] = frozenset({'image', 'json', 'speech', 'text'})
-_V7: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks_ai', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'groq', 'hugging_face', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'together_ai', 'transformers', 'vllm', 'voyage', 'x_ai'})
-_V8: Final[frozenset[str]] = frozenset({'base64', 'binary', 'float', 'int8', 'ubinary', 'uint8'})
-_V9: Final[frozenset[str]] = frozenset({'adaptive', 'auto', 'disabled', 'enabled', 'false', 'high', 'low', 'max', 'medium', 'minimal', 'none', 'true', 'xhigh'})
-_V10: Final[frozenset[str]] = frozenset({'BLOCKLIST', 'COMPLETE', 'CONTENT_FILTERED', 'ERROR', 'ERROR_LIMIT', 'ERROR_TOXIC', 'ESCALATION', 'FINISH', 'IMAGE_OTHER', 'IMAGE_PROHIBITED_CONTENT', 'IMAGE_RECITATION', 'IMAGE_SAFETY', 'JAILBREAK', 'LANGUAGE', 'LENGTH', 'MALFORMED_FUNCTION_CALL', 'MALFORMED_RESPONSE', 'MAX_TOKENS', 'MISSING_THOUGHT_SIGNATURE', 'MODEL_ARMOR', 'NO_IMAGE', 'OTHER', 'PROHIBITED_CONTENT', 'RAG_QUERY_WHEN_RAG_DISABLED', 'RECITATION', 'SAFETY', 'SPII', 'STOP', 'STOP_CRITERIA_MET', 'STOP_SEQUENCE', 'TIMEOUT', 'TOOL_CALL', 'TOO_MANY_TOOL_CALLS', 'UNEXPECTED_TOOL_CALL', 'USER_CANCEL', 'abort', 'cancelled', 'completed', 'content_filter', 'content_filtered', 'end_turn', 'endoftext', 'eos', 'eos_token', 'error', 'failed', 'function_call', 'guardrail_intervened', 'in_progress', 'incomplete', 'length', 'load', 'malformed_model_output', 'malformed_tool_use', 'max_output_tokens', 'max_tokens', 'model_context_window_exceeded', 'model_length', 'pause_turn', 'queued', 'refusal', 'stop', 'stop_sequence', 'stop_word', 'tool_calls', 'tool_use', 'unload'})
-_V11: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'az.ai.inference', 'az.ai.openai', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks_ai', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'gemini', 'groq', 'hugging_face', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'together_ai', 'transformers', 'vertex_ai', 'vllm', 'voyage', 'x_ai', 'xai'})
-_V12: Final[frozenset[str]] = frozenset({'audio', 'image', 'text', 'unknown'})
-_V13: Final[frozenset[str]] = frozenset({'input', 'output'})
-_V14: Final[frozenset[str]] = frozenset({'datastore', 'extension', 'function'})
-_V15: Final[frozenset[str]] = frozenset({'amd64', 'arm32', 'arm64', 'ia64', 'ppc32', 'ppc64', 's390x', 'x86'})
-_V16: Final[frozenset[str]] = frozenset({'1.0', '1.1', '2.0', '3.0', 'QUIC', 'SPDY'})
-_V17: Final[frozenset[str]] = frozenset({'CONNECT', 'DELETE', 'GET', 'HEAD', 'OPTIONS', 'PATCH', 'POST', 'PUT', 'QUERY', 'TRACE', '_OTHER'})
-_V18: Final[frozenset[str]] = frozenset({'http', 'https', 'ws', 'wss'})
-_V19: Final[frozenset[str]] = frozenset({'1.0', '2.0'})
-_V20: Final[frozenset[str]] = frozenset({'completion/complete', 'elicitation/create', 'initialize', 'logging/setLevel', 'notifications/cancelled', 'notifications/initialized', 'notifications/message', 'notifications/progress', 'notifications/prompts/list_changed', 'notifications/resources/list_changed', 'notifications/resources/updated', 'notifications/roots/list_changed', 'notifications/tools/list_changed', 'ping', 'prompts/get', 'prompts/list', 'resources/list', 'resources/read', 'resources/subscribe', 'resources/templates/list', 'resources/unsubscribe', 'roots/list', 'sampling/createMessage', 'tools/call', 'tools/list'})
-_V21: Final[frozenset[str]] = frozenset({'2024-11-05', '2025-03-26', '2025-06-18', '2025-11-25'})
-_V22: Final[frozenset[str]] = frozenset({'create', 'deliver', 'process', 'publish', 'receive', 'send', 'settle'})
-_V23: Final[frozenset[str]] = frozenset({'activemq', 'aws.sns', 'aws_sqs', 'celery', 'eventgrid', 'eventhubs', 'gcp_pubsub', 'jms', 'kafka', 'nats', 'pulsar', 'rabbitmq', 'redis', 'rocketmq', 'servicebus'})
-_V24: Final[frozenset[str]] = frozenset({'amqp', 'grpc', 'http', 'mqtt', 'quic', 'spdy', 'websocket'})
-_V25: Final[frozenset[str]] = frozenset({'1.0', '1.1', '2', '2.0', '3', '3.0', '3.1.1', '5.0'})
-_V26: Final[frozenset[str]] = frozenset({'pipe', 'quic', 'tcp', 'udp', 'unix'})
-_V27: Final[frozenset[str]] = frozenset({'ipv4', 'ipv6'})
-_V28: Final[frozenset[str]] = frozenset({'chat_completions', 'responses'})
-_V29: Final[frozenset[str]] = frozenset({'auto', 'default', 'fast', 'flex', 'priority', 'scale', 'standard', 'standard_only'})
-_V30: Final[frozenset[str]] = frozenset({'auto', 'batch', 'default', 'fast', 'flex', 'priority', 'scale', 'standard', 'standard_only'})
-_V31: Final[frozenset[str]] = frozenset({'aix', 'darwin', 'dragonflybsd', 'freebsd', 'hpux', 'linux', 'netbsd', 'openbsd', 'solaris', 'windows', 'z_os', 'zos'})
-_V32: Final[frozenset[str]] = frozenset({'ai', 'com.anthropic.sdk.python', 'langfuse-sdk', 'langsmith', 'logfire', 'logfire.anthropic', 'logfire.openai', 'mistralai_sdk_tracer', 'openinference.instrumentation.agno', 'openinference.instrumentation.anthropic', 'openinference.instrumentation.bedrock', 'openinference.instrumentation.crewai', 'openinference.instrumentation.dspy', 'openinference.instrumentation.google_genai', 'openinference.instrumentation.groq', 'openinference.instrumentation.haystack', 'openinference.instrumentation.instructor', 'openinference.instrumentation.langchain', 'openinference.instrumentation.litellm', 'openinference.instrumentation.llama_index', 'openinference.instrumentation.mcp', 'openinference.instrumentation.mistralai', 'openinference.instrumentation.openai', 'openinference.instrumentation.openai_agents', 'openinference.instrumentation.pydantic_ai', 'openinference.instrumentation.smolagents', 'openinference.instrumentation.vertexai', 'openlit.instrumentation.anthropic', 'openlit.instrumentation.bedrock', 'openlit.instrumentation.cohere', 'openlit.instrumentation.groq', 'openlit.instrumentation.langchain', 'openlit.instrumentation.litellm', 'openlit.instrumentation.mistral', 'openlit.instrumentation.ollama', 'openlit.instrumentation.openai', 'openlit.instrumentation.transformers', 'openlit.instrumentation.vertexai', 'openlit.instrumentation.vllm', 'openlit.otel.metrics', 'opentelemetry.instrumentation.aio_pika', 'opentelemetry.instrumentation.aiohttp_client', 'opentelemetry.instrumentation.aiohttp_server', 'opentelemetry.instrumentation.aiokafka', 'opentelemetry.instrumentation.aiopg', 'opentelemetry.instrumentation.anthropic', 'opentelemetry.instrumentation.asgi', 'opentelemetry.instrumentation.asyncio', 'opentelemetry.instrumentation.asyncpg', 'opentelemetry.instrumentation.bedrock', 'opentelemetry.instrumentation.boto3sqs', 'opentelemetry.instrumentation.botocore', 'opentelemetry.instrumentation.cassandra', 'opentelemetry.instrumentation.celery', 'opentelemetry.instrumentation.chromadb', 'opentelemetry.instrumentation.cohere', 'opentelemetry.instrumentation.confluent_kafka', 'opentelemetry.instrumentation.crewai', 'opentelemetry.instrumentation.dbapi', 'opentelemetry.instrumentation.django', 'opentelemetry.instrumentation.elasticsearch', 'opentelemetry.instrumentation.falcon', 'opentelemetry.instrumentation.fastapi', 'opentelemetry.instrumentation.flask', 'opentelemetry.instrumentation.genai.anthropic', 'opentelemetry.instrumentation.genai.openai', 'opentelemetry.instrumentation.google_genai', 'opentelemetry.instrumentation.google_generativeai', 'opentelemetry.instrumentation.groq', 'opentelemetry.instrumentation.grpc', 'opentelemetry.instrumentation.haystack', 'opentelemetry.instrumentation.httpx', 'opentelemetry.instrumentation.httpx2', 'opentelemetry.instrumentation.jinja2', 'opentelemetry.instrumentation.kafka', 'opentelemetry.instrumentation.lancedb', 'opentelemetry.instrumentation.langchain', 'opentelemetry.instrumentation.llamaindex', 'opentelemetry.instrumentation.logging', 'opentelemetry.instrumentation.mcp', 'opentelemetry.instrumentation.milvus', 'opentelemetry.instrumentation.mistralai', 'opentelemetry.instrumentation.mysql', 'opentelemetry.instrumentation.mysqlclient', 'opentelemetry.instrumentation.ollama', 'opentelemetry.instrumentation.openai', 'opentelemetry.instrumentation.openai.v0', 'opentelemetry.instrumentation.openai.v1', 'opentelemetry.instrumentation.openai_agents', 'opentelemetry.instrumentation.openai_v2', 'opentelemetry.instrumentation.pika', 'opentelemetry.instrumentation.pinecone', 'opentelemetry.instrumentation.psycopg', 'opentelemetry.instrumentation.psycopg2', 'opentelemetry.instrumentation.pymemcache', 'opentelemetry.instrumentation.pymongo', 'opentelemetry.instrumentation.pymysql', 'opentelemetry.instrumentation.pyramid', 'opentelemetry.instrumentation.qdrant', 'opentelemetry.instrumentation.redis', 'opentelemetry.instrumentation.replicate', 'opentelemetry.instrumentation.requests', 'opentelemetry.instrumentation.sagemaker', 'opentelemetry.instrumentation.sqlalchemy', 'opentelemetry.instrumentation.sqlite3', 'opentelemetry.instrumentation.starlette', 'opentelemetry.instrumentation.system_metrics', 'opentelemetry.instrumentation.threading', 'opentelemetry.instrumentation.together', 'opentelemetry.instrumentation.tornado', 'opentelemetry.instrumentation.tortoiseorm', 'opentelemetry.instrumentation.transformers', 'opentelemetry.instrumentation.urllib', 'opentelemetry.instrumentation.urllib3', 'opentelemetry.instrumentation.vertexai', 'opentelemetry.instrumentation.watsonx', 'opentelemetry.instrumentation.weaviate', 'opentelemetry.instrumentation.wsgi', 'opentelemetry.sdk._logs', 'opentelemetry.sdk.metrics', 'opentelemetry.sdk.trace', 'opentelemetry.util.genai', 'opentelemetry.util.genai.handler', 'pydantic-ai', 'sottovoce'})
-_V33: Final[frozenset[str]] = frozenset({'ERROR', 'OK', 'UNSET'})
-_V34: Final[frozenset[str]] = frozenset({'apache_dubbo', 'connect_rpc', 'dotnet_wcf', 'grpc', 'java_rmi', 'jsonrpc', 'onc_rpc'})
-_V35: Final[frozenset[str]] = frozenset({'connectrpc', 'dubbo', 'grpc', 'jsonrpc'})
-_V36: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
-_V37: Final[frozenset[str]] = frozenset({'encoding', 'json', 'reader', 'size', 'sse', 'type', 'utf8'})
-_V38: Final[frozenset[str]] = frozenset({'15_60s', '1_5m', '1_5s', '5_15s', 'gte_5m', 'lt_1s'})
-_V39: Final[frozenset[str]] = frozenset({'allow12', 'body', 'bucket', 'cat12', 'control', 'count', 'curated', 'drop', 'enum', 'error', 'gate_error', 'hash_rot', 'host', 'keep', 'length', 'merge', 'name', 'off', 'range', 'route', 'rule_error', 'scope', 'seal', 'shape', 'status_description', 'trace_state', 'tripwire', 'type', 'unit', 'unknown', 'withheld'})
-_V40: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'propagation', 'resource', 'scope', 'span'})
-_V41: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
-_V42: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
-_V43: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
-_V44: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
-_V45: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
+_V2: Final[frozenset[str]] = frozenset({'-32000', '-32001', '-32002', '-32022', '-32042', '-32600', '-32601', '-32602', '-32603', '-32700', 'AccessDeniedException', 'ConflictException', 'ExpiredTokenException', 'InternalServerException', 'InvalidSignatureException', 'MissingAuthenticationTokenException', 'ModelErrorException', 'ModelNotReadyException', 'ModelStreamErrorException', 'ModelTimeoutException', 'ResourceNotFoundException', 'ServiceQuotaExceededException', 'ServiceUnavailableException', 'ThrottlingException', 'UnrecognizedClientException', 'ValidationException', '_OTHER', 'account_deactivated', 'api_error', 'authentication_error', 'bad_gateway', 'billing_error', 'billing_hard_limit_reached', 'billing_not_active', 'cancelled', 'content_filter', 'content_policy_violation', 'context_length_exceeded', 'empty_image_file', 'engine_overloaded', 'exceed_context_size_error', 'failed_to_download_image', 'gateway_timeout', 'generation', 'image_content_policy_violation', 'image_file_not_found', 'image_file_too_large', 'image_parse_error', 'image_too_large', 'image_too_small', 'incomplete_generation', 'incorrect_api_key_provided', 'insufficient_quota', 'internal_error', 'internal_server_error', 'invalid_api_key', 'invalid_base64_image', 'invalid_image', 'invalid_image_format', 'invalid_image_mode', 'invalid_image_url', 'invalid_prompt', 'invalid_request_error', 'invalid_value', 'max_output_tokens', 'missing_required_parameter', 'model_not_found', 'not_found_error', 'not_supported_error', 'overloaded', 'overloaded_error', 'permission_error', 'rate_limit_error', 'rate_limit_exceeded', 'request_too_large', 'requests', 'response_failed', 'response_incomplete', 'server_error', 'service_unavailable', 'service_unavailable_error', 'stream_error', 'string_above_max_length', 'timeout', 'timeout_error', 'tokens', 'tool_error', 'unavailable_error', 'unknown_parameter', 'unsupported_country_region_territory', 'unsupported_image_media_type', 'unsupported_parameter', 'unsupported_value', 'validation', 'vector_store_timeout'})
+_V3: Final[frozenset[str]] = frozenset({'AccessDeniedException', 'ConflictException', 'ExpiredTokenException', 'InternalServerException', 'InvalidSignatureException', 'MissingAuthenticationTokenException', 'ModelErrorException', 'ModelNotReadyException', 'ModelStreamErrorException', 'ModelTimeoutException', 'ResourceNotFoundException', 'ServiceQuotaExceededException', 'ServiceUnavailableException', 'ThrottlingException', 'UnrecognizedClientException', 'ValidationException', '_OTHER', 'account_deactivated', 'api_error', 'authentication_error', 'bad_gateway', 'billing_error', 'billing_hard_limit_reached', 'billing_not_active', 'cancelled', 'content_filter', 'content_policy_violation', 'context_length_exceeded', 'empty_image_file', 'engine_overloaded', 'exceed_context_size_error', 'failed_to_download_image', 'gateway_timeout', 'generation', 'image_content_policy_violation', 'image_file_not_found', 'image_file_too_large', 'image_parse_error', 'image_too_large', 'image_too_small', 'incomplete_generation', 'incorrect_api_key_provided', 'insufficient_quota', 'internal_error', 'internal_server_error', 'invalid_api_key', 'invalid_base64_image', 'invalid_image', 'invalid_image_format', 'invalid_image_mode', 'invalid_image_url', 'invalid_prompt', 'invalid_request_error', 'invalid_value', 'max_output_tokens', 'missing_required_parameter', 'model_not_found', 'not_found_error', 'not_supported_error', 'overloaded', 'overloaded_error', 'permission_error', 'rate_limit_error', 'rate_limit_exceeded', 'request_too_large', 'requests', 'response_failed', 'response_incomplete', 'server_error', 'service_unavailable', 'service_unavailable_error', 'stream_error', 'string_above_max_length', 'timeout', 'timeout_error', 'tokens', 'unavailable_error', 'unknown_parameter', 'unsupported_country_region_territory', 'unsupported_image_media_type', 'unsupported_parameter', 'unsupported_value', 'validation', 'vector_store_timeout'})
+_V4: Final[frozenset[str]] = frozenset({'bias', 'coherence', 'completeness', 'conciseness', 'correctness', 'faithfulness', 'fluency', 'groundedness', 'hallucination', 'harmfulness', 'helpfulness', 'intent_resolution', 'relevance', 'similarity', 'task_adherence', 'tool_call_accuracy', 'toxicity'})
+_V5: Final[frozenset[str]] = frozenset({'acceptable', 'bad', 'correct', 'fail', 'failed', 'false', 'good', 'high', 'incorrect', 'low', 'medium', 'no', 'not_relevant', 'partially_correct', 'partially_relevant', 'pass', 'passed', 'relevant', 'true', 'unacceptable', 'yes'})
+_V6: Final[frozenset[str]] = frozenset({'chat', 'create_agent', 'create_memory', 'create_memory_store', 'delete_memory', 'delete_memory_store', 'embeddings', 'execute_tool', 'fetch_response', 'generate_content', 'invoke_agent', 'invoke_workflow', 'plan', 'rerank', 'retrieval', 'search_memory', 'text_completion', 'update_memory', 'upsert_memory'})
+_V7: Final[frozenset[str]] = frozenset({'image', 'json', 'speech', 'text'})
+_V8: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks_ai', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'groq', 'hugging_face', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'together_ai', 'transformers', 'vllm', 'voyage', 'x_ai'})
+_V9: Final[frozenset[str]] = frozenset({'base64', 'binary', 'float', 'int8', 'ubinary', 'uint8'})
+_V10: Final[frozenset[str]] = frozenset({'adaptive', 'auto', 'disabled', 'enabled', 'false', 'high', 'low', 'max', 'medium', 'minimal', 'none', 'true', 'xhigh'})
+_V11: Final[frozenset[str]] = frozenset({'BLOCKLIST', 'COMPLETE', 'CONTENT_FILTERED', 'ERROR', 'ERROR_LIMIT', 'ERROR_TOXIC', 'ESCALATION', 'FINISH', 'IMAGE_OTHER', 'IMAGE_PROHIBITED_CONTENT', 'IMAGE_RECITATION', 'IMAGE_SAFETY', 'JAILBREAK', 'LANGUAGE', 'LENGTH', 'MALFORMED_FUNCTION_CALL', 'MALFORMED_RESPONSE', 'MAX_TOKENS', 'MISSING_THOUGHT_SIGNATURE', 'MODEL_ARMOR', 'NO_IMAGE', 'OTHER', 'PROHIBITED_CONTENT', 'RAG_QUERY_WHEN_RAG_DISABLED', 'RECITATION', 'SAFETY', 'SPII', 'STOP', 'STOP_CRITERIA_MET', 'STOP_SEQUENCE', 'TIMEOUT', 'TOOL_CALL', 'TOO_MANY_TOOL_CALLS', 'UNEXPECTED_TOOL_CALL', 'USER_CANCEL', 'abort', 'cancelled', 'completed', 'content_filter', 'content_filtered', 'end_turn', 'endoftext', 'eos', 'eos_token', 'error', 'failed', 'function_call', 'guardrail_intervened', 'in_progress', 'incomplete', 'length', 'load', 'malformed_model_output', 'malformed_tool_use', 'max_output_tokens', 'max_tokens', 'model_context_window_exceeded', 'model_length', 'pause_turn', 'queued', 'refusal', 'stop', 'stop_sequence', 'stop_word', 'tool_calls', 'tool_use', 'unload'})
+_V12: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'az.ai.inference', 'az.ai.openai', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks_ai', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'gemini', 'groq', 'hugging_face', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'together_ai', 'transformers', 'vertex_ai', 'vllm', 'voyage', 'x_ai', 'xai'})
+_V13: Final[frozenset[str]] = frozenset({'audio', 'image', 'text', 'unknown'})
+_V14: Final[frozenset[str]] = frozenset({'input', 'output'})
+_V15: Final[frozenset[str]] = frozenset({'datastore', 'extension', 'function'})
+_V16: Final[frozenset[str]] = frozenset({'amd64', 'arm32', 'arm64', 'ia64', 'ppc32', 'ppc64', 's390x', 'x86'})
+_V17: Final[frozenset[str]] = frozenset({'1.0', '1.1', '2.0', '3.0', 'QUIC', 'SPDY'})
+_V18: Final[frozenset[str]] = frozenset({'CONNECT', 'DELETE', 'GET', 'HEAD', 'OPTIONS', 'PATCH', 'POST', 'PUT', 'QUERY', 'TRACE', '_OTHER'})
+_V19: Final[frozenset[str]] = frozenset({'http', 'https', 'ws', 'wss'})
+_V20: Final[frozenset[str]] = frozenset({'1.0', '2.0'})
+_V21: Final[frozenset[str]] = frozenset({'completion/complete', 'elicitation/create', 'initialize', 'logging/setLevel', 'notifications/cancelled', 'notifications/initialized', 'notifications/message', 'notifications/progress', 'notifications/prompts/list_changed', 'notifications/resources/list_changed', 'notifications/resources/updated', 'notifications/roots/list_changed', 'notifications/tools/list_changed', 'ping', 'prompts/get', 'prompts/list', 'resources/list', 'resources/read', 'resources/subscribe', 'resources/templates/list', 'resources/unsubscribe', 'roots/list', 'sampling/createMessage', 'server/discover', 'subscriptions/listen', 'tools/call', 'tools/list'})
+_V22: Final[frozenset[str]] = frozenset({'2024-11-05', '2025-03-26', '2025-06-18', '2025-11-25', '2026-07-28'})
+_V23: Final[frozenset[str]] = frozenset({'create', 'deliver', 'process', 'publish', 'receive', 'send', 'settle'})
+_V24: Final[frozenset[str]] = frozenset({'activemq', 'aws.sns', 'aws_sqs', 'celery', 'eventgrid', 'eventhubs', 'gcp_pubsub', 'jms', 'kafka', 'nats', 'pulsar', 'rabbitmq', 'redis', 'rocketmq', 'servicebus'})
+_V25: Final[frozenset[str]] = frozenset({'amqp', 'grpc', 'http', 'mqtt', 'quic', 'spdy', 'websocket'})
+_V26: Final[frozenset[str]] = frozenset({'1.0', '1.1', '2', '2.0', '3', '3.0', '3.1.1', '5.0'})
+_V27: Final[frozenset[str]] = frozenset({'pipe', 'quic', 'tcp', 'udp', 'unix'})
+_V28: Final[frozenset[str]] = frozenset({'ipv4', 'ipv6'})
+_V29: Final[frozenset[str]] = frozenset({'chat_completions', 'responses'})
+_V30: Final[frozenset[str]] = frozenset({'auto', 'default', 'fast', 'flex', 'priority', 'scale', 'standard', 'standard_only'})
+_V31: Final[frozenset[str]] = frozenset({'auto', 'batch', 'default', 'fast', 'flex', 'priority', 'scale', 'standard', 'standard_only'})
+_V32: Final[frozenset[str]] = frozenset({'aix', 'darwin', 'dragonflybsd', 'freebsd', 'hpux', 'linux', 'netbsd', 'openbsd', 'solaris', 'windows', 'z_os', 'zos'})
+_V33: Final[frozenset[str]] = frozenset({'ai', 'com.anthropic.sdk.python', 'langfuse-sdk', 'langsmith', 'logfire', 'logfire.anthropic', 'logfire.openai', 'mistralai_sdk_tracer', 'openinference.instrumentation.agno', 'openinference.instrumentation.anthropic', 'openinference.instrumentation.bedrock', 'openinference.instrumentation.crewai', 'openinference.instrumentation.dspy', 'openinference.instrumentation.google_genai', 'openinference.instrumentation.groq', 'openinference.instrumentation.haystack', 'openinference.instrumentation.instructor', 'openinference.instrumentation.langchain', 'openinference.instrumentation.litellm', 'openinference.instrumentation.llama_index', 'openinference.instrumentation.mcp', 'openinference.instrumentation.mistralai', 'openinference.instrumentation.openai', 'openinference.instrumentation.openai_agents', 'openinference.instrumentation.pydantic_ai', 'openinference.instrumentation.smolagents', 'openinference.instrumentation.vertexai', 'openlit.instrumentation.anthropic', 'openlit.instrumentation.bedrock', 'openlit.instrumentation.cohere', 'openlit.instrumentation.groq', 'openlit.instrumentation.langchain', 'openlit.instrumentation.litellm', 'openlit.instrumentation.mistral', 'openlit.instrumentation.ollama', 'openlit.instrumentation.openai', 'openlit.instrumentation.transformers', 'openlit.instrumentation.vertexai', 'openlit.instrumentation.vllm', 'openlit.otel.metrics', 'opentelemetry.instrumentation.aio_pika', 'opentelemetry.instrumentation.aiohttp_client', 'opentelemetry.instrumentation.aiohttp_server', 'opentelemetry.instrumentation.aiokafka', 'opentelemetry.instrumentation.aiopg', 'opentelemetry.instrumentation.anthropic', 'opentelemetry.instrumentation.asgi', 'opentelemetry.instrumentation.asyncio', 'opentelemetry.instrumentation.asyncpg', 'opentelemetry.instrumentation.bedrock', 'opentelemetry.instrumentation.boto3sqs', 'opentelemetry.instrumentation.botocore', 'opentelemetry.instrumentation.cassandra', 'opentelemetry.instrumentation.celery', 'opentelemetry.instrumentation.chromadb', 'opentelemetry.instrumentation.cohere', 'opentelemetry.instrumentation.confluent_kafka', 'opentelemetry.instrumentation.crewai', 'opentelemetry.instrumentation.dbapi', 'opentelemetry.instrumentation.django', 'opentelemetry.instrumentation.elasticsearch', 'opentelemetry.instrumentation.falcon', 'opentelemetry.instrumentation.fastapi', 'opentelemetry.instrumentation.flask', 'opentelemetry.instrumentation.genai.anthropic', 'opentelemetry.instrumentation.genai.openai', 'opentelemetry.instrumentation.google_genai', 'opentelemetry.instrumentation.google_generativeai', 'opentelemetry.instrumentation.groq', 'opentelemetry.instrumentation.grpc', 'opentelemetry.instrumentation.haystack', 'opentelemetry.instrumentation.httpx', 'opentelemetry.instrumentation.httpx2', 'opentelemetry.instrumentation.jinja2', 'opentelemetry.instrumentation.kafka', 'opentelemetry.instrumentation.lancedb', 'opentelemetry.instrumentation.langchain', 'opentelemetry.instrumentation.llamaindex', 'opentelemetry.instrumentation.logging', 'opentelemetry.instrumentation.mcp', 'opentelemetry.instrumentation.milvus', 'opentelemetry.instrumentation.mistralai', 'opentelemetry.instrumentation.mysql', 'opentelemetry.instrumentation.mysqlclient', 'opentelemetry.instrumentation.ollama', 'opentelemetry.instrumentation.openai', 'opentelemetry.instrumentation.openai.v0', 'opentelemetry.instrumentation.openai.v1', 'opentelemetry.instrumentation.openai_agents', 'opentelemetry.instrumentation.openai_v2', 'opentelemetry.instrumentation.pika', 'opentelemetry.instrumentation.pinecone', 'opentelemetry.instrumentation.psycopg', 'opentelemetry.instrumentation.psycopg2', 'opentelemetry.instrumentation.pymemcache', 'opentelemetry.instrumentation.pymongo', 'opentelemetry.instrumentation.pymysql', 'opentelemetry.instrumentation.pyramid', 'opentelemetry.instrumentation.qdrant', 'opentelemetry.instrumentation.redis', 'opentelemetry.instrumentation.replicate', 'opentelemetry.instrumentation.requests', 'opentelemetry.instrumentation.sagemaker', 'opentelemetry.instrumentation.sqlalchemy', 'opentelemetry.instrumentation.sqlite3', 'opentelemetry.instrumentation.starlette', 'opentelemetry.instrumentation.system_metrics', 'opentelemetry.instrumentation.threading', 'opentelemetry.instrumentation.together', 'opentelemetry.instrumentation.tornado', 'opentelemetry.instrumentation.tortoiseorm', 'opentelemetry.instrumentation.transformers', 'opentelemetry.instrumentation.urllib', 'opentelemetry.instrumentation.urllib3', 'opentelemetry.instrumentation.vertexai', 'opentelemetry.instrumentation.watsonx', 'opentelemetry.instrumentation.weaviate', 'opentelemetry.instrumentation.wsgi', 'opentelemetry.sdk._logs', 'opentelemetry.sdk.metrics', 'opentelemetry.sdk.trace', 'opentelemetry.util.genai', 'opentelemetry.util.genai.handler', 'pydantic-ai', 'sottovoce'})
+_V34: Final[frozenset[str]] = frozenset({'ERROR', 'OK', 'UNSET'})
+_V35: Final[frozenset[str]] = frozenset({'apache_dubbo', 'connect_rpc', 'dotnet_wcf', 'grpc', 'java_rmi', 'jsonrpc', 'onc_rpc'})
+_V36: Final[frozenset[str]] = frozenset({'connectrpc', 'dubbo', 'grpc', 'jsonrpc'})
+_V37: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
+_V38: Final[frozenset[str]] = frozenset({'encoding', 'json', 'reader', 'size', 'sse', 'type', 'utf8'})
+_V39: Final[frozenset[str]] = frozenset({'15_60s', '1_5m', '1_5s', '5_15s', 'gte_5m', 'lt_1s'})
+_V40: Final[frozenset[str]] = frozenset({'allow12', 'body', 'bucket', 'cat12', 'control', 'count', 'curated', 'drop', 'enum', 'error', 'gate_error', 'hash_rot', 'host', 'keep', 'length', 'merge', 'name', 'off', 'range', 'route', 'rule_error', 'scope', 'seal', 'shape', 'status_description', 'trace_state', 'tripwire', 'type', 'unit', 'unknown', 'withheld'})
+_V41: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'propagation', 'resource', 'scope', 'span'})
+_V42: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
+_V43: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
+_V44: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
+_V45: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
+_V46: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
 _R0: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'drop')
 _R1: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'seal')
 _R2: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'allow12', 'allow12')
@@ -103,9 +104,9 @@ _A5: Final[frozenset[str]] = frozenset({'gen_ai.operation.name', 'gen_ai.provide
 _A6: Final[frozenset[str]] = frozenset({'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.token.modality'})
 _A7: Final[frozenset[str]] = frozenset({'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.token.type', 'openai.response.service_tier', 'server.address', 'server.port'})
 _A8: Final[frozenset[str]] = frozenset({'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.token.type'})
-_A9: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.tool.type'})
+_A9: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.tool.name', 'gen_ai.tool.type'})
 _A10: Final[frozenset[str]] = frozenset()
-_A11: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model'})
+_A11: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.agent.name', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model'})
 _A12: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name'})
 _A13: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'server.address', 'server.port'})
 _A14: Final[frozenset[str]] = frozenset({'error.type', 'http.request.method', 'http.response.status_code', 'network.protocol.name', 'network.protocol.version', 'server.address', 'server.port', 'url.scheme', 'url.template'})
@@ -113,16 +114,19 @@ _A15: Final[frozenset[str]] = frozenset({'http.request.method'})
 _A16: Final[frozenset[str]] = frozenset({'http.request.method', 'server.address', 'server.port', 'url.scheme'})
 _A17: Final[frozenset[str]] = frozenset({'http.request.method', 'url.scheme'})
 _A18: Final[frozenset[str]] = frozenset({'error.type', 'http.request.method', 'http.response.status_code', 'http.route', 'network.protocol.name', 'network.protocol.version', 'server.address', 'server.port', 'url.scheme'})
-_A19: Final[frozenset[str]] = frozenset({'sottovoce.decode.reason'})
-_A20: Final[frozenset[str]] = frozenset({'sottovoce.gate.rule', 'sottovoce.gate.signal'})
-_A21: Final[frozenset[str]] = frozenset({'sottovoce.hook.place'})
-_A22: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
-_A23: Final[frozenset[str]] = frozenset({'gen_ai.provider.name'})
-_A24: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.output.type', 'gen_ai.provider.name', 'gen_ai.request.choice.count', 'gen_ai.request.frequency_penalty', 'gen_ai.request.max_tokens', 'gen_ai.request.model', 'gen_ai.request.presence_penalty', 'gen_ai.request.reasoning.level', 'gen_ai.request.stream', 'gen_ai.request.temperature', 'gen_ai.request.top_k', 'gen_ai.request.top_p', 'gen_ai.response.finish_reasons', 'gen_ai.response.model', 'gen_ai.response.time_to_first_chunk', 'gen_ai.usage.audio.cache_read.input_tokens', 'gen_ai.usage.audio.input_tokens', 'gen_ai.usage.audio.output_tokens', 'gen_ai.usage.cache_read.input_tokens', 'gen_ai.usage.cache_write.input_tokens', 'gen_ai.usage.image.cache_read.input_tokens', 'gen_ai.usage.image.input_tokens', 'gen_ai.usage.image.output_tokens', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'gen_ai.usage.reasoning.output_tokens', 'gen_ai.usage.text.cache_read.input_tokens', 'gen_ai.usage.text.input_tokens', 'gen_ai.usage.text.output_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.request.stop_sequences.count', 'sottovoce.request.tools.count', 'sottovoce.request.user_turn', 'sottovoce.response.chunks', 'sottovoce.response.tool_calls.count', 'sottovoce.response.tool_calls.names', 'sottovoce.usage.video.input_tokens'})
-_A25: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.embeddings.dimension.count', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.encoding_formats', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
-_A26: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
-_A27: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.type', 'sottovoce.duration.bucket'})
-_A28: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.finish_reasons', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'sottovoce.duration.bucket'})
+_A19: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.prompt.name', 'gen_ai.tool.name', 'mcp.method.name', 'mcp.protocol.version', 'network.transport', 'server.address', 'server.port'})
+_A20: Final[frozenset[str]] = frozenset({'mcp.method.name'})
+_A21: Final[frozenset[str]] = frozenset({'sottovoce.decode.reason'})
+_A22: Final[frozenset[str]] = frozenset({'sottovoce.gate.rule', 'sottovoce.gate.signal'})
+_A23: Final[frozenset[str]] = frozenset({'sottovoce.hook.place'})
+_A24: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
+_A25: Final[frozenset[str]] = frozenset({'gen_ai.provider.name'})
+_A26: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.output.type', 'gen_ai.provider.name', 'gen_ai.request.choice.count', 'gen_ai.request.frequency_penalty', 'gen_ai.request.max_tokens', 'gen_ai.request.model', 'gen_ai.request.presence_penalty', 'gen_ai.request.reasoning.level', 'gen_ai.request.stream', 'gen_ai.request.temperature', 'gen_ai.request.top_k', 'gen_ai.request.top_p', 'gen_ai.response.finish_reasons', 'gen_ai.response.model', 'gen_ai.response.time_to_first_chunk', 'gen_ai.usage.audio.cache_read.input_tokens', 'gen_ai.usage.audio.input_tokens', 'gen_ai.usage.audio.output_tokens', 'gen_ai.usage.cache_read.input_tokens', 'gen_ai.usage.cache_write.input_tokens', 'gen_ai.usage.image.cache_read.input_tokens', 'gen_ai.usage.image.input_tokens', 'gen_ai.usage.image.output_tokens', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'gen_ai.usage.reasoning.output_tokens', 'gen_ai.usage.text.cache_read.input_tokens', 'gen_ai.usage.text.input_tokens', 'gen_ai.usage.text.output_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.request.stop_sequences.count', 'sottovoce.request.tools.count', 'sottovoce.request.user_turn', 'sottovoce.response.chunks', 'sottovoce.response.tool_calls.count', 'sottovoce.response.tool_calls.names', 'sottovoce.usage.video.input_tokens'})
+_A27: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.embeddings.dimension.count', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.encoding_formats', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
+_A28: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
+_A29: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A30: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A31: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.agent.name', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.finish_reasons', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
 
 ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('ai.model.id', 'string', None, _R0, _S0),
@@ -184,7 +188,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('exception.escaped', 'boolean', None, _R7, _S5),
     ('exception.message', 'string', None, _R1, _S1),
     ('exception.stacktrace', 'string', None, _R1, _S1),
-    ('exception.type', 'string', _V2, _R6, _S6),
+    ('exception.type', 'string', _V3, _R6, _S6),
     ('file.directory', 'string', None, _R0, _S1),
     ('file.name', 'string', None, _R0, _S1),
     ('file.path', 'string', None, _R0, _S1),
@@ -198,49 +202,49 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('gen_ai.data_source.id', 'string', None, _R0, _S0),
     ('gen_ai.embeddings.dimension.count', 'int', None, _R4, _S7),
     ('gen_ai.evaluation.explanation', 'string', None, _R1, _S1),
-    ('gen_ai.evaluation.name', 'string', _V3, _R3, _S6),
-    ('gen_ai.evaluation.score.label', 'string', _V4, _R3, _S8),
+    ('gen_ai.evaluation.name', 'string', _V4, _R3, _S6),
+    ('gen_ai.evaluation.score.label', 'string', _V5, _R3, _S8),
     ('gen_ai.evaluation.score.value', 'double', None, _R10, _S8),
     ('gen_ai.input.messages', 'any', None, _R1, _S1),
     ('gen_ai.openai.request.seed', 'int', None, _R1, _S1),
-    ('gen_ai.operation.name', 'string', _V5, _R11, _S0),
+    ('gen_ai.operation.name', 'string', _V6, _R11, _S0),
     ('gen_ai.output.messages', 'any', None, _R1, _S1),
-    ('gen_ai.output.type', 'string', _V6, _R11, _S7),
+    ('gen_ai.output.type', 'string', _V7, _R11, _S7),
     ('gen_ai.prompt', 'string', None, _R1, _S1),
     ('gen_ai.prompt.name', 'string', None, _R8, _S0),
     ('gen_ai.prompt.version', 'string', None, _R8, _S0),
-    ('gen_ai.provider.name', 'string', _V7, _R11, _S0),
+    ('gen_ai.provider.name', 'string', _V8, _R11, _S0),
     ('gen_ai.request.choice.count', 'int', None, _R12, _S7),
-    ('gen_ai.request.encoding_formats', 'string[]', _V8, _R11, _S7),
+    ('gen_ai.request.encoding_formats', 'string[]', _V9, _R11, _S7),
     ('gen_ai.request.frequency_penalty', 'double', None, _R12, _S7),
     ('gen_ai.request.max_tokens', 'int', None, _R10, _S7),
     ('gen_ai.request.model', 'string', None, _R13, _S0),
     ('gen_ai.request.presence_penalty', 'double', None, _R12, _S7),
     ('gen_ai.request.previous_response.id', 'string', None, _R0, _S0),
-    ('gen_ai.request.reasoning.level', 'string', _V9, _R3, _S7),
+    ('gen_ai.request.reasoning.level', 'string', _V10, _R3, _S7),
     ('gen_ai.request.seed', 'int', None, _R1, _S1),
     ('gen_ai.request.stop_sequences', 'string[]', None, _R14, _S1),
     ('gen_ai.request.stream', 'boolean', None, _R4, _S0),
     ('gen_ai.request.temperature', 'double', None, _R12, _S7),
     ('gen_ai.request.top_k', 'int', None, _R12, _S7),
     ('gen_ai.request.top_p', 'double', None, _R12, _S7),
-    ('gen_ai.response.finish_reasons', 'string[]', _V10, _R11, _S8),
+    ('gen_ai.response.finish_reasons', 'string[]', _V11, _R11, _S8),
     ('gen_ai.response.id', 'string', None, _R0, _S0),
     ('gen_ai.response.model', 'string', None, _R13, _S0),
     ('gen_ai.response.time_to_first_chunk', 'double', None, _R10, _S7),
     ('gen_ai.retrieval.documents', 'any', None, _R1, _S1),
     ('gen_ai.retrieval.query.text', 'string', None, _R1, _S1),
-    ('gen_ai.system', 'string', _V11, _R0, _S0),
+    ('gen_ai.system', 'string', _V12, _R0, _S0),
     ('gen_ai.system_instructions', 'any', None, _R1, _S1),
-    ('gen_ai.token.modality', 'string', _V12, _R11, _S9),
-    ('gen_ai.token.type', 'string', _V13, _R11, _S9),
+    ('gen_ai.token.modality', 'string', _V13, _R11, _S9),
+    ('gen_ai.token.type', 'string', _V14, _R11, _S9),
     ('gen_ai.tool.call.arguments', 'any', None, _R1, _S1),
     ('gen_ai.tool.call.id', 'string', None, _R0, _S0),
     ('gen_ai.tool.call.result', 'any', None, _R1, _S1),
     ('gen_ai.tool.definitions', 'any', None, _R1, _S1),
     ('gen_ai.tool.description', 'string', None, _R1, _S1),
     ('gen_ai.tool.name', 'string', None, _R8, _S0),
-    ('gen_ai.tool.type', 'string', _V14, _R11, _S0),
+    ('gen_ai.tool.type', 'string', _V15, _R11, _S0),
     ('gen_ai.usage.audio.cache_read.input_tokens', 'int', None, _R10, _S8),
     ('gen_ai.usage.audio.input_tokens', 'int', None, _R10, _S8),
     ('gen_ai.usage.audio.output_tokens', 'int', None, _R10, _S8),
@@ -265,29 +269,29 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('geo.location.lon', 'double', None, _R0, _S2),
     ('geo.postal_code', 'string', None, _R0, _S2),
     ('graph.node.name', 'string', None, _R8, _S0),
-    ('host.arch', 'string', _V15, _R11, _S4),
+    ('host.arch', 'string', _V16, _R11, _S4),
     ('host.id', 'string', None, _R0, _S3),
     ('host.ip', 'string[]', None, _R0, _S3),
     ('host.mac', 'string[]', None, _R0, _S3),
     ('host.name', 'string', None, _R0, _S3),
     ('http.client_ip', 'string', None, _R0, _S2),
-    ('http.flavor', 'string', _V16, _R0, _S0),
+    ('http.flavor', 'string', _V17, _R0, _S0),
     ('http.host', 'string', None, _R0, _S0),
-    ('http.method', 'string', _V17, _R0, _S0),
+    ('http.method', 'string', _V18, _R0, _S0),
     ('http.request.body.size', 'int', None, _R10, _S0),
-    ('http.request.method', 'string', _V17, _R11, _S0),
+    ('http.request.method', 'string', _V18, _R11, _S0),
     ('http.request.resend_count', 'int', None, _R4, _S0),
     ('http.response.body.size', 'int', None, _R10, _S0),
     ('http.response.status_code', 'int', None, _R4, _S0),
     ('http.route', 'string', None, _R15, _S0),
-    ('http.scheme', 'string', _V18, _R0, _S0),
+    ('http.scheme', 'string', _V19, _R0, _S0),
     ('http.server_name', 'string', None, _R0, _S0),
     ('http.status_code', 'int', None, _R0, _S0),
     ('http.target', 'string', None, _R0, _S0),
     ('http.url', 'string', None, _R0, _S0),
     ('http.user_agent', 'string', None, _R0, _S2),
     ('input.value', 'string', None, _R1, _S1),
-    ('jsonrpc.protocol.version', 'string', _V19, _R3, _S0),
+    ('jsonrpc.protocol.version', 'string', _V20, _R3, _S0),
     ('k8s.cluster.name', 'string', None, _R0, _S3),
     ('k8s.deployment.name', 'string', None, _R0, _S3),
     ('k8s.namespace.name', 'string', None, _R0, _S3),
@@ -307,7 +311,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('llm.prompt_template.template', 'string', None, _R1, _S1),
     ('llm.prompt_template.variables', 'string', None, _R1, _S1),
     ('llm.prompts', 'string', None, _R1, _S1),
-    ('llm.system', 'string', _V11, _R0, _S0),
+    ('llm.system', 'string', _V12, _R0, _S0),
     ('llm.token_count.completion', 'int', None, _R0, _S10),
     ('llm.token_count.completion_details.reasoning', 'int', None, _R0, _S10),
     ('llm.token_count.prompt', 'int', None, _R0, _S10),
@@ -321,8 +325,8 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('log.file.name', 'string', None, _R0, _S1),
     ('log.file.path', 'string', None, _R0, _S1),
     ('log.record.original', 'string', None, _R0, _S1),
-    ('mcp.method.name', 'string', _V20, _R3, _S0),
-    ('mcp.protocol.version', 'string', _V21, _R3, _S0),
+    ('mcp.method.name', 'string', _V21, _R3, _S0),
+    ('mcp.protocol.version', 'string', _V22, _R3, _S0),
     ('mcp.resource.uri', 'string', None, _R2, _S0),
     ('mcp.session.id', 'string', None, _R9, _S1),
     ('messaging.consumer.group.name', 'string', None, _R2, _S0),
@@ -330,8 +334,8 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('messaging.kafka.message.key', 'string', None, _R0, _S1),
     ('messaging.message.conversation_id', 'string', None, _R0, _S1),
     ('messaging.message.id', 'string', None, _R0, _S1),
-    ('messaging.operation.type', 'string', _V22, _R3, _S0),
-    ('messaging.system', 'string', _V23, _R3, _S0),
+    ('messaging.operation.type', 'string', _V23, _R3, _S0),
+    ('messaging.system', 'string', _V24, _R3, _S0),
     ('mlflow.spanInputs', 'string', None, _R1, _S1),
     ('mlflow.spanOutputs', 'string', None, _R1, _S1),
     ('net.peer.ip', 'string', None, _R0, _S2),
@@ -341,22 +345,22 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('network.local.address', 'string', None, _R0, _S2),
     ('network.peer.address', 'string', None, _R0, _S2),
     ('network.peer.port', 'int', None, _R0, _S2),
-    ('network.protocol.name', 'string', _V24, _R11, _S0),
-    ('network.protocol.version', 'string', _V25, _R11, _S0),
-    ('network.transport', 'string', _V26, _R11, _S0),
-    ('network.type', 'string', _V27, _R11, _S0),
-    ('openai.api.type', 'string', _V28, _R11, _S11),
-    ('openai.request.service_tier', 'string', _V29, _R3, _S0),
-    ('openai.response.service_tier', 'string', _V30, _R3, _S0),
+    ('network.protocol.name', 'string', _V25, _R11, _S0),
+    ('network.protocol.version', 'string', _V26, _R11, _S0),
+    ('network.transport', 'string', _V27, _R11, _S0),
+    ('network.type', 'string', _V28, _R11, _S0),
+    ('openai.api.type', 'string', _V29, _R11, _S11),
+    ('openai.request.service_tier', 'string', _V30, _R3, _S0),
+    ('openai.response.service_tier', 'string', _V31, _R3, _S0),
     ('openai.response.system_fingerprint', 'string', None, _R0, _S0),
     ('os.build_id', 'string', None, _R0, _S3),
     ('os.description', 'string', None, _R0, _S3),
     ('os.name', 'string', None, _R0, _S3),
-    ('os.type', 'string', _V31, _R11, _S4),
+    ('os.type', 'string', _V32, _R11, _S4),
     ('os.version', 'string', None, _R7, _S4),
     ('otel.metric.overflow', 'boolean', None, _R4, _S9),
-    ('otel.scope.name', 'string', _V32, _R16, _S12),
-    ('otel.status_code', 'string', _V33, _R11, _S0),
+    ('otel.scope.name', 'string', _V33, _R16, _S12),
+    ('otel.status_code', 'string', _V34, _R11, _S0),
     ('output.value', 'string', None, _R1, _S1),
     ('peer.service', 'string', None, _R17, _S0),
     ('process.command', 'string', None, _R0, _S3),
@@ -378,8 +382,8 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('rpc.grpc.status_code', 'int', None, _R7, _S0),
     ('rpc.method', 'string', None, _R2, _S0),
     ('rpc.service', 'string', None, _R2, _S0),
-    ('rpc.system', 'string', _V34, _R0, _S0),
-    ('rpc.system.name', 'string', _V35, _R3, _S0),
+    ('rpc.system', 'string', _V35, _R0, _S0),
+    ('rpc.system.name', 'string', _V36, _R3, _S0),
     ('server.address', 'string', None, _R17, _S0),
     ('server.port', 'int', None, _R7, _S0),
     ('service.instance.id', 'string', None, _R12, _S4),
@@ -388,18 +392,18 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('service.version', 'string', None, _R4, _S4),
     ('session.id', 'string', None, _R9, _S1),
     ('session.previous_id', 'string', None, _R9, _S1),
-    ('sottovoce.call.outcome', 'string', _V36, _R11, _S0),
-    ('sottovoce.decode.reason', 'string', _V37, _R11, _S9),
-    ('sottovoce.duration.bucket', 'string', _V38, _R3, _S10),
+    ('sottovoce.call.outcome', 'string', _V37, _R11, _S0),
+    ('sottovoce.decode.reason', 'string', _V38, _R11, _S9),
+    ('sottovoce.duration.bucket', 'string', _V39, _R3, _S10),
     ('sottovoce.engine.passes', 'int', None, _R12, _S10),
-    ('sottovoce.gate.rule', 'string', _V39, _R11, _S9),
-    ('sottovoce.gate.signal', 'string', _V40, _R11, _S9),
+    ('sottovoce.gate.rule', 'string', _V40, _R11, _S9),
+    ('sottovoce.gate.signal', 'string', _V41, _R11, _S9),
     ('sottovoce.hook.place', 'string', None, _R4, _S9),
     ('sottovoce.key.id', 'string', None, _R7, _S4),
-    ('sottovoce.model.architecture', 'string', _V41, _R3, _S0),
+    ('sottovoce.model.architecture', 'string', _V42, _R3, _S0),
     ('sottovoce.model.context_size', 'int', None, _R10, _S10),
-    ('sottovoce.model.parameters', 'string', _V42, _R3, _S0),
-    ('sottovoce.model.quantization', 'string', _V43, _R3, _S0),
+    ('sottovoce.model.parameters', 'string', _V43, _R3, _S0),
+    ('sottovoce.model.quantization', 'string', _V44, _R3, _S0),
     ('sottovoce.request.stop_sequences.count', 'int', None, _R12, _S10),
     ('sottovoce.request.tools.count', 'int', None, _R12, _S10),
     ('sottovoce.request.user_turn', 'boolean', None, _R7, _S10),
@@ -411,7 +415,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('telemetry.auto.version', 'string', None, _R4, _S4),
     ('telemetry.distro.name', 'string', None, _R4, _S4),
     ('telemetry.distro.version', 'string', None, _R4, _S4),
-    ('telemetry.sdk.language', 'string', _V44, _R11, _S4),
+    ('telemetry.sdk.language', 'string', _V45, _R11, _S4),
     ('telemetry.sdk.name', 'string', None, _R4, _S4),
     ('telemetry.sdk.version', 'string', None, _R4, _S4),
     ('tool.name', 'string', None, _R0, _S0),
@@ -427,7 +431,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('url.full', 'string', None, _R0, _S0),
     ('url.path', 'string', None, _R0, _S0),
     ('url.query', 'string', None, _R0, _S0),
-    ('url.scheme', 'string', _V45, _R11, _S0),
+    ('url.scheme', 'string', _V46, _R11, _S0),
     ('url.template', 'string', None, _R15, _S0),
     ('user.email', 'string', None, _R0, _S2),
     ('user.full_name', 'string', None, _R0, _S2),
@@ -467,8 +471,8 @@ METRICS: Final[tuple[_Metric, ...]] = (
     ('gen_ai.client.operation.time_per_output_chunk', 'histogram', 's', 'Time per output chunk, recorded for each chunk received after the first one, measured as the time elapsed from the end of the previous chunk to the end of the current chunk.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A4, frozenset({'v1.41'}), _A3),
     ('gen_ai.client.operation.time_to_first_chunk', 'histogram', 's', 'Time to receive the first chunk, measured from when the client issues the generation request to when the first chunk is received in the response stream.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A4, frozenset({'v1.41'}), _A3),
     ('gen_ai.client.token.usage', 'histogram', '{token}', 'Number of input and output tokens used.', (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0, 16777216.0, 67108864.0), _A7, frozenset({'v1.41'}), _A8),
-    ('gen_ai.execute_tool.duration', 'histogram', 's', 'The duration of a single tool execution.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A9, frozenset(), _A10),
-    ('gen_ai.invoke_agent.duration', 'histogram', 's', 'The end-to-end duration of a single in-process agent invocation, from the moment the invocation starts until the agent emits the last chunk of its final response or terminates with an error.', (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, 204.8, 409.6), _A11, frozenset(), _A10),
+    ('gen_ai.execute_tool.duration', 'histogram', 's', 'The duration of a single tool execution.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A9, frozenset({'latest', 'v1.41'}), _A10),
+    ('gen_ai.invoke_agent.duration', 'histogram', 's', 'The end-to-end duration of a single in-process agent invocation, from the moment the invocation starts until the agent emits the last chunk of its final response or terminates with an error.', (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, 204.8, 409.6), _A11, frozenset({'latest', 'v1.41'}), _A10),
     ('gen_ai.invoke_workflow.duration', 'histogram', 's', 'Records duration of GenAI workflow.', (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0), _A12, frozenset(), _A10),
     ('gen_ai.server.request.duration', 'histogram', 's', 'Generative AI server request duration such as time-to-last byte or last output token.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A13, frozenset({'latest', 'v1.41'}), _A3),
     ('gen_ai.server.time_per_output_token', 'histogram', 's', 'Time per output token generated after the first token for successful responses.', (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5), _A4, frozenset({'latest', 'v1.41'}), _A3),
@@ -476,19 +480,39 @@ METRICS: Final[tuple[_Metric, ...]] = (
     ('http.client.request.duration', 'histogram', 's', 'Duration of HTTP client requests.', (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0), _A14, frozenset(), _A15),
     ('http.server.active_requests', 'updowncounter', '{request}', 'Number of active HTTP server requests.', None, _A16, frozenset(), _A17),
     ('http.server.request.duration', 'histogram', 's', 'Duration of HTTP server requests.', (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0), _A18, frozenset(), _A17),
-    ('sottovoce.decode.errors', 'counter', '{error}', 'Responses of a provider that could not be understood.', None, _A19, frozenset({'latest', 'v1.41'}), _A19),
-    ('sottovoce.gate.dropped', 'counter', '{item}', 'What the privacy gate removed.', None, _A20, frozenset({'latest', 'v1.41'}), _A20),
-    ('sottovoce.hook.errors', 'counter', '{error}', 'Errors of our own hooks that the app never saw.', None, _A21, frozenset({'latest', 'v1.41'}), _A21),
-    ('sottovoce.model.load.duration', 'histogram', 's', 'Time to load a model into this process.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A22, frozenset({'latest', 'v1.41'}), _A23),
+    ('mcp.client.operation.duration', 'histogram', 's', 'The duration of the MCP request or notification as observed on the sender from the time it was sent until the response or ack is received.', (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0), _A19, frozenset({'latest', 'v1.41'}), _A20),
+    ('mcp.server.operation.duration', 'histogram', 's', 'MCP request or notification duration as observed on the receiver from the time it was received until the result or ack is sent.', (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0), _A19, frozenset({'latest', 'v1.41'}), _A20),
+    ('sottovoce.decode.errors', 'counter', '{error}', 'Responses of a provider that could not be understood.', None, _A21, frozenset({'latest', 'v1.41'}), _A21),
+    ('sottovoce.gate.dropped', 'counter', '{item}', 'What the privacy gate removed.', None, _A22, frozenset({'latest', 'v1.41'}), _A22),
+    ('sottovoce.hook.errors', 'counter', '{error}', 'Errors of our own hooks that the app never saw.', None, _A23, frozenset({'latest', 'v1.41'}), _A23),
+    ('sottovoce.model.load.duration', 'histogram', 's', 'Time to load a model into this process.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A24, frozenset({'latest', 'v1.41'}), _A25),
 )
 
 SPANS: Final[tuple[tuple[str, frozenset[str], frozenset[str], frozenset[str]], ...]] = (
-    ('chat', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A24),
-    ('text_completion', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A24),
-    ('generate_content', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A24),
-    ('embeddings', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A25),
-    ('execute_tool', frozenset({'INTERNAL'}), _A26, _A27),
-    ('invoke_agent', frozenset({'CLIENT', 'INTERNAL'}), _A26, _A28),
+    ('chat', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A26),
+    ('text_completion', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A26),
+    ('generate_content', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A26),
+    ('embeddings', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A27),
+    ('execute_tool', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A28, _A29),
+    ('initialize', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('ping', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('tools/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('prompts/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('prompts/get', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('resources/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('resources/templates/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('resources/read', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('resources/subscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('resources/unsubscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('logging/setLevel', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('completion/complete', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('server/discover', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('subscriptions/listen', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('sampling/createMessage', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('elicitation/create', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('roots/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('_OTHER', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
+    ('invoke_agent', frozenset({'CLIENT', 'INTERNAL'}), _A28, _A31),
 )
 
 EVENTS: Final[frozenset[str]] = frozenset({'exception', 'gen_ai.client.inference.operation.details', 'gen_ai.client.operation.exception', 'gen_ai.evaluation.result'})
