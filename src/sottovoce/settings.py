@@ -22,7 +22,17 @@ LOCAL_ENDPOINT: Final = "http://127.0.0.1:4318"
 PROFILES: Final = ("off", "aggregate", "strict", "standard", "content")
 """The privacy profiles, the tightest first."""
 
-ALLOWED_KINDS: Final = ("span", "metric", "resource", "scope", "tool", "agent", "name")
+ALLOWED_KINDS: Final = (
+    "span",
+    "metric",
+    "resource",
+    "scope",
+    "tool",
+    "agent",
+    "service",
+    "route",
+    "name",
+)
 """Kinds of names that the operator can let leave; ``name``: of workflows, prompts, tables, …"""
 
 PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
@@ -123,6 +133,13 @@ def _allow(text: str) -> tuple[str, ...]:
     return items
 
 
+def _packages(text: str) -> tuple[str, ...]:
+    names = _list(text)
+    if not all(name.isascii() and all(map(str.isidentifier, name.split("."))) for name in names):
+        raise _Unusable("list packages, such as shop, shop.orders")
+    return names
+
+
 def _setting(
     variable: str,
     default: Any,
@@ -218,7 +235,19 @@ class Settings:
         "SOTTOVOCE_ALLOW",
         (),
         _allow,
-        "comma-separated names of your own that may leave: `span:NAME`, `metric:NAME`, `resource:KEY`, `scope:NAME`, `tool:NAME`, `agent:NAME`, `name:NAME` (workflows, prompts, tables, queues, …); a trailing `*` stands for any ending",
+        "comma-separated names of your own that may leave: `span:NAME`, `metric:NAME`, `resource:KEY`, `scope:NAME`, `tool:NAME`, `agent:NAME`, `service:NAME` (in profile `strict`), `route:/PATH/{ID}`, `name:NAME` (workflows, prompts, tables, queues, …); a trailing `*` stands for any ending",
+    )
+    stack_frames: tuple[str, ...] = _setting(
+        "SOTTOVOCE_STACK_FRAMES",
+        (),
+        _packages,
+        "comma-separated packages of your own: of an exception, the frames that are in them leave as `module:function:line` (profile `standard`); never messages, never frames of others",
+    )
+    coarse_span_times: bool = _setting(
+        "SOTTOVOCE_COARSE_SPAN_TIMES",
+        default=False,
+        parse=_boolean,
+        meaning="`true`: in profile `strict` the times of spans are rounded down to 100 ms",
     )
     propagation: str = _setting(
         "SOTTOVOCE_PROPAGATION",

@@ -13,20 +13,21 @@ from sottovoce.privacy import buckets, ranges, rules
 from sottovoce.registry import ATTRIBUTES, DIALECTS, RULES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from sottovoce.privacy.pseudonyms import Pseudonyms
 
 SIGNALS: Final = ("span", "event", "link", "log", "metric", "resource", "scope")
 
 _TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool, "string[]": tuple}
+_WITH_TEXT: Final = frozenset({str, tuple})
 
 
 class Entry:
     """How one attribute is judged: its declared type, and the rule for its strings."""
 
     __slots__ = (
-        "bounds", "counted_as", "drops", "foreign", "judge", "kind", "lists", "most", "name", "rule", "special", "unkept"
+        "bounds", "counted_as", "drops", "foreign", "judge", "kind", "lasts", "lists", "most", "name", "passed", "rule", "special", "unkept"
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,10 @@ class Entry:
         self.judge = judge
         # The same without a memory, in which a long string would stay for good.
         self.unkept: Callable[[str], rules.Verdict] = getattr(judge, "__wrapped__", judge)
+        # What is said of a string once holds for ever.
+        self.lasts = self.unkept is not judge
+        # Strings that leave as they are.
+        self.passed: set[str] = set()
         self.counted_as = rules.COUNTED_AS.get(name, "")
         self.most = ranges.MOST.get(name, ranges.LARGEST)
         # Lists of words of the vocabulary that were judged: few, and on every span.
@@ -57,9 +62,7 @@ class Entry:
             self.bounds = buckets.COUNTS if kind is int else buckets.SECONDS
         # What the loop of `Policy.attributes` leaves to `_slow`.
         self.drops = rule not in rules.NAMES
-        self.special = (
-            kind is tuple or rule == "cat12" or (kind is not str and rule != "keep") or self.drops
-        )
+        self.special = kind is tuple or (kind is not str and rule != "keep") or self.drops
 
     def text(self, value: str) -> rules.Verdict:
         """What the rule says of a string, which may be of a type of its own."""
@@ -125,7 +128,7 @@ class Names:
 def compile_profile(
     profile: str,
     pseudonyms: Pseudonyms,
-    allowed: Mapping[str, Names],
+    allowed: Mapping[str, Container[Any]],
     *,
     user_ids: bool,
     late: bool = False,
@@ -154,30 +157,44 @@ def compile_profile(
 
 
 def _tables(
-    profile: str, pseudonyms: Pseudonyms, allowed: Mapping[str, Names], *, user_ids: bool
+    profile: str, pseudonyms: Pseudonyms, allowed: Mapping[str, Container[Any]], *, user_ids: bool
 ) -> dict[str, dict[str, Entry]]:
     chosen = RULES.get(profile, {})
     tables: dict[str, dict[str, Entry]] = {signal: {} for signal in SIGNALS}
+    never = rules.make("", "drop", None, pseudonyms)
+    # Most attributes are dropped whatever they hold: one entry does for all of them.
+    dropped = Entry("", str, "drop", never)
     for name, attribute in ATTRIBUTES.items():
         rule = chosen.get(name)
         if rule is None:
             continue
         rule = _meant(rule, profile, user_ids=user_ids)
+        if rule == "opt_in":
+            rule = "keep" if name in allowed["resource"] else "drop"
         kind = _TYPES.get(attribute.type)
-        if kind is None:
-            rule, kind = "drop", str
-        names = allowed[rules.KINDS_OF_NAMES.get(name, "name")]
-        entry = Entry(name, kind, rule, rules.make(name, rule, attribute.values, pseudonyms, names))
+        if kind is None or rule not in rules.NAMES:
+            entry = dropped
+        elif kind in _WITH_TEXT:
+            names = allowed[rules.KINDS_OF_NAMES.get(name, "name")]
+            judge = rules.make(name, rule, attribute.values, pseudonyms, names)
+            entry = Entry(name, kind, rule, judge)
+        else:
+            entry = Entry(name, kind, rule, never)
         for signal in attribute.signals:
             if signal in tables:
                 tables[signal][name] = entry
-    dropped = rules.make("", "drop", None, pseudonyms)
+    _add_dialects(tables, never)
+    return tables
+
+
+def _add_dialects(
+    tables: dict[str, dict[str, Entry]], never: Callable[[str], rules.Verdict]
+) -> None:
     for key, (ours, _) in DIALECTS.items():
-        entry = Entry(key, str, "drop", dropped, foreign=True)
+        entry = Entry(key, str, "drop", never, foreign=True)
         for signal in ("span", "event", "log", "metric"):
             if ours in tables[signal]:
                 tables[signal][key] = entry
-    return tables
 
 
 def _meant(rule: str, profile: str, *, user_ids: bool) -> str:

@@ -18,28 +18,31 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import settings as settings_
-from sottovoce.privacy import dialects, ranges, rules
+from sottovoce.privacy import dialects, errors, ranges, rules, tripwire
 from sottovoce.privacy.compiled import Choice, Names, compile_profile
 from sottovoce.privacy.drops import FOLD_AT, Drops
+from sottovoce.privacy.frames import Frames
 from sottovoce.privacy.pseudonyms import Pseudonyms, from_settings
 from sottovoce.privacy.rules import Changed, Drop
 from sottovoce.registry import RULES, SCOPES
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from sottovoce.privacy.compiled import Compiled, Entry
     from sottovoce.settings import Settings
 
 PROVIDER: Final = "gen_ai.provider.name"
 ADDRESS: Final = "server.address"
+PORT: Final = "server.port"
 
 IN_PROCESS: Final = frozenset({"mlx", "llama_cpp"})
 """Providers whose models run in this process."""
 
 _MOST_ELEMENTS: Final = 64
 _LONGEST: Final = rules.LONGEST
+_NO_FRAMES: Final = Frames()
 _NUMERIC: Final = frozenset({"keep", "bucket"})
 
 
@@ -58,13 +61,18 @@ class Policy:
         # Made now rather than at the first model: a forked worker must have the same secret. With
         # telemetry off none is kept on disk.
         self._pseudonyms = Pseudonyms(os.urandom(32)) if off else from_settings(settings)
-        self._allowed = {kind: Names(settings.allow, kind) for kind in settings_.ALLOWED_KINDS}
+        self._frames = Frames(settings.stack_frames)
+        self._allowed: dict[str, Container[Any]] = {
+            kind: Names(settings.allow, kind) for kind in settings_.ALLOWED_KINDS
+        }
+        self._allowed["frames"] = self._frames
+        self.coarse_span_times = settings.coarse_span_times
         self.choice = Choice(self._compiled("off" if off else settings.profile))
         self._local_addresses: set[str] = set()
         self._cat12 = lru_cache(maxsize=rules.REMEMBERED)(self._model)
         self._here = lru_cache(maxsize=rules.REMEMBERED)(self._is_here)
         self._host = lru_cache(maxsize=rules.REMEMBERED)(self._address)
-        self._error: Callable[[Any], str] = lru_cache(maxsize=rules.REMEMBERED)(rules.error)
+        self._error: Callable[[Any], str] = lru_cache(maxsize=rules.REMEMBERED)(errors.error)
         self._drops = Drops()
         with _process:
             _policies.add(self)
@@ -133,10 +141,16 @@ class Policy:
     def error(self, value: type[BaseException] | str | None) -> str:
         """The `error.type` of an exception class, a provider's error code or an HTTP status."""
         try:
-            return self._error(value)
+            long = isinstance(value, str) and len(value) > rules.LONGEST
+            return rules.OTHER if long else self._error(value)
         except Exception:  # noqa: BLE001 - the promise of this class
             self.count("span", "rule_error")
             return rules.OTHER
+
+    @property
+    def frames(self) -> Frames:
+        """The frames of exceptions that may be told: none unless asked for, and none in `strict`."""
+        return _NO_FRAMES if self.choice.now.coarse else self._frames
 
     def address(self, host: str | None, *, local: bool) -> str | None:
         """The `server.address` of a host. `local`: the host is this machine or the operator's own."""
@@ -162,10 +176,19 @@ class Policy:
         if not mapping:
             return {}
         try:
-            return self._judged(mapping, signal)
+            kept = self._judged(mapping, signal)
         except Exception:  # noqa: BLE001 - fail closed: a mapping that cannot be read is dropped
             self.count(signal, "rule_error")
             return {}
+        if (
+            PORT in kept
+            and self.choice.now.coarse
+            and kept.get(ADDRESS, "private") in rules.HOST_CLASSES
+        ):
+            # The port could tell which of the hosts that are not named it is.
+            del kept[PORT]
+            self.count(signal, "drop")
+        return kept
 
     def _judged(  # noqa: C901, PLR0912, PLR0915 - one loop, flat, because it runs for every span
         self, mapping: Mapping[str, Any], signal: str, around: Mapping[str, Any] | None = None
@@ -206,17 +229,21 @@ class Policy:
                         continue
                     verdict = self._slow(signal, value, entry, around or mapping, kept)
                 elif kind is str:
-                    verdict = (entry.judge if len(value) <= _LONGEST else entry.unkept)(value)
-                    # Most strings leave as they are: one comparison settles those.
-                    if verdict is value:
+                    # Most strings leave as they are, and have before.
+                    if value in entry.passed:
                         kept[entry.name] = value
                         continue
+                    verdict = self._text(value, entry, around or mapping)
                 elif kind is int:
                     if 0 <= value < entry.most:
                         kept[entry.name] = value
                         continue
                     verdict = ranges.whole(value, entry.most)
                 elif kind is float:
+                    # As `ranges.real`.
+                    if -entry.most < value < entry.most:
+                        kept[entry.name] = (value * 1e6 + 0.5) // 1 / 1e6
+                        continue
                     verdict = ranges.real(value, entry.most)
                 else:
                     kept[entry.name] = value
@@ -257,10 +284,10 @@ class Policy:
                 self.count(signal, "drop", len(foreign) - len(facts))
             if facts:
                 # Whether a model is local depends on what else the span says.
-                around = facts.copy()
+                around = facts
                 for key in (ADDRESS, PROVIDER):
                     if key in mapping:
-                        around[key] = mapping[key]
+                        around = {**around, key: mapping[key]}
                 kept.update(self._judged(facts, signal, around))
         except Exception:  # noqa: BLE001 - fail closed: nothing of the dialect leaves
             self.count(signal, "rule_error", len(foreign))
@@ -275,6 +302,21 @@ class Policy:
             return
         self.count(signal, "unknown")
 
+    def _text(self, value: str, entry: Entry, mapping: Mapping[str, Any]) -> rules.Verdict:
+        """What the entry says of a string, which is remembered when it leaves as it is."""
+        if entry.rule == "cat12":
+            shown = self.model(value, local=self._is_local(mapping))
+            if shown != value:
+                return Changed(shown, "cat12")
+            # A public id leaves only where its model is local.
+            lasts = self._pseudonyms.has_made(value)
+            verdict: rules.Verdict = value
+        else:
+            verdict, lasts = entry.text(value), entry.lasts
+        if verdict is value and lasts and len(entry.passed) < rules.REMEMBERED:
+            entry.passed.add(value)
+        return verdict
+
     def _slow(
         self,
         signal: str,
@@ -283,14 +325,11 @@ class Policy:
         mapping: Mapping[str, Any],
         kept: dict[str, Any],
     ) -> Any:
-        """What the loop does not decide itself: model ids, lists, and values of a related type."""
+        """What the loop does not decide itself: lists, and values of a related type."""
         if entry.kind is tuple:
             return self._elements(signal, value, entry, kept)
-        if entry.rule == "cat12" and isinstance(value, str):
-            shown = self.model(str.__str__(value), local=self._is_local(mapping))
-            return shown if shown == value else Changed(shown, "cat12")
         if entry.kind is str and isinstance(value, str):
-            return entry.text(value)
+            return self._text(str.__str__(value), entry, mapping)
         if isinstance(value, bool) or entry.rule not in _NUMERIC:
             return rules.WRONG_TYPE
         verdict: Any = rules.WRONG_TYPE
@@ -348,9 +387,9 @@ class Policy:
 
         if self._pseudonyms.has_made(raw) or (local and catalogue.is_descriptor(raw)):
             return raw
-        if (local or self._remote_catalogue) and catalogue.is_public(raw):
-            return raw
-        return self._pseudonyms.model(raw)
+        known = (local or self._remote_catalogue) and catalogue.is_public(raw)
+        # The operator's list may hold what he did not think of.
+        return raw if known and not tripwire.hit(raw) else self._pseudonyms.model(raw)
 
     def _address(self, host: str) -> str:
         return rules.host(host, self._pseudonyms)

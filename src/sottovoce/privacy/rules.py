@@ -7,26 +7,24 @@ booleans need no rule beyond their type, which the policy checks itself.
 
 from __future__ import annotations
 
-import builtins
-import sys
 from collections.abc import Callable, Container
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
-from sottovoce.privacy import tripwire
+from sottovoce.privacy import errors, frames, paths, tripwire
 from sottovoce.privacy.patterns import Pattern
-from sottovoce.registry import ATTRIBUTES, SCOPES, SHAPES, WORDS
+from sottovoce.registry import SCOPES, SHAPES, WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sottovoce.privacy.pseudonyms import Pseudonyms
 
-LONGEST: Final = 128
+LONGEST: Final = errors.LONGEST
 """Characters of the longest string that may leave."""
 
-OTHER: Final = "_OTHER"
+OTHER: Final = errors.OTHER
 
 REMEMBERED: Final = 1024
 """Values whose verdict a rule remembers: attributes repeat, and a verdict is for ever."""
@@ -60,6 +58,7 @@ TOO_LONG: Final = Drop("length")
 RANGE: Final = Drop("range")
 CONTROL: Final = Drop("control")
 SHAPE: Final = Drop("shape")
+ROUTE: Final = Drop("route")
 TRIPWIRE: Final = Drop("tripwire")
 
 _CHANGING: Final = frozenset({"sottovoce.hook.place"})
@@ -72,21 +71,15 @@ KINDS_OF_NAMES: Final = {
     "gen_ai.tool.name": "tool",
     "sottovoce.response.tool_calls.names": "tool",
     "gen_ai.agent.name": "agent",
+    "http.route": "route",
+    "service.name": "service",
+    "url.template": "route",
+    frames.ATTRIBUTE: "frames",
 }
 """Attribute of rule *allow12* → how `SOTTOVOCE_ALLOW` calls its names; the others are ``name``."""
 
 COUNTED_AS: Final = {"gen_ai.request.stop_sequences": "sottovoce.request.stop_sequences.count"}
 """Attribute of rule *count* → the attribute that says how many values it had."""
-
-KNOWN_MODULES: Final = frozenset({
-    "aiobotocore", "aiohttp", "anthropic", "asyncio", "azure", "botocore", "builtins",
-    "cerebras", "cohere", "concurrent", "google", "groq", "grpc", "h11", "h2", "http",
-    "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "json",
-    "jsonschema", "llama_cpp", "mistralai", "mlx", "mlx_lm", "ollama", "openai", "opentelemetry",
-    "pydantic", "pydantic_core", "requests", "sniffio", "socket", "sottovoce", "ssl", "together",
-    "torch", "transformers", "trio", "urllib", "urllib3", "anyio",
-})  # fmt: skip
-"""Top-level modules whose exception classes may be named."""
 
 _PROVIDER_HOSTS: Final = frozenset({
     "api.anthropic.com", "api.cerebras.ai", "api.cohere.com", "api.cohere.ai", "api.deepseek.com",
@@ -111,20 +104,14 @@ _LOOPBACK: Final = Pattern(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]")
 _AUTHORITY: Final = Pattern(
     r"(?:https?://(?:[^/?#@]*@)?)?(\[[0-9a-fA-F:.]+\]|[^/?#:@\s]+)(?::\d{1,5})?(?:[/?#]|$)"
 )
+HOST_CLASSES: Final = frozenset({"private", "public_other"})
+"""What is said of a host that may not be named, alone or with its pseudonym."""
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
 _PRIVATE: Final = Pattern(
     r"10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}"
     r"|169\.254(?:\.\d{1,3}){2}|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])(?:\.\d{1,3}){2}"
     r"|\[?f(?:[cd][0-9a-f]{2}|e[89ab][0-9a-f]):[0-9a-f:.%]*\]?"
     r"|[^.:]*|.*\.(?:local|internal|lan|home|corp|intranet|localhost)|/.*"
-)
-
-_STATUS: Final = Pattern(r"[1-5]\d\d")
-_CLASS: Final = Pattern(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*){0,12}")
-_ROUTE: Final = Pattern(r"/[\w\-./{}<>:]*")
-# A template's literal parts are words; digits in numbers or an id in hex are somebody's value.
-_ROUTE_PART: Final = Pattern(
-    r"|v\d{1,2}|[A-Za-z][A-Za-z_\-]{0,31}(?:\.[a-z]{1,5})?|\{[A-Za-z_][\w:]{0,31}\}|<[A-Za-z_][\w:]{0,31}>|:[A-Za-z_]\w{0,31}"
 )
 
 _PATTERNS: Final = {pattern: Pattern(pattern) for pattern in SHAPES.values()}
@@ -171,11 +158,9 @@ def make(
     operator lets leave, where the rule is one for names.
     """
     judge = _FACTORIES.get(rule, _drop)(name, values, pseudonyms)
-    if rule == "allow12":
+    if rule in _LISTED:
         judge = _or_allowed(judge, allowed)
-    if _SHAPES.get(name) != VERSION:
-        # A version of four numbers cannot be told from an address; the SDK says those.
-        judge = _looked_at(judge)
+    judge = _looked_at(judge)
     changes = name in _CHANGING or rule in _ROTATING
     return judge if changes else lru_cache(maxsize=REMEMBERED)(judge)
 
@@ -225,6 +210,10 @@ def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[
     return keep
 
 
+UNNAMED: Final = "unknown_service"
+"""What OpenTelemetry calls a service that has no name."""
+_UNNAMED: Final = frozenset({UNNAMED, f"{UNNAMED}:python"})
+
 # What the SDK's detector passes on from `platform.machine()`, in the conventions' words.
 _SAME: Final[Mapping[str, Mapping[str, str]]] = {
     "host.arch": {
@@ -253,7 +242,7 @@ def _error(_name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable
     other = Changed(OTHER, "error")
 
     def judge(value: str) -> Verdict:
-        known = error(value, values)
+        known = errors.error(value, values)
         return value if known == value else other
 
     return judge
@@ -269,15 +258,34 @@ def _host(
     return judge
 
 
+def _host_class(
+    _name: str, _values: frozenset[str] | None, pseudonyms: Pseudonyms
+) -> Callable[[str], Verdict]:
+    def judge(value: str) -> Verdict:
+        shown = value if value in HOST_CLASSES else host(value, pseudonyms)
+        if pseudonyms.has_made(shown):
+            shown = shown.rpartition("-")[0]
+        return value if shown == value else Changed(shown, "host_class")
+
+    return judge
+
+
 def _route(*_: Any) -> Callable[[str], Verdict]:
     def judge(value: str) -> Verdict:
         if len(value) > LONGEST:
             return TOO_LONG
-        if not _ROUTE.fullmatch(value) or not all(map(_ROUTE_PART.fullmatch, value.split("/"))):
-            return Drop("route")
-        return value
+        return value if paths.is_template(value) else ROUTE
 
     return judge
+
+
+def _service(*_: Any) -> Callable[[str], Verdict]:
+    other = Changed(UNNAMED, "service")
+    return lambda value: value if value in _UNNAMED else other
+
+
+def _frames(*_: Any) -> Callable[[str], Verdict]:
+    return lambda _: SHAPE
 
 
 def _scope(*_: Any) -> Callable[[str], Verdict]:
@@ -302,20 +310,22 @@ BUILT_IN: Final[Mapping[str, frozenset[str]]] = {
 """Attribute → names that providers and frameworks give: whoever uses one has typed nothing."""
 
 
-def _curated(name: str, *_: Any) -> Callable[[str], Verdict]:
-    known, other = BUILT_IN.get(name, frozenset()), Changed(OTHER, "curated")
+def _curated(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
+    known, other = values or BUILT_IN.get(name, frozenset()), Changed(OTHER, "curated")
     return lambda value: value if value in known or value == OTHER else other
 
 
-def _curated_only(name: str, *_: Any) -> Callable[[str], Verdict]:
-    known, dropped = BUILT_IN.get(name, frozenset()), Drop("curated")
+def _curated_only(
+    name: str, values: frozenset[str] | None, _: Pseudonyms
+) -> Callable[[str], Verdict]:
+    known, dropped = values or BUILT_IN.get(name, frozenset()), Drop("curated")
     return lambda value: value if value in known else dropped
 
 
 def _allow12(
-    name: str, _values: frozenset[str] | None, pseudonyms: Pseudonyms
+    name: str, values: frozenset[str] | None, pseudonyms: Pseudonyms
 ) -> Callable[[str], Verdict]:
-    known = BUILT_IN.get(name, frozenset())
+    known = values or BUILT_IN.get(name, frozenset())
 
     def judge(value: str) -> Verdict:
         if value in known or value == OTHER or pseudonyms.has_made(value):
@@ -354,7 +364,10 @@ _FACTORIES: Final[dict[str, _Factory]] = {
     "enum": _enum,
     "error": _error,
     "host": _host,
+    "host_class": _host_class,
     "route": _route,
+    "service": _service,
+    "frames": _frames,
     "scope": _scope,
     "curated": _curated,
     "curated_only": _curated_only,
@@ -366,6 +379,10 @@ _FACTORIES: Final[dict[str, _Factory]] = {
 
 NAMES: Final = frozenset(_FACTORIES) | {"bucket", "cat12", "count"}
 """Rules that let something leave; any other drops whatever it is given."""
+
+
+_LISTED: Final = frozenset({"allow12", "frames", "route", "service"})
+"""Rules by which besides leaves what the operator lists."""
 
 
 def is_loopback(address: str) -> bool:
@@ -400,53 +417,3 @@ def host(address: str, pseudonyms: Pseudonyms) -> str:
             return suffix
     kind = "private" if len(name) > 255 or _PRIVATE.fullmatch(name) else "public_other"  # noqa: PLR2004 - a name's longest
     return pseudonyms.host(name, kind)
-
-
-_ERROR_VALUES: Final = ATTRIBUTES["error.type"].values
-
-
-def error(
-    value: type[BaseException] | str | None, values: frozenset[str] | None = _ERROR_VALUES
-) -> str:
-    """The `error.type` of an exception class, a provider's code or an HTTP status.
-
-    A class is named only when it exists under that name in a module of `KNOWN_MODULES` that
-    is loaded: a string that merely looks like one may be anything.
-    """
-    if value is None:
-        return OTHER
-    if isinstance(value, type):
-        module, name = value.__module__, value.__qualname__
-        shown = name if module == "builtins" else f"{module}.{name}"
-        known = str(module).partition(".")[0] in KNOWN_MODULES
-        return shown if known and len(shown) <= LONGEST and _CLASS.fullmatch(shown) else OTHER
-    if (values is not None and value in values) or _STATUS.fullmatch(value):
-        return value
-    return value if len(value) <= LONGEST and _CLASS.fullmatch(value) and _exists(value) else OTHER
-
-
-def _exists(path: str) -> bool:
-    top, _, rest = path.partition(".")
-    if not rest:
-        # `vars` rather than `getattr`: a module may import lazily when asked for a name.
-        owners = [
-            vars(builtins),
-            *(vars(sys.modules[m]) for m in KNOWN_MODULES if m in sys.modules),
-        ]
-        return any(_is_error(owner.get(top)) for owner in owners)
-    if top not in KNOWN_MODULES:
-        return False
-    module, _, name = path.rpartition(".")
-    while module not in sys.modules:
-        module, _, head = module.rpartition(".")
-        if not module:
-            return False
-        name = f"{head}.{name}"
-    found: Any = sys.modules[module]
-    for part in name.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
-    return _is_error(found)
-
-
-def _is_error(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, BaseException)

@@ -1,0 +1,161 @@
+"""Where an exception was raised: frames of packages that the operator lists, and of no others.
+
+A frame leaves as ``module:function:line`` and only if these three stand together in the code
+of that module as it was loaded from its file. So nothing that runs under another name, that
+was compiled from a text or that was put together by hand can say anything here; the text of a
+traceback, which holds messages and lines of source, is never read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from functools import lru_cache
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
+from itertools import chain
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.privacy.patterns import Pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType, TracebackType
+
+ATTRIBUTE: Final = "sottovoce.exception.frames"
+
+MOST: Final = 16
+"""Frames that are told of one exception: the innermost ones."""
+
+_LONGEST: Final = 128
+_DEEPEST: Final = 20_000
+_CALLERS: Final = 256
+_FRAME: Final = Pattern(
+    r"([A-Za-z_][\w.]*):([A-Za-z_]\w*|<(?:module|lambda|genexpr|listcomp|dictcomp|setcomp)>)"
+    r":(\d{1,6})"
+)
+_LOADERS: Final = frozenset({SourceFileLoader, SourcelessFileLoader})
+
+_traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
+
+Place = tuple[str, int]
+"""Name of a function and number of a line of it."""
+
+
+class Frames:
+    """Frames of some packages. Thread-safe; no method raises.
+
+    Args:
+        packages: names of packages or modules, such as ``shop`` or ``shop.orders``; what is
+            in them counts as well.
+    """
+
+    __slots__ = ("_packages",)
+
+    def __init__(self, packages: tuple[str, ...] = ()) -> None:
+        self._packages = packages
+
+    def __bool__(self) -> bool:
+        return bool(self._packages)
+
+    def __contains__(self, text: object) -> bool:
+        """Whether `text` is a frame as `of` gives it."""
+        if not self._packages or type(text) is not str or len(text) > _LONGEST:
+            return False
+        try:
+            found = _FRAME.fullmatch(text)
+            return (
+                found is not None
+                and self._has(found[1])
+                and (found[2], int(found[3])) in _places(found[1])
+            )
+        except Exception:  # noqa: BLE001 - what cannot be looked up was not found
+            return False
+
+    def of(self, error: BaseException | None) -> tuple[str, ...]:
+        """The frames that `error` passed, and those that called them; the innermost last."""
+        if not self._packages or not isinstance(error, BaseException):
+            return ()
+        try:
+            passed = _walked(_traceback_of(error))
+            shown: deque[str] = deque(maxlen=MOST)
+            for frame, line in passed:
+                text = self._shown(frame, line)
+                # A function that calls itself is told once.
+                if text is not None and (not shown or shown[-1] != text):
+                    shown.append(text)
+            return tuple(shown)
+        except Exception:  # noqa: BLE001 - the class of the error is told without them
+            return ()
+
+    def handled(self, kind: type | str) -> tuple[str, ...]:
+        """`of` the exception that this thread handles now, if `kind` is its class or the class's name."""
+        if not self._packages:
+            return ()
+        error = sys.exc_info()[1]
+        same = type(error) is kind or (type(kind) is str and type(error).__name__ == kind)
+        return self.of(error) if same else ()
+
+    def _has(self, module: str) -> bool:
+        return any(module == name or module.startswith(f"{name}.") for name in self._packages)
+
+    def _shown(self, frame: FrameType, line: int) -> str | None:
+        name = _module_of(frame)
+        if name is None or not self._has(name):
+            return None
+        text = f"{name}:{frame.f_code.co_name}:{line}"
+        return text if text in self else None
+
+
+def _walked(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    """Frames from the outermost to the innermost, each with the line that it was at."""
+    callers: list[tuple[FrameType, int]] = []
+    caller = traceback.tb_frame.f_back if traceback is not None else None
+    while caller is not None and len(callers) < _CALLERS:
+        callers.append((caller, caller.f_lineno))
+        caller = caller.f_back
+    return chain(reversed(callers), _passed(traceback))
+
+
+def _passed(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    steps = 0
+    while traceback is not None and steps < _DEEPEST:
+        yield traceback.tb_frame, traceback.tb_lineno
+        traceback, steps = traceback.tb_next, steps + 1
+
+
+def _module_of(frame: FrameType) -> str | None:
+    """The name of the loaded module that `frame` runs in; None when it only says so."""
+    name: Any = dict.get(frame.f_globals, "__name__")
+    if type(name) is not str:
+        return None
+    module = sys.modules.get(name)
+    if module is None or getattr(module, "__dict__", None) is not frame.f_globals:
+        return None
+    if name != "__main__":
+        return name
+    # Run by `python -m`: it has a name of its own.
+    run: Any = getattr(getattr(module, "__spec__", None), "name", None)
+    return run if type(run) is str else None
+
+
+@lru_cache(maxsize=256)
+def _places(name: str) -> frozenset[Place]:
+    """Every function of the module and each of its lines, from the file that it was loaded from.
+
+    Read once, at the first error in a module, from what the interpreter keeps of it.
+    """
+    module = sys.modules.get(name)
+    if module is None:
+        module = sys.modules.get("__main__")
+    spec: Any = getattr(module, "__spec__", None)
+    if getattr(spec, "name", None) != name or type(spec.loader) not in _LOADERS:
+        return frozenset()
+    code = spec.loader.get_code(name)
+    places: set[Place] = set()
+    waiting: list[CodeType] = [code] if isinstance(code, CodeType) else []
+    while waiting:
+        each = waiting.pop()
+        places.update((each.co_name, line) for *_, line in each.co_lines() if line)
+        waiting.extend(const for const in each.co_consts if isinstance(const, CodeType))
+    return frozenset(places)
