@@ -103,6 +103,7 @@ class TestCohere(Scenarios):
             **wire.COUNTED,
             "finish_reasons": ["TOOL_CALL"],
             "tool_call_count": 2,
+            "tool_names": ["weather", "weather"],
             "request_model": "tiny",
             "request_stream": False,
             "request_temperature": 0.5,
@@ -136,6 +137,7 @@ class TestCohere(Scenarios):
         asked = Asked(lambda c: chat_stream(c, tools=[TOOL]), "chat", {}, 9)
         _, calls = self.both(driver, server, asked)
         assert calls.only.facts["tool_call_count"] == 2
+        assert calls.only.facts["tool_names"] == ["weather", "weather"]
         assert calls.only.facts["finish_reasons"] == ["TOOL_CALL"]
 
     def test_what_the_app_adds_to_a_body(self, driver, server):

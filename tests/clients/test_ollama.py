@@ -93,6 +93,7 @@ class TestOllama(Scenarios):
             "request_tool_count": 1,
             "output_type": "json",
             "tool_call_count": 2,
+            "tool_names": ["weather", "weather"],
             "user_turn": True,
         }
 
@@ -100,6 +101,7 @@ class TestOllama(Scenarios):
         asked = Asked(lambda c: chat(c, tools=[TOOL], stream=True), "chat", {}, WORDS + 3)
         _, calls = self.both(driver, server, asked)
         assert calls.only.facts["tool_call_count"] == 2
+        assert calls.only.facts["tool_names"] == ["weather", "weather"]
 
     def test_the_result_of_a_tool_is_no_person(self, driver, server):
         messages = [*MESSAGES, {"role": "tool", "content": "a secret", "tool_name": "secret"}]

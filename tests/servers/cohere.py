@@ -14,7 +14,7 @@ META = {"api_version": {"version": "2", "is_experimental": False}, **USAGE}
 CALL = {
     "id": "secret_tool_h2d1w",
     "type": "function",
-    "function": {"name": "secret_tool", "arguments": '{"day":"a secret day"}'},
+    "function": {"name": "weather", "arguments": '{"day":"a secret day"}'},
 }
 
 
@@ -60,7 +60,7 @@ def chat_events(body):
 
 
 def chat_v1(body):
-    calls = [{"name": "secret_tool", "parameters": {"day": "a secret day"}}]
+    calls = [{"name": "weather", "parameters": {"day": "a secret day"}}]
     return {
         "response_id": "r1",
         "generation_id": "g1",

@@ -17,7 +17,7 @@ COUNTS = {
     "eval_duration": 4799921000,
 }
 COUNTED = {"input_tokens": 26, "output_tokens": 298, "response_model": MODEL}
-CALL = {"function": {"name": "secret_tool", "arguments": {"city": "a secret city"}}}
+CALL = {"function": {"name": "weather", "arguments": {"city": "a secret city"}}}
 CREATED = "2023-08-04T19:22:45.499127Z"
 
 

@@ -72,19 +72,18 @@ def _generated(body: Body) -> list[Any] | None:
     return seen.candidates().get("finish_reasons")
 
 
-def _count(calls: Any) -> int | None:
-    return (len(calls) or None) if isinstance(calls, list) else None
+def _called(calls: Any, seen: Seen) -> Candidates:
+    """Tell of calls of tools, as both versions write them."""
+    for place, call in enumerate(calls if isinstance(calls, list) else ()):
+        if isinstance(call, Mapping):
+            name = call.get("name") or at("function", "name")(call)
+            seen.tool(0, place, call.get("id"), name)
+    return seen.candidates()
 
 
-@of("message")
-def _tool_calls(body: Body) -> int | None:
-    message = body.get("message")
-    return _count(message.get("tool_calls")) if isinstance(message, Mapping) else None
-
-
-@of("tool_calls")
-def _tool_calls_v1(body: Body) -> int | None:
-    return _count(body.get("tool_calls"))
+def _of_calls(fact: str, *path: str) -> Find:
+    find = at(*path)
+    return of(path[0])(lambda body: _called(find(body), Seen()).get(fact))
 
 
 @of("messages")
@@ -120,9 +119,9 @@ def _event(body: Body, seen: Seen) -> Candidates:
     kind = body.get("type")
     delta = body.get("delta")
     if kind == "tool-call-start":
-        message = delta.get("message") if isinstance(delta, Mapping) else None
-        call = message.get("tool_calls") if isinstance(message, Mapping) else None
-        seen.tool(0, body.get("index"), call.get("id") if isinstance(call, Mapping) else None)
+        call = at("delta", "message", "tool_calls")(body)
+        if isinstance(call, Mapping):
+            seen.tool(0, body.get("index"), call.get("id"), at("function", "name")(call))
         return seen.candidates()
     if kind == "message-end" and isinstance(delta, Mapping):
         return {**seen.candidates(), **read(ANSWERED, delta)}
@@ -158,8 +157,10 @@ ANSWERED: Final[Table] = (
     rows(
         ("finish_reasons", _reasons),
         ("finish_reasons", _generated),
-        ("tool_call_count", _tool_calls),
-        ("tool_call_count", _tool_calls_v1),
+        ("tool_call_count", _of_calls("tool_call_count", "message", "tool_calls")),
+        ("tool_call_count", _of_calls("tool_call_count", "tool_calls")),
+        ("tool_names", _of_calls("tool_names", "message", "tool_calls")),
+        ("tool_names", _of_calls("tool_names", "tool_calls")),
     )
     + _usage("usage")
     + _usage("meta")

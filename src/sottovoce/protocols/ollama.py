@@ -13,6 +13,7 @@ from sottovoce.protocols import openai_chat, openai_embeddings
 from sottovoce.protocols.protocol import (
     Body,
     Candidates,
+    Find,
     Protocol,
     Seen,
     Table,
@@ -66,15 +67,17 @@ def _prompted(body: Body) -> bool | None:
     return not (body.get("raw") or body.get("suffix"))
 
 
-def _calls(body: Body) -> int:
-    message = body.get("message")
-    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-    return len(calls) if isinstance(calls, list) else 0
+def _called(body: Body, seen: Seen) -> Candidates:
+    """Tell of the calls in a message: they come whole, often without an id, numbered or not."""
+    calls = at("message", "tool_calls")(body)
+    for call in calls if isinstance(calls, list) else ():
+        name = at("function", "name")(call) if isinstance(call, Mapping) else None
+        seen.tool(0, len(seen.tool_places), None, name)
+    return seen.candidates()
 
 
-@of("message")
-def _tool_calls(body: Body) -> int | None:
-    return _calls(body) or None
+def _of_calls(fact: str) -> Find:
+    return of("message")(lambda body: _called(body, Seen()).get(fact))
 
 
 @of("done_reason")
@@ -84,10 +87,7 @@ def _reasons(body: Body) -> list[Any] | None:
 
 
 def _event(body: Body, seen: Seen) -> Candidates:
-    # Calls come whole, often without an id, and numbered or not.
-    for _ in range(_calls(body)):
-        seen.tool(0, len(seen.tool_places), None)
-    return {**read(ANSWERED, body), **seen.candidates()}
+    return {**read(ANSWERED, body), **_called(body, seen)}
 
 
 def _last(body: Body) -> bool:
@@ -113,7 +113,8 @@ ANSWERED: Final[Table] = rows(
     ("input_tokens", at("prompt_eval_count")),
     ("output_tokens", at("eval_count")),
     ("finish_reasons", _reasons),
-    ("tool_call_count", _tool_calls),
+    ("tool_call_count", _of_calls("tool_call_count")),
+    ("tool_names", _of_calls("tool_names")),
 )
 
 MAY_HOLD_FACT: Final = re.compile(
