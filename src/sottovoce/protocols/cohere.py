@@ -96,9 +96,8 @@ def _user_turn(body: Body) -> bool | None:
 
 @of("message")
 def _user_turn_v1(body: Body) -> bool | None:
-    # With results of tools a message is only said again, and may be empty.
-    message = body.get("message")
-    return bool(message) and not body.get("tool_results") if isinstance(message, str) else None
+    # With results of tools a message is only said again, or empty.
+    return not body.get("tool_results") if isinstance(body.get("message"), str) else None
 
 
 @of("response_format")

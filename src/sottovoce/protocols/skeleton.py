@@ -15,10 +15,11 @@ from typing import Any, Final
 
 WORDS: Final = frozenset(
     {
-        b"code", b"effort", b"encoding_format", b"finish_reason", b"id", b"modalities", b"model",
-        b"object", b"reason", b"reasoning_effort", b"response_mime_type", b"response_modalities",
-        b"responseMimeType", b"responseModalities", b"role", b"service_tier", b"serviceTier",
-        b"status", b"thinking_level", b"thinkingLevel", b"type",
+        b"code", b"effort", b"embedding_types", b"encoding_format", b"finish_reason", b"id",
+        b"modalities", b"model", b"object", b"reason", b"reasoning_effort", b"responseMimeType",
+        b"responseModalities", b"response_mime_type", b"response_modalities", b"role",
+        b"serviceTier", b"service_tier", b"status", b"think", b"thinkingLevel", b"thinking_level",
+        b"type",
     }
 )  # fmt: skip
 """Keys whose strings are kept; every other string is replaced by an empty one."""
@@ -38,9 +39,9 @@ WALKED: Final = frozenset(
 
 COUNTED: Final = frozenset(
     {
-        b"function_declarations", b"functionDeclarations", b"functions", b"modalities",
-        b"response_modalities", b"responseModalities", b"stop", b"stop_sequences",
-        b"stopSequences", b"tools",
+        b"embedding_types", b"functionDeclarations", b"function_declarations", b"functions",
+        b"modalities", b"responseModalities", b"response_modalities", b"stop", b"stopSequences",
+        b"stop_sequences", b"tools",
     }
 )  # fmt: skip
 """Keys whose lists are counted item by item; so are those above when they hold objects."""
