@@ -6,19 +6,21 @@ are loaded when the app imports what they hook: nothing is imported that it does
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 
-from sottovoce import settings
+from sottovoce import settings, steps
 from sottovoce.guard import ImportHooks, Patches
 from sottovoce.record import SpanRecorder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from types import ModuleType
+
+    from sottovoce.call import Recorder
 
 
 class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -36,6 +38,7 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
     _hooks: ImportHooks
     _own_hosts: tuple[str, ...]
     _installed: bool
+    _steps: Callable[[], Recorder]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """Name no version: what a hook does not recognise it leaves alone."""
@@ -46,7 +49,10 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches, self._hooks = Patches(), ImportHooks()
         self._own_hosts = chosen.own_hosts
         self._installed = False
-        recorder = _recorder(kwargs.get("tracer_provider"), kwargs.get("meter_provider"), chosen)
+        given = kwargs.get("tracer_provider"), kwargs.get("meter_provider"), chosen
+        recorder = _recorder(*given)
+        self._steps = partial(_step_recorder, *given)
+        steps.source.add(self._steps)
 
         def imported(_: ModuleType, _late: bool) -> None:
             if not self._installed:
@@ -58,6 +64,7 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _uninstrument(self, **_: Any) -> None:
         self._hooks.stop()
+        steps.source.remove(self._steps)
         if self._installed:
             self._remove()
         self._patches.undo()
@@ -77,6 +84,14 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 def _recorder(tracers: Any, meters: Any, chosen: settings.Settings) -> SpanRecorder:
     """Make one recorder for all that are applied together."""
     return SpanRecorder(tracers, meters, chosen)
+
+
+@lru_cache(maxsize=1)
+def _step_recorder(tracers: Any, meters: Any, chosen: settings.Settings) -> Recorder:
+    """Make the recorder of tools and agents, once there are any."""
+    from sottovoce.record_steps import StepRecorder  # noqa: PLC0415
+
+    return StepRecorder(tracers, meters, chosen)
 
 
 class _ClientInstrumentor(_Instrumentor):
@@ -282,6 +297,13 @@ class HTTPClientInstrumentor(_TransportInstrumentor):
     name = "http_client"
 
 
+class LM15Instrumentor(_TransportInstrumentor):
+    """Model calls made with lm15, and with dspy's own copy of it."""
+
+    modules = ("lm15.transports", "dspy._vendor.lm15.transports")
+    name = "lm15"
+
+
 class MLXInstrumentor(_Instrumentor):
     """mlx-lm in this process: loading and generating."""
 
@@ -322,6 +344,7 @@ ALL = (
     AioHTTPInstrumentor,
     URLLib3Instrumentor,
     HTTPClientInstrumentor,
+    LM15Instrumentor,
     MLXInstrumentor,
     LlamaCppInstrumentor,
 )

@@ -8,11 +8,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from e2e import environments
 from servers import provider
 
 pytestmark = pytest.mark.e2e
@@ -66,26 +66,7 @@ SAY_EVERYTHING = {
 @pytest.fixture(scope="session")
 def peers(tmp_path_factory):
     """The `bin` folder of an environment with the peers and this checkout of the package."""
-    folder = tmp_path_factory.mktemp("peers") / "env"
-    uv = Path(sys.executable).with_name("uv")
-    environ = {**os.environ, "VIRTUAL_ENV": str(folder)}
-
-    def run(*arguments, check=True):
-        done = subprocess.run(
-            [uv, *map(str, arguments)], env=environ, capture_output=True, text=True, cwd=ROOT
-        )
-        assert not check or done.returncode == 0, done.stderr
-        return done.returncode == 0
-
-    run("venv", "-q", "--python", sys.executable, folder)
-    pinned = ("--require-hashes", "-r", ROOT / "requirements" / "peers.txt")
-    # From uv's cache, when everything is there: without a look at any index.
-    if not run("pip", "install", "-q", "--offline", *pinned, check=False):
-        run("pip", "install", "-q", *pinned)
-    # In place: uv would take the package as it built it last from its cache.
-    here = ("--no-deps", "--no-build-isolation", "-e", ROOT)
-    run("pip", "install", "-q", "--offline", *here)
-    return folder / "bin"
+    return environments.made(tmp_path_factory.mktemp("peers") / "env", "peers")
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ TRANSPORTS: Final[Mapping[str, Transport]] = {
     "aiohttp": Transport("aiohttp", "aiohttp"),
     "urllib3": Transport("urllib3", "urllib3"),
     "http_client": Transport("http_client", "http.client"),
+    "lm15": Transport("lm15", "lm15.transports", "dspy._vendor.lm15.transports"),
 }
 """By our name for the library."""
 
