@@ -463,3 +463,10 @@ def test_no_list_raises_anything_but_that_it_is_malformed(text):
     except templates.Malformed:
         return
     assert made.is_public("gpt-4o")
+
+
+def test_an_id_of_the_operator_that_is_an_address_stays_a_pseudonym(own, make_policy):
+    own("joe@acme.example\nacme-7b\n")
+    policy = make_policy()
+    assert policy.model("acme-7b", local=True) == "acme-7b"
+    assert policy.model("joe@acme.example", local=True).startswith("h:")

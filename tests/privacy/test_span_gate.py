@@ -169,6 +169,13 @@ def test_a_known_scope_keeps_its_name_and_version(gated, make_policy):
     assert (theirs.name, theirs.version) == ("acme.app", None)
 
 
+def test_the_version_of_a_scope_is_no_address(gated):
+    provider, exporter, _ = gated()
+    provider.get_tracer("sottovoce", "10.1.2.3").start_span("x").end()
+    scope = only(exporter).instrumentation_scope
+    assert (scope.name, scope.version) == ("sottovoce", None)
+
+
 KEY_ID = Pseudonyms(b"a secret of the tests").key_id
 
 

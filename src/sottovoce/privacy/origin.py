@@ -14,6 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
+from sottovoce.privacy import rules
 from sottovoce.privacy.patterns import Pattern
 from sottovoce.privacy.rules import VERSION
 
@@ -85,7 +86,7 @@ class Origins:
         if scope.attributes:
             self._policy.count("scope", "drop", len(scope.attributes))
         # The version of a scope that may not be named may be anything.
-        known = name == scope.name and bool(scope.version and VERSION.fullmatch(scope.version))
+        known = name == scope.name and is_version(scope.version)
         return InstrumentationScope(
             name, scope.version if known else None, schema_url(scope.schema_url)
         )
@@ -129,6 +130,11 @@ def emptied(processors: Iterable[Any]) -> int:
 def is_id(number: Any, bits: int) -> bool:
     """Whether `number` is a trace or span id that can be sent."""
     return type(number) is int and 0 < number < 1 << bits
+
+
+def is_version(text: Any) -> bool:
+    """Whether `text` is a version, and none that an address could be."""
+    return type(text) is str and VERSION.fullmatch(text) is not None and rules.text(text) is text
 
 
 def is_time(number: Any) -> bool:
