@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         MLXInstrumentor,
         OpenAIInstrumentor,
     )
+    from sottovoce.scopes import agent, conversation, tool
 
 __all__ = [
     "HTTPXInstrumentor",
@@ -24,13 +25,19 @@ __all__ = [
     "MLXInstrumentor",
     "OpenAIInstrumentor",
     "__version__",
+    "agent",
+    "conversation",
     "start",
+    "tool",
 ]
 
 # A module must not be named like a public name: importing it would hide the name.
 _HOMES = {
     "Handle": "sottovoce.handle",
     "start": "sottovoce.handle",
+    "agent": "sottovoce.scopes",
+    "conversation": "sottovoce.scopes",
+    "tool": "sottovoce.scopes",
     "HTTPXInstrumentor": "sottovoce.instrumentors",
     "LlamaCppInstrumentor": "sottovoce.instrumentors",
     "MLXInstrumentor": "sottovoce.instrumentors",
