@@ -43,7 +43,7 @@ def install(
         patches.wrap(module.Client, "_request", door.wrap)
         patches.wrap(module.AsyncClient, "_request", door.wrap_async)
         patches.wrap(module.Client, "_stream", door.wrap_stream)
-        patches.wrap(module.AsyncClient, "_stream", door.wrap_stream)
+        patches.wrap(module.AsyncClient, "_stream", door.wrap_async_stream)
 
     hooks.when_imported("ollama._client", patch)
 
@@ -76,12 +76,19 @@ class _Door(LateDoor):
 
     def wrap_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
         whole = super().wrap_async(original)
+        stream = self.wrap_async_stream(original)
 
         @functools.wraps(original)
         async def request(client: Any, *args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("stream"):
-                stream = await original(client, *args, **kwargs)
-                return self.begin(stream, (client, args, kwargs))
-            return await whole(client, *args, **kwargs)
+            return await (stream if kwargs.get("stream") else whole)(client, *args, **kwargs)
 
         return request
+
+    def wrap_async_stream(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Make the replacement of a coroutine method that returns an asynchronous generator."""
+
+        @functools.wraps(original)
+        async def stream(client: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.begin(await original(client, *args, **kwargs), (client, args, kwargs))
+
+        return stream
