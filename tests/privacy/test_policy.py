@@ -381,3 +381,18 @@ def test_a_number_leaves_only_in_the_range_that_its_meaning_has(attribute, fits,
     assert policy.attributes({attribute: fits}, "span") == {attribute: fits}
     assert policy.attributes({attribute: does_not}, "span") == {}
     assert policy.dropped["span", "range"] == 1
+
+
+def test_what_left_for_a_local_model_is_not_remembered_for_a_remote_one(make_policy):
+    policy = make_policy()
+    said = {"gen_ai.request.model": "llama3.2", "server.address": "localhost"}
+    for _ in range(2):
+        assert policy.attributes(said, "span") == said
+        elsewhere = policy.attributes({**said, "server.address": "api.openai.com"}, "span")
+        assert elsewhere["gen_ai.request.model"].startswith("h:")
+
+
+@pytest.mark.parametrize("value", [0.7, 0.1234567, -0.1234564, 99.9999994, 1 / 3, 0.0, -2.0])
+def test_a_number_leaves_with_six_decimals(policy, value):
+    key = "gen_ai.request.frequency_penalty"
+    assert policy.attributes({key: value}, "span") == {key: round(value, 6)}
