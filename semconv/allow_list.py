@@ -25,7 +25,7 @@ _TOP = """\
 # What it does and what it cannot do is in README.md.
 """
 
-_WITHHELD: Final = frozenset({"drop", "seal", "count"})
+_WITHHELD: Final = frozenset({"drop", "seal", "count", "opt_in"})
 _PRINTABLE: Final = r"\PC{0,128}"
 _HASHED_NAME: Final = "[0-9a-f]{12}"
 _IS: Final = {

@@ -57,14 +57,14 @@ _BESIDES = """\
 | item | what becomes of it | why |
 |---|---|---|
 | span name | built anew: `{{operation}} {{model}}` for model calls, a template or a known name for others, your own names as far as `SOTTOVOCE_ALLOW` lists them | names are free text, and repeat model ids and tool names |
-| ids, parents, links, kind, status code, times | kept | the structure of a trace |
+| ids, parents, links, kind, status code, times | kept; in `strict` times are rounded down to 100 ms where `SOTTOVOCE_COARSE_SPAN_TIMES` asks for it | the structure of a trace |
 | status description | emptied | the SDK writes the exception's message into it |
 | trace state, attributes of a scope | dropped | free text from elsewhere |
 | body of a log record | dropped | log lines of HTTP clients and engines carry prompts and paths |
 | severity text of a log record | one of {severities} kept, others dropped | a logger may be given any |
 | instrumentation scope | known names and those in `SOTTOVOCE_ALLOW` kept, others `_OTHER` | scopes are named by whoever makes a tracer |
 | metrics not listed here | dropped, unless named in `SOTTOVOCE_ALLOW` | their names and attributes are free text |
-| exemplars | trace and span id kept, attributes dropped | they carry attributes that a view has removed |
+| exemplars | trace and span id kept, attributes dropped; in `strict` and `aggregate` dropped | they carry attributes that a view has removed, and the exact number |
 | baggage | never exported, never sent to a third party | apps keep user ids in it |
 | `traceparent` to a third party | not sent, unless `SOTTOVOCE_PROPAGATION=all` | a provider could join it to an account |
 """
@@ -85,6 +85,7 @@ LEDGER = {
     "body": "the body of a log record",
     "status_description": "the description of a span's status",
     "trace_state": "the state that came with a trace",
+    "exemplar": "an exemplar of a metric, in `strict` and `aggregate`",
     "merge": "a metric point that equalled another one afterwards, and could not be added to it",
     "withheld": "trace context that was not sent with a call to a third party",
     "off": "an item that came while telemetry was off",

@@ -25,6 +25,7 @@ from sottovoce._version import __version__
 from sottovoce.instruments import Engine, Latest, Legacy
 from sottovoce.measure import Point
 from sottovoce.privacy import policy
+from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.privacy.propagation import WITHHOLD
 from sottovoce.registry import METRICS, SCHEMA_URLS
 from sottovoce.steps import current_conversation
@@ -258,6 +259,9 @@ class SpanRecorder(Recording):
             attributes[RESENDS] = call.attempts - 1
         if error is not None:
             attributes[ERROR_TYPE] = error
+            told = self._policy.frames
+            if told and call.error is not None:
+                attributes[FRAMES] = told.handled(call.error)
             handle.span.set_status(Status(StatusCode.ERROR))
         handle.span.set_attributes(attributes)
 

@@ -23,7 +23,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.metrics import export as sdk_metrics
 from opentelemetry.sdk.trace import ReadableSpan
 
-from sottovoce.privacy.rules import BUILT_IN
 from sottovoce.registry import ATTRIBUTES, EVENTS, METRICS, SCHEMA_URLS, SCOPES, SPANS
 
 OUR_SCOPE = "sottovoce"
@@ -159,7 +158,7 @@ def _text(where: str, key: str, text: str) -> Iterator[str]:
             yield f"{where}: attribute {key} has the id {text!r}"
         return
     if declared.rule == "allow12":
-        if text not in BUILT_IN.get(key, ()) and not re.fullmatch("[0-9a-f]{12}", text):
+        if text not in (declared.values or ()) and not re.fullmatch("[0-9a-f]{12}", text):
             yield f"{where}: attribute {key} has the name {text!r}"
         return
     if declared.values is None or text in declared.values or text == placeholder:

@@ -153,7 +153,7 @@ def test_structure_is_kept_and_what_was_said_is_not(gated):
         ("span", "status_description"): 1,
         ("event", "unknown"): 1,
         ("event", "drop"): 1,
-        ("link", "drop"): 1,
+        ("link", "unknown"): 1,
         ("scope", "unknown"): 1,
         ("scope", "drop"): 1,
     }

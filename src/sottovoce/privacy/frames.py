@@ -9,13 +9,16 @@ traceback, which holds messages and lines of source, is never read.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import deque
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from itertools import chain
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce import guard
 from sottovoce.privacy.patterns import Pattern
 
 if TYPE_CHECKING:
@@ -105,6 +108,31 @@ class Frames:
             return None
         text = f"{name}:{frame.f_code.co_name}:{line}"
         return text if text in self else None
+
+
+def told_by(span: Any, frames: Frames) -> None:
+    """Let `span` tell the frames of the exceptions that it records. Never raises.
+
+    An event of a span has the text of a stack alone: the exception is at hand in
+    `record_exception` only, which the SDK's own spans call as well as apps do.
+    """
+    living = weakref.ref(span)
+    method = getattr(type(span), "record_exception", None)
+    if method is None:
+        return
+
+    def record_exception(
+        exception: BaseException, attributes: Any = None, *rest: Any, **options: Any
+    ) -> Any:
+        found = frames.of(exception)
+        if found and (attributes is None or isinstance(attributes, Mapping)):
+            attributes = {**(attributes or {}), ATTRIBUTE: found}
+        return method(living(), exception, attributes, *rest, **options)
+
+    try:
+        span.record_exception = record_exception
+    except Exception:  # noqa: BLE001 - a span that cannot be asked tells no frames
+        guard.failed("stack frames")
 
 
 def _walked(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:

@@ -15,6 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import TraceFlags
 
 from sottovoce import guard
+from sottovoce.privacy.frames import ATTRIBUTE
 from sottovoce.privacy.origin import Origins, emptied, is_id, is_time
 from sottovoce.registry import EVENTS
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sottovoce.privacy.compiled import Compiled
     from sottovoce.privacy.policy import Policy
 
+EXCEPTION: Final = "exception.type"
 _SEVERITIES: Final = frozenset(
     {"TRACE", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL", "NOTSET"}
 )
@@ -140,7 +142,7 @@ class LogGate(SynchronousMultiLogRecordProcessor):
             context=Context(),
             severity_text=severity_text,
             severity_number=number if isinstance(number, SeverityNumber) else None,
-            attributes=self.policy.attributes(dict(record.attributes or {}), "log"),
+            attributes=self.policy.attributes(self._said(record), "log"),
             event_name=event_name,
         )
         clean.context = None  # type: ignore[assignment]
@@ -155,6 +157,17 @@ class LogGate(SynchronousMultiLogRecordProcessor):
             instrumentation_scope=None if scope is None else self._origins.scope(scope),
             limits=given.limits,
         )
+
+    def _said(self, record: LogRecord) -> dict[str, Any]:
+        said: dict[str, Any] = dict(record.attributes or {})
+        if self.policy.frames and EXCEPTION in said:
+            # `LogRecord.exception` as in opentelemetry-api 1.45; handlers of `logging` write
+            # attributes alone, while the exception is being handled.
+            error, told = getattr(record, "exception", None), self.policy.frames
+            found = told.handled(said[EXCEPTION]) if error is None else told.of(error)
+            if found:
+                said[ATTRIBUTE] = found
+        return said
 
     def _sane(self, number: Any, sane: bool) -> Any:
         """`number` if it can be sent, else 0: an exporter would fail on it, and lose the batch."""

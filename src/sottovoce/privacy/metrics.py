@@ -39,6 +39,7 @@ from sottovoce.registry import METRICS, UNITS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from opentelemetry.sdk.metrics import Exemplar
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from sottovoce.privacy.policy import Policy
@@ -199,8 +200,17 @@ class MetricGate:
             for name in [n for n in attributes if n not in allowed and n != "otel.metric.overflow"]:
                 del attributes[name]
                 self.policy.count("metric", "unknown")
-        exemplars = [replace(exemplar, filtered_attributes={}) for exemplar in point.exemplars]
-        return replace(point, attributes=attributes, exemplars=exemplars)
+        return replace(point, attributes=attributes, exemplars=self._exemplars(point.exemplars))
+
+    def _exemplars(self, given: Sequence[Exemplar]) -> list[Exemplar]:
+        """The spans that measurements were made in: without what a View dropped, and not in `strict`."""
+        if given and self.policy.choice.now.coarse:
+            self.policy.count("metric", "exemplar", len(given))
+            return []
+        dropped = sum(len(exemplar.filtered_attributes or ()) for exemplar in given)
+        if dropped:
+            self.policy.count("metric", "drop", dropped)
+        return [replace(exemplar, filtered_attributes={}) for exemplar in given]
 
     def _merged(self, kind: type[Data], points: Sequence[Any]) -> Sequence[Any]:
         merge = _MERGE[kind]

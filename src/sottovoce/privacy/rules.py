@@ -121,6 +121,9 @@ _SHAPES: Final = {name: _PATTERNS[pattern] for name, pattern in SHAPES.items()}
 VERSION: Final = _SHAPES["telemetry.sdk.version"]
 """A version as packages and runtimes have it: numbers, and the stages of a release."""
 
+_RELEASE: Final = Pattern(r"(\d{1,3}(?:\.\d{1,3})?)(?:\.\d{1,5})?(?:-\d{1,4}-[a-z]{1,12})?")
+"""A system's release, such as ``14.6.1`` or ``6.8.0-45-generic``, and what is told of it."""
+
 _NO_NAME: Final = Pattern(
     r"://|(?:^|[\s\"'=(])(?:~|\.{1,2})?/(?:home|Users|root|var|tmp|mnt|private|Volumes|opt)/"
     r"|[A-Za-z]:\\|\d{9}"
@@ -284,6 +287,16 @@ def _service(*_: Any) -> Callable[[str], Verdict]:
     return lambda value: value if value in _UNNAMED else other
 
 
+def _minor(*_: Any) -> Callable[[str], Verdict]:
+    def judge(value: str) -> Verdict:
+        found = _RELEASE.fullmatch(value)
+        if found is None:
+            return SHAPE
+        return value if found[1] == value else Changed(found[1], "minor")
+
+    return judge
+
+
 def _frames(*_: Any) -> Callable[[str], Verdict]:
     return lambda _: SHAPE
 
@@ -293,39 +306,22 @@ def _scope(*_: Any) -> Callable[[str], Verdict]:
     return lambda value: value if value in SCOPES or value == OTHER else other
 
 
-_TOOLS: Final = frozenset({
-    "apply_patch", "bash", "bash_code_execution", "code_execution", "code_interpreter",
-    "computer", "computer_use", "computer_use_preview", "file_search", "google_maps",
-    "google_search", "google_search_retrieval", "image_generation", "local_shell", "mcp",
-    "memory", "shell", "str_replace_based_edit_tool", "str_replace_editor",
-    "text_editor_code_execution", "tool_search", "url_context", "web_fetch", "web_search",
-    "web_search_preview",
-})  # fmt: skip
-
-BUILT_IN: Final[Mapping[str, frozenset[str]]] = {
-    "gen_ai.tool.name": _TOOLS,
-    "sottovoce.response.tool_calls.names": _TOOLS,
-    "graph.node.name": frozenset({"__end__", "__start__"}),
-}
-"""Attribute → names that providers and frameworks give: whoever uses one has typed nothing."""
-
-
-def _curated(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
-    known, other = values or BUILT_IN.get(name, frozenset()), Changed(OTHER, "curated")
+def _curated(_name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
+    known, other = values or frozenset(), Changed(OTHER, "curated")
     return lambda value: value if value in known or value == OTHER else other
 
 
 def _curated_only(
-    name: str, values: frozenset[str] | None, _: Pseudonyms
+    _name: str, values: frozenset[str] | None, _: Pseudonyms
 ) -> Callable[[str], Verdict]:
-    known, dropped = values or BUILT_IN.get(name, frozenset()), Drop("curated")
+    known, dropped = values or frozenset(), Drop("curated")
     return lambda value: value if value in known else dropped
 
 
 def _allow12(
-    name: str, values: frozenset[str] | None, pseudonyms: Pseudonyms
+    _name: str, values: frozenset[str] | None, pseudonyms: Pseudonyms
 ) -> Callable[[str], Verdict]:
-    known = values or BUILT_IN.get(name, frozenset())
+    known = values or frozenset()
 
     def judge(value: str) -> Verdict:
         if value in known or value == OTHER or pseudonyms.has_made(value):
@@ -368,6 +364,7 @@ _FACTORIES: Final[dict[str, _Factory]] = {
     "route": _route,
     "service": _service,
     "frames": _frames,
+    "minor": _minor,
     "scope": _scope,
     "curated": _curated,
     "curated_only": _curated_only,

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import (
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from sottovoce import guard
-from sottovoce.privacy import buckets
+from sottovoce.privacy import buckets, frames
 from sottovoce.privacy.origin import Origins, emptied, is_time
 from sottovoce.privacy.rules import OTHER
 from sottovoce.registry import EVENTS
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from sottovoce.privacy.policy import Policy
 
 _STATUS: Final = {code: Status(code) for code in StatusCode}
+
+COARSE_NS: Final = 10**8
+"""What times of spans are rounded down to in `strict`, where the operator asks for it."""
 
 OPERATION: Final = "gen_ai.operation.name"
 MODEL: Final = "gen_ai.request.model"
@@ -76,6 +79,8 @@ class SpanGate(SynchronousMultiSpanProcessor):
         """Show every processor a facade of the span that was started."""
         if not self._span_processors or not self.policy.choice.now.spans:
             return
+        if self.policy.frames:
+            frames.told_by(span, self.policy.frames)
         facade = Facade(span, self._peek)
         for processor in self._span_processors:
             _safely("on_start", processor.on_start, facade, parent_context)
@@ -159,6 +164,8 @@ class SpanCleaner:
         started, ended = self._time(span.start_time), self._time(span.end_time)
         if compiled.coarse and started is not None and ended is not None:
             attributes[LASTED] = buckets.lasted(ended - started)
+            if self.policy.coarse_span_times:
+                started, ended = started - started % COARSE_NS, ended - ended % COARSE_NS
         return ReadableSpan(
             name=self._name(span.name, attributes),
             context=context,
@@ -192,22 +199,31 @@ class SpanCleaner:
         self.policy.count("span", "type")
         return time_ns()
 
+    def _at(self, given: int | None) -> int | None:
+        """The time of an event, which must not say what the span's own times do not."""
+        time = self._time(given)
+        if time is None or not (self.policy.coarse_span_times and self.policy.choice.now.coarse):
+            return time
+        return time - time % COARSE_NS
+
     def _events(self, events: Sequence[Event]) -> tuple[Event, ...]:
         kept = []
         for event in events:
             if type(event.name) is str and event.name in EVENTS:
                 attributes = self.policy.attributes(_plain(event.attributes), "event")
-                kept.append(Event(event.name, attributes, self._time(event.timestamp)))
+                kept.append(Event(event.name, attributes, self._at(event.timestamp)))
             else:
                 self.policy.count("event", "unknown")
         return tuple(kept)
 
     def _links(self, links: Sequence[Link]) -> tuple[Link, ...]:
+        kept = []
         for link in links:
-            if link.attributes:
-                self.policy.count("link", "drop", len(link.attributes))
-        contexts = [self._origins.context(link.context) for link in links]
-        return tuple(Link(context) for context in contexts if context is not None)
+            context = self._origins.context(link.context)
+            if context is not None:
+                attributes = self.policy.attributes(_plain(link.attributes), "link")
+                kept.append(Link(context, attributes))
+        return tuple(kept)
 
 
 def _safely(place: str, method: Callable[..., Any], *args: Any) -> None:

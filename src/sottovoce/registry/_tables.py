@@ -19,8 +19,8 @@ _Metric = tuple[
 _S0: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'span'})
 _S1: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'span'})
 _S2: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'resource', 'span'})
-_S3: Final[frozenset[str]] = frozenset({'log', 'resource', 'span'})
-_S4: Final[frozenset[str]] = frozenset({'resource'})
+_S3: Final[frozenset[str]] = frozenset({'resource'})
+_S4: Final[frozenset[str]] = frozenset({'log', 'resource', 'span'})
 _S5: Final[frozenset[str]] = frozenset({'event', 'log'})
 _S6: Final[frozenset[str]] = frozenset({'event', 'log', 'metric', 'span'})
 _S7: Final[frozenset[str]] = frozenset({'event', 'span'})
@@ -44,57 +44,63 @@ _V11: Final[frozenset[str]] = frozenset({'BLOCKLIST', 'COMPLETE', 'CONTENT_FILTE
 _V12: Final[frozenset[str]] = frozenset({'anthropic', 'aws.bedrock', 'az.ai.inference', 'az.ai.openai', 'azure.ai.inference', 'azure.ai.openai', 'cerebras', 'cohere', 'custom', 'deepinfra', 'deepseek', 'fireworks_ai', 'gcp.gemini', 'gcp.gen_ai', 'gcp.vertex_ai', 'gemini', 'groq', 'hugging_face', 'ibm.watsonx.ai', 'litellm', 'llama_cpp', 'lm_studio', 'mistral_ai', 'mlx', 'mlx_vlm', 'moonshot_ai', 'nvidia', 'ollama', 'openai', 'openai_compatible', 'openrouter', 'osaurus', 'perplexity', 'sambanova', 'sglang', 'together_ai', 'transformers', 'vertex_ai', 'vllm', 'voyage', 'x_ai', 'xai'})
 _V13: Final[frozenset[str]] = frozenset({'audio', 'image', 'text', 'unknown'})
 _V14: Final[frozenset[str]] = frozenset({'input', 'output'})
-_V15: Final[frozenset[str]] = frozenset({'datastore', 'extension', 'function'})
-_V16: Final[frozenset[str]] = frozenset({'amd64', 'arm32', 'arm64', 'ia64', 'ppc32', 'ppc64', 's390x', 'x86'})
-_V17: Final[frozenset[str]] = frozenset({'1.0', '1.1', '2.0', '3.0', 'QUIC', 'SPDY'})
-_V18: Final[frozenset[str]] = frozenset({'CONNECT', 'DELETE', 'GET', 'HEAD', 'OPTIONS', 'PATCH', 'POST', 'PUT', 'QUERY', 'TRACE', '_OTHER'})
-_V19: Final[frozenset[str]] = frozenset({'http', 'https', 'ws', 'wss'})
-_V20: Final[frozenset[str]] = frozenset({'1.0', '2.0'})
-_V21: Final[frozenset[str]] = frozenset({'completion/complete', 'elicitation/create', 'initialize', 'logging/setLevel', 'notifications/cancelled', 'notifications/initialized', 'notifications/message', 'notifications/progress', 'notifications/prompts/list_changed', 'notifications/resources/list_changed', 'notifications/resources/updated', 'notifications/roots/list_changed', 'notifications/tools/list_changed', 'ping', 'prompts/get', 'prompts/list', 'resources/list', 'resources/read', 'resources/subscribe', 'resources/templates/list', 'resources/unsubscribe', 'roots/list', 'sampling/createMessage', 'server/discover', 'subscriptions/listen', 'tools/call', 'tools/list'})
-_V22: Final[frozenset[str]] = frozenset({'2024-11-05', '2025-03-26', '2025-06-18', '2025-11-25', '2026-07-28'})
-_V23: Final[frozenset[str]] = frozenset({'create', 'deliver', 'process', 'publish', 'receive', 'send', 'settle'})
-_V24: Final[frozenset[str]] = frozenset({'activemq', 'aws.sns', 'aws_sqs', 'celery', 'eventgrid', 'eventhubs', 'gcp_pubsub', 'jms', 'kafka', 'nats', 'pulsar', 'rabbitmq', 'redis', 'rocketmq', 'servicebus'})
-_V25: Final[frozenset[str]] = frozenset({'amqp', 'grpc', 'http', 'mqtt', 'quic', 'spdy', 'websocket'})
-_V26: Final[frozenset[str]] = frozenset({'1.0', '1.1', '2', '2.0', '3', '3.0', '3.1.1', '5.0'})
-_V27: Final[frozenset[str]] = frozenset({'pipe', 'quic', 'tcp', 'udp', 'unix'})
-_V28: Final[frozenset[str]] = frozenset({'ipv4', 'ipv6'})
-_V29: Final[frozenset[str]] = frozenset({'chat_completions', 'responses'})
-_V30: Final[frozenset[str]] = frozenset({'auto', 'default', 'fast', 'flex', 'priority', 'scale', 'standard', 'standard_only'})
-_V31: Final[frozenset[str]] = frozenset({'auto', 'batch', 'default', 'fast', 'flex', 'priority', 'scale', 'standard', 'standard_only'})
-_V32: Final[frozenset[str]] = frozenset({'aix', 'darwin', 'dragonflybsd', 'freebsd', 'hpux', 'linux', 'netbsd', 'openbsd', 'solaris', 'windows', 'z_os', 'zos'})
-_V33: Final[frozenset[str]] = frozenset({'ai', 'com.anthropic.sdk.python', 'langfuse-sdk', 'langsmith', 'logfire', 'logfire.anthropic', 'logfire.openai', 'mistralai_sdk_tracer', 'openinference.instrumentation.agno', 'openinference.instrumentation.anthropic', 'openinference.instrumentation.bedrock', 'openinference.instrumentation.crewai', 'openinference.instrumentation.dspy', 'openinference.instrumentation.google_genai', 'openinference.instrumentation.groq', 'openinference.instrumentation.haystack', 'openinference.instrumentation.instructor', 'openinference.instrumentation.langchain', 'openinference.instrumentation.litellm', 'openinference.instrumentation.llama_index', 'openinference.instrumentation.mcp', 'openinference.instrumentation.mistralai', 'openinference.instrumentation.openai', 'openinference.instrumentation.openai_agents', 'openinference.instrumentation.pydantic_ai', 'openinference.instrumentation.smolagents', 'openinference.instrumentation.vertexai', 'openlit.instrumentation.anthropic', 'openlit.instrumentation.bedrock', 'openlit.instrumentation.cohere', 'openlit.instrumentation.groq', 'openlit.instrumentation.langchain', 'openlit.instrumentation.litellm', 'openlit.instrumentation.mistral', 'openlit.instrumentation.ollama', 'openlit.instrumentation.openai', 'openlit.instrumentation.transformers', 'openlit.instrumentation.vertexai', 'openlit.instrumentation.vllm', 'openlit.otel.metrics', 'opentelemetry.instrumentation.aio_pika', 'opentelemetry.instrumentation.aiohttp_client', 'opentelemetry.instrumentation.aiohttp_server', 'opentelemetry.instrumentation.aiokafka', 'opentelemetry.instrumentation.aiopg', 'opentelemetry.instrumentation.anthropic', 'opentelemetry.instrumentation.asgi', 'opentelemetry.instrumentation.asyncio', 'opentelemetry.instrumentation.asyncpg', 'opentelemetry.instrumentation.bedrock', 'opentelemetry.instrumentation.boto3sqs', 'opentelemetry.instrumentation.botocore', 'opentelemetry.instrumentation.cassandra', 'opentelemetry.instrumentation.celery', 'opentelemetry.instrumentation.chromadb', 'opentelemetry.instrumentation.cohere', 'opentelemetry.instrumentation.confluent_kafka', 'opentelemetry.instrumentation.crewai', 'opentelemetry.instrumentation.dbapi', 'opentelemetry.instrumentation.django', 'opentelemetry.instrumentation.elasticsearch', 'opentelemetry.instrumentation.falcon', 'opentelemetry.instrumentation.fastapi', 'opentelemetry.instrumentation.flask', 'opentelemetry.instrumentation.genai.anthropic', 'opentelemetry.instrumentation.genai.openai', 'opentelemetry.instrumentation.google_genai', 'opentelemetry.instrumentation.google_generativeai', 'opentelemetry.instrumentation.groq', 'opentelemetry.instrumentation.grpc', 'opentelemetry.instrumentation.haystack', 'opentelemetry.instrumentation.httpx', 'opentelemetry.instrumentation.httpx2', 'opentelemetry.instrumentation.jinja2', 'opentelemetry.instrumentation.kafka', 'opentelemetry.instrumentation.lancedb', 'opentelemetry.instrumentation.langchain', 'opentelemetry.instrumentation.llamaindex', 'opentelemetry.instrumentation.logging', 'opentelemetry.instrumentation.mcp', 'opentelemetry.instrumentation.milvus', 'opentelemetry.instrumentation.mistralai', 'opentelemetry.instrumentation.mysql', 'opentelemetry.instrumentation.mysqlclient', 'opentelemetry.instrumentation.ollama', 'opentelemetry.instrumentation.openai', 'opentelemetry.instrumentation.openai.v0', 'opentelemetry.instrumentation.openai.v1', 'opentelemetry.instrumentation.openai_agents', 'opentelemetry.instrumentation.openai_v2', 'opentelemetry.instrumentation.pika', 'opentelemetry.instrumentation.pinecone', 'opentelemetry.instrumentation.psycopg', 'opentelemetry.instrumentation.psycopg2', 'opentelemetry.instrumentation.pymemcache', 'opentelemetry.instrumentation.pymongo', 'opentelemetry.instrumentation.pymysql', 'opentelemetry.instrumentation.pyramid', 'opentelemetry.instrumentation.qdrant', 'opentelemetry.instrumentation.redis', 'opentelemetry.instrumentation.replicate', 'opentelemetry.instrumentation.requests', 'opentelemetry.instrumentation.sagemaker', 'opentelemetry.instrumentation.sqlalchemy', 'opentelemetry.instrumentation.sqlite3', 'opentelemetry.instrumentation.starlette', 'opentelemetry.instrumentation.system_metrics', 'opentelemetry.instrumentation.threading', 'opentelemetry.instrumentation.together', 'opentelemetry.instrumentation.tornado', 'opentelemetry.instrumentation.tortoiseorm', 'opentelemetry.instrumentation.transformers', 'opentelemetry.instrumentation.urllib', 'opentelemetry.instrumentation.urllib3', 'opentelemetry.instrumentation.vertexai', 'opentelemetry.instrumentation.watsonx', 'opentelemetry.instrumentation.weaviate', 'opentelemetry.instrumentation.wsgi', 'opentelemetry.sdk._logs', 'opentelemetry.sdk.metrics', 'opentelemetry.sdk.trace', 'opentelemetry.util.genai', 'opentelemetry.util.genai.handler', 'pydantic-ai', 'sottovoce'})
-_V34: Final[frozenset[str]] = frozenset({'ERROR', 'OK', 'UNSET'})
-_V35: Final[frozenset[str]] = frozenset({'apache_dubbo', 'connect_rpc', 'dotnet_wcf', 'grpc', 'java_rmi', 'jsonrpc', 'onc_rpc'})
-_V36: Final[frozenset[str]] = frozenset({'connectrpc', 'dubbo', 'grpc', 'jsonrpc'})
-_V37: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
-_V38: Final[frozenset[str]] = frozenset({'encoding', 'json', 'reader', 'size', 'sse', 'type', 'utf8'})
-_V39: Final[frozenset[str]] = frozenset({'15_60s', '1_5m', '1_5s', '5_15s', 'gte_5m', 'lt_1s'})
-_V40: Final[frozenset[str]] = frozenset({'allow12', 'body', 'bucket', 'cat12', 'control', 'count', 'curated', 'drop', 'enum', 'error', 'gate_error', 'hash_rot', 'host', 'keep', 'length', 'merge', 'name', 'off', 'range', 'route', 'rule_error', 'scope', 'seal', 'shape', 'status_description', 'trace_state', 'tripwire', 'type', 'unit', 'unknown', 'withheld'})
-_V41: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'propagation', 'resource', 'scope', 'span'})
-_V42: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
-_V43: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
-_V44: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
-_V45: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
-_V46: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
+_V15: Final[frozenset[str]] = frozenset({'apply_patch', 'bash', 'bash_code_execution', 'code_execution', 'code_interpreter', 'computer', 'computer_use', 'computer_use_preview', 'file_search', 'google_maps', 'google_search', 'google_search_retrieval', 'image_generation', 'local_shell', 'mcp', 'memory', 'shell', 'str_replace_based_edit_tool', 'str_replace_editor', 'text_editor_code_execution', 'tool_search', 'url_context', 'web_fetch', 'web_search', 'web_search_preview'})
+_V16: Final[frozenset[str]] = frozenset({'datastore', 'extension', 'function'})
+_V17: Final[frozenset[str]] = frozenset({'__end__', '__start__'})
+_V18: Final[frozenset[str]] = frozenset({'amd64', 'arm32', 'arm64', 'ia64', 'ppc32', 'ppc64', 's390x', 'x86'})
+_V19: Final[frozenset[str]] = frozenset({'1.0', '1.1', '2.0', '3.0', 'QUIC', 'SPDY'})
+_V20: Final[frozenset[str]] = frozenset({'CONNECT', 'DELETE', 'GET', 'HEAD', 'OPTIONS', 'PATCH', 'POST', 'PUT', 'QUERY', 'TRACE', '_OTHER'})
+_V21: Final[frozenset[str]] = frozenset({'http', 'https', 'ws', 'wss'})
+_V22: Final[frozenset[str]] = frozenset({'1.0', '2.0'})
+_V23: Final[frozenset[str]] = frozenset({'completion/complete', 'elicitation/create', 'initialize', 'logging/setLevel', 'notifications/cancelled', 'notifications/initialized', 'notifications/message', 'notifications/progress', 'notifications/prompts/list_changed', 'notifications/resources/list_changed', 'notifications/resources/updated', 'notifications/roots/list_changed', 'notifications/tools/list_changed', 'ping', 'prompts/get', 'prompts/list', 'resources/list', 'resources/read', 'resources/subscribe', 'resources/templates/list', 'resources/unsubscribe', 'roots/list', 'sampling/createMessage', 'server/discover', 'subscriptions/listen', 'tools/call', 'tools/list'})
+_V24: Final[frozenset[str]] = frozenset({'2024-11-05', '2025-03-26', '2025-06-18', '2025-11-25', '2026-07-28'})
+_V25: Final[frozenset[str]] = frozenset({'create', 'deliver', 'process', 'publish', 'receive', 'send', 'settle'})
+_V26: Final[frozenset[str]] = frozenset({'activemq', 'aws.sns', 'aws_sqs', 'celery', 'eventgrid', 'eventhubs', 'gcp_pubsub', 'jms', 'kafka', 'nats', 'pulsar', 'rabbitmq', 'redis', 'rocketmq', 'servicebus'})
+_V27: Final[frozenset[str]] = frozenset({'amqp', 'grpc', 'http', 'mqtt', 'quic', 'spdy', 'websocket'})
+_V28: Final[frozenset[str]] = frozenset({'1.0', '1.1', '2', '2.0', '3', '3.0', '3.1.1', '5.0'})
+_V29: Final[frozenset[str]] = frozenset({'pipe', 'quic', 'tcp', 'udp', 'unix'})
+_V30: Final[frozenset[str]] = frozenset({'ipv4', 'ipv6'})
+_V31: Final[frozenset[str]] = frozenset({'chat_completions', 'responses'})
+_V32: Final[frozenset[str]] = frozenset({'auto', 'default', 'fast', 'flex', 'priority', 'scale', 'standard', 'standard_only'})
+_V33: Final[frozenset[str]] = frozenset({'auto', 'batch', 'default', 'fast', 'flex', 'priority', 'scale', 'standard', 'standard_only'})
+_V34: Final[frozenset[str]] = frozenset({'aix', 'darwin', 'dragonflybsd', 'freebsd', 'hpux', 'linux', 'netbsd', 'openbsd', 'solaris', 'windows', 'z_os', 'zos'})
+_V35: Final[frozenset[str]] = frozenset({'ai', 'com.anthropic.sdk.python', 'fastapi', 'langfuse-sdk', 'langsmith', 'logfire', 'logfire.anthropic', 'logfire.openai', 'mistralai_sdk_tracer', 'openinference.instrumentation.agno', 'openinference.instrumentation.anthropic', 'openinference.instrumentation.bedrock', 'openinference.instrumentation.crewai', 'openinference.instrumentation.dspy', 'openinference.instrumentation.google_genai', 'openinference.instrumentation.groq', 'openinference.instrumentation.haystack', 'openinference.instrumentation.instructor', 'openinference.instrumentation.langchain', 'openinference.instrumentation.litellm', 'openinference.instrumentation.llama_index', 'openinference.instrumentation.mcp', 'openinference.instrumentation.mistralai', 'openinference.instrumentation.openai', 'openinference.instrumentation.openai_agents', 'openinference.instrumentation.pydantic_ai', 'openinference.instrumentation.smolagents', 'openinference.instrumentation.vertexai', 'openlit.instrumentation.anthropic', 'openlit.instrumentation.bedrock', 'openlit.instrumentation.cohere', 'openlit.instrumentation.groq', 'openlit.instrumentation.langchain', 'openlit.instrumentation.litellm', 'openlit.instrumentation.mistral', 'openlit.instrumentation.ollama', 'openlit.instrumentation.openai', 'openlit.instrumentation.transformers', 'openlit.instrumentation.vertexai', 'openlit.instrumentation.vllm', 'openlit.otel.metrics', 'opentelemetry.instrumentation.aio_pika', 'opentelemetry.instrumentation.aiohttp_client', 'opentelemetry.instrumentation.aiohttp_server', 'opentelemetry.instrumentation.aiokafka', 'opentelemetry.instrumentation.aiopg', 'opentelemetry.instrumentation.anthropic', 'opentelemetry.instrumentation.asgi', 'opentelemetry.instrumentation.asyncio', 'opentelemetry.instrumentation.asyncpg', 'opentelemetry.instrumentation.bedrock', 'opentelemetry.instrumentation.boto3sqs', 'opentelemetry.instrumentation.botocore', 'opentelemetry.instrumentation.cassandra', 'opentelemetry.instrumentation.celery', 'opentelemetry.instrumentation.chromadb', 'opentelemetry.instrumentation.cohere', 'opentelemetry.instrumentation.confluent_kafka', 'opentelemetry.instrumentation.crewai', 'opentelemetry.instrumentation.dbapi', 'opentelemetry.instrumentation.django', 'opentelemetry.instrumentation.elasticsearch', 'opentelemetry.instrumentation.falcon', 'opentelemetry.instrumentation.fastapi', 'opentelemetry.instrumentation.flask', 'opentelemetry.instrumentation.genai.anthropic', 'opentelemetry.instrumentation.genai.openai', 'opentelemetry.instrumentation.google_genai', 'opentelemetry.instrumentation.google_generativeai', 'opentelemetry.instrumentation.groq', 'opentelemetry.instrumentation.grpc', 'opentelemetry.instrumentation.haystack', 'opentelemetry.instrumentation.httpx', 'opentelemetry.instrumentation.httpx2', 'opentelemetry.instrumentation.jinja2', 'opentelemetry.instrumentation.kafka', 'opentelemetry.instrumentation.lancedb', 'opentelemetry.instrumentation.langchain', 'opentelemetry.instrumentation.llamaindex', 'opentelemetry.instrumentation.logging', 'opentelemetry.instrumentation.mcp', 'opentelemetry.instrumentation.milvus', 'opentelemetry.instrumentation.mistralai', 'opentelemetry.instrumentation.mysql', 'opentelemetry.instrumentation.mysqlclient', 'opentelemetry.instrumentation.ollama', 'opentelemetry.instrumentation.openai', 'opentelemetry.instrumentation.openai.v0', 'opentelemetry.instrumentation.openai.v1', 'opentelemetry.instrumentation.openai_agents', 'opentelemetry.instrumentation.openai_v2', 'opentelemetry.instrumentation.pika', 'opentelemetry.instrumentation.pinecone', 'opentelemetry.instrumentation.psycopg', 'opentelemetry.instrumentation.psycopg2', 'opentelemetry.instrumentation.pymemcache', 'opentelemetry.instrumentation.pymongo', 'opentelemetry.instrumentation.pymysql', 'opentelemetry.instrumentation.pyramid', 'opentelemetry.instrumentation.qdrant', 'opentelemetry.instrumentation.redis', 'opentelemetry.instrumentation.replicate', 'opentelemetry.instrumentation.requests', 'opentelemetry.instrumentation.sagemaker', 'opentelemetry.instrumentation.sqlalchemy', 'opentelemetry.instrumentation.sqlite3', 'opentelemetry.instrumentation.starlette', 'opentelemetry.instrumentation.system_metrics', 'opentelemetry.instrumentation.threading', 'opentelemetry.instrumentation.together', 'opentelemetry.instrumentation.tornado', 'opentelemetry.instrumentation.tortoiseorm', 'opentelemetry.instrumentation.transformers', 'opentelemetry.instrumentation.urllib', 'opentelemetry.instrumentation.urllib3', 'opentelemetry.instrumentation.vertexai', 'opentelemetry.instrumentation.watsonx', 'opentelemetry.instrumentation.weaviate', 'opentelemetry.instrumentation.wsgi', 'opentelemetry.sdk._logs', 'opentelemetry.sdk.metrics', 'opentelemetry.sdk.trace', 'opentelemetry.util.genai', 'opentelemetry.util.genai.handler', 'pydantic-ai', 'sottovoce', 'starlette'})
+_V36: Final[frozenset[str]] = frozenset({'ERROR', 'OK', 'UNSET'})
+_V37: Final[frozenset[str]] = frozenset({'apache_dubbo', 'connect_rpc', 'dotnet_wcf', 'grpc', 'java_rmi', 'jsonrpc', 'onc_rpc'})
+_V38: Final[frozenset[str]] = frozenset({'connectrpc', 'dubbo', 'grpc', 'jsonrpc'})
+_V39: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
+_V40: Final[frozenset[str]] = frozenset({'encoding', 'json', 'reader', 'size', 'sse', 'type', 'utf8'})
+_V41: Final[frozenset[str]] = frozenset({'15_60s', '1_5m', '1_5s', '5_15s', 'gte_5m', 'lt_1s'})
+_V42: Final[frozenset[str]] = frozenset({'allow12', 'body', 'bucket', 'cat12', 'control', 'count', 'curated', 'drop', 'enum', 'error', 'exemplar', 'frames', 'gate_error', 'hash_rot', 'host', 'host_class', 'keep', 'length', 'merge', 'minor', 'name', 'off', 'opt_in', 'range', 'route', 'rule_error', 'scope', 'seal', 'service', 'shape', 'status_description', 'trace_state', 'tripwire', 'type', 'unit', 'unknown', 'withheld'})
+_V43: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'propagation', 'resource', 'scope', 'span'})
+_V44: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
+_V45: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
+_V46: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
+_V47: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
+_V48: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
 _R0: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'drop')
 _R1: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'seal')
-_R2: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'allow12', 'allow12')
-_R3: Final[tuple[str, str, str, str]] = ('drop', 'enum', 'enum', 'enum')
-_R4: Final[tuple[str, str, str, str]] = ('keep', 'keep', 'keep', 'keep')
-_R5: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'hash_user', 'hash_user')
-_R6: Final[tuple[str, str, str, str]] = ('error', 'error', 'error', 'error')
-_R7: Final[tuple[str, str, str, str]] = ('drop', 'keep', 'keep', 'keep')
-_R8: Final[tuple[str, str, str, str]] = ('curated', 'curated', 'allow12', 'allow12')
-_R9: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'hash_rot', 'hash_rot')
-_R10: Final[tuple[str, str, str, str]] = ('drop', 'bucket', 'keep', 'keep')
-_R11: Final[tuple[str, str, str, str]] = ('enum', 'enum', 'enum', 'enum')
-_R12: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'keep', 'keep')
-_R13: Final[tuple[str, str, str, str]] = ('drop', 'cat12', 'cat12', 'cat12')
-_R14: Final[tuple[str, str, str, str]] = ('drop', 'count', 'count', 'count')
-_R15: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'route', 'route')
-_R16: Final[tuple[str, str, str, str]] = ('scope', 'scope', 'scope', 'scope')
-_R17: Final[tuple[str, str, str, str]] = ('drop', 'host', 'host', 'host')
-_R18: Final[tuple[str, str, str, str]] = ('drop', 'curated', 'allow12', 'allow12')
+_R2: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'opt_in', 'opt_in')
+_R3: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'allow12', 'allow12')
+_R4: Final[tuple[str, str, str, str]] = ('drop', 'enum', 'enum', 'enum')
+_R5: Final[tuple[str, str, str, str]] = ('keep', 'keep', 'keep', 'keep')
+_R6: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'hash_user', 'hash_user')
+_R7: Final[tuple[str, str, str, str]] = ('error', 'error', 'error', 'error')
+_R8: Final[tuple[str, str, str, str]] = ('drop', 'keep', 'keep', 'keep')
+_R9: Final[tuple[str, str, str, str]] = ('curated', 'curated', 'allow12', 'allow12')
+_R10: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'hash_rot', 'hash_rot')
+_R11: Final[tuple[str, str, str, str]] = ('drop', 'bucket', 'keep', 'keep')
+_R12: Final[tuple[str, str, str, str]] = ('enum', 'enum', 'enum', 'enum')
+_R13: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'keep', 'keep')
+_R14: Final[tuple[str, str, str, str]] = ('drop', 'cat12', 'cat12', 'cat12')
+_R15: Final[tuple[str, str, str, str]] = ('drop', 'count', 'count', 'count')
+_R16: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'route', 'route')
+_R17: Final[tuple[str, str, str, str]] = ('drop', 'minor', 'minor', 'minor')
+_R18: Final[tuple[str, str, str, str]] = ('scope', 'scope', 'scope', 'scope')
+_R19: Final[tuple[str, str, str, str]] = ('drop', 'host_class', 'host', 'host')
+_R20: Final[tuple[str, str, str, str]] = ('service', 'service', 'keep', 'keep')
+_R21: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'frames', 'frames')
+_R22: Final[tuple[str, str, str, str]] = ('drop', 'curated', 'allow12', 'allow12')
 _A0: Final[frozenset[str]] = frozenset({'db.operation.name', 'db.system.name', 'error.type', 'server.address', 'server.port'})
 _A1: Final[frozenset[str]] = frozenset({'db.system.name'})
 _A2: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'openai.response.service_tier', 'server.address', 'server.port'})
@@ -121,8 +127,8 @@ _A22: Final[frozenset[str]] = frozenset({'sottovoce.gate.rule', 'sottovoce.gate.
 _A23: Final[frozenset[str]] = frozenset({'sottovoce.hook.place'})
 _A24: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
 _A25: Final[frozenset[str]] = frozenset({'gen_ai.provider.name'})
-_A26: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.output.type', 'gen_ai.provider.name', 'gen_ai.request.choice.count', 'gen_ai.request.frequency_penalty', 'gen_ai.request.max_tokens', 'gen_ai.request.model', 'gen_ai.request.presence_penalty', 'gen_ai.request.reasoning.level', 'gen_ai.request.stream', 'gen_ai.request.temperature', 'gen_ai.request.top_k', 'gen_ai.request.top_p', 'gen_ai.response.finish_reasons', 'gen_ai.response.model', 'gen_ai.response.time_to_first_chunk', 'gen_ai.usage.audio.cache_read.input_tokens', 'gen_ai.usage.audio.input_tokens', 'gen_ai.usage.audio.output_tokens', 'gen_ai.usage.cache_read.input_tokens', 'gen_ai.usage.cache_write.input_tokens', 'gen_ai.usage.image.cache_read.input_tokens', 'gen_ai.usage.image.input_tokens', 'gen_ai.usage.image.output_tokens', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'gen_ai.usage.reasoning.output_tokens', 'gen_ai.usage.text.cache_read.input_tokens', 'gen_ai.usage.text.input_tokens', 'gen_ai.usage.text.output_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.request.stop_sequences.count', 'sottovoce.request.tools.count', 'sottovoce.request.user_turn', 'sottovoce.response.chunks', 'sottovoce.response.tool_calls.count', 'sottovoce.response.tool_calls.names', 'sottovoce.usage.video.input_tokens'})
-_A27: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.embeddings.dimension.count', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.encoding_formats', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
+_A26: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.output.type', 'gen_ai.provider.name', 'gen_ai.request.choice.count', 'gen_ai.request.frequency_penalty', 'gen_ai.request.max_tokens', 'gen_ai.request.model', 'gen_ai.request.presence_penalty', 'gen_ai.request.reasoning.level', 'gen_ai.request.stream', 'gen_ai.request.temperature', 'gen_ai.request.top_k', 'gen_ai.request.top_p', 'gen_ai.response.finish_reasons', 'gen_ai.response.model', 'gen_ai.response.time_to_first_chunk', 'gen_ai.usage.audio.cache_read.input_tokens', 'gen_ai.usage.audio.input_tokens', 'gen_ai.usage.audio.output_tokens', 'gen_ai.usage.cache_read.input_tokens', 'gen_ai.usage.cache_write.input_tokens', 'gen_ai.usage.image.cache_read.input_tokens', 'gen_ai.usage.image.input_tokens', 'gen_ai.usage.image.output_tokens', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'gen_ai.usage.reasoning.output_tokens', 'gen_ai.usage.text.cache_read.input_tokens', 'gen_ai.usage.text.input_tokens', 'gen_ai.usage.text.output_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.request.stop_sequences.count', 'sottovoce.request.tools.count', 'sottovoce.request.user_turn', 'sottovoce.response.chunks', 'sottovoce.response.tool_calls.count', 'sottovoce.response.tool_calls.names', 'sottovoce.usage.video.input_tokens'})
+_A27: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.embeddings.dimension.count', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.encoding_formats', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
 _A28: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
 _A29: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
 _A30: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
@@ -142,12 +148,12 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('aws.request_id', 'string', None, _R0, _S0),
     ('client.address', 'string', None, _R0, _S2),
     ('client.port', 'int', None, _R0, _S2),
-    ('cloud.account.id', 'string', None, _R0, _S3),
-    ('cloud.availability_zone', 'string', None, _R0, _S3),
-    ('cloud.platform', 'string', None, _R0, _S3),
-    ('cloud.provider', 'string', None, _R0, _S3),
-    ('cloud.region', 'string', None, _R0, _S3),
-    ('cloud.resource_id', 'string', None, _R0, _S3),
+    ('cloud.account.id', 'string', None, _R2, _S3),
+    ('cloud.availability_zone', 'string', None, _R2, _S3),
+    ('cloud.platform', 'string', None, _R2, _S3),
+    ('cloud.provider', 'string', None, _R2, _S3),
+    ('cloud.region', 'string', None, _R2, _S3),
+    ('cloud.resource_id', 'string', None, _R2, _S3),
     ('code.file.path', 'string', None, _R0, _S1),
     ('code.filepath', 'string', None, _R0, _S1),
     ('code.function', 'string', None, _R0, _S1),
@@ -156,148 +162,148 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('code.lineno', 'int', None, _R0, _S1),
     ('code.namespace', 'string', None, _R0, _S1),
     ('code.stacktrace', 'string', None, _R0, _S1),
-    ('container.id', 'string', None, _R0, _S3),
-    ('container.image.name', 'string', None, _R0, _S3),
-    ('container.name', 'string', None, _R0, _S3),
-    ('db.collection.name', 'string', None, _R2, _S0),
+    ('container.id', 'string', None, _R0, _S4),
+    ('container.image.name', 'string', None, _R0, _S4),
+    ('container.name', 'string', None, _R0, _S4),
+    ('db.collection.name', 'string', None, _R3, _S0),
     ('db.connection_string', 'string', None, _R0, _S1),
     ('db.name', 'string', None, _R0, _S1),
-    ('db.namespace', 'string', None, _R2, _S0),
-    ('db.operation.name', 'string', _V0, _R3, _S0),
+    ('db.namespace', 'string', None, _R3, _S0),
+    ('db.operation.name', 'string', _V0, _R4, _S0),
     ('db.query.summary', 'string', None, _R0, _S1),
     ('db.query.text', 'string', None, _R0, _S1),
     ('db.statement', 'string', None, _R0, _S1),
-    ('db.stored_procedure.name', 'string', None, _R2, _S0),
-    ('db.system.name', 'string', _V1, _R3, _S0),
+    ('db.stored_procedure.name', 'string', None, _R3, _S0),
+    ('db.system.name', 'string', _V1, _R4, _S0),
     ('db.user', 'string', None, _R0, _S1),
-    ('deployment.environment', 'string', None, _R0, _S3),
-    ('deployment.environment.name', 'string', None, _R4, _S4),
+    ('deployment.environment', 'string', None, _R0, _S4),
+    ('deployment.environment.name', 'string', None, _R5, _S3),
     ('device.id', 'string', None, _R0, _S2),
-    ('device.manufacturer', 'string', None, _R0, _S3),
-    ('device.model.identifier', 'string', None, _R0, _S3),
+    ('device.manufacturer', 'string', None, _R0, _S4),
+    ('device.model.identifier', 'string', None, _R0, _S4),
     ('document.content', 'string', None, _R1, _S1),
     ('embedding.model_name', 'string', None, _R0, _S0),
     ('embedding.text', 'string', None, _R1, _S1),
     ('embedding.vector', 'any', None, _R1, _S1),
     ('enduser.id', 'string', None, _R0, _S2),
-    ('enduser.pseudo.id', 'string', None, _R5, _S1),
+    ('enduser.pseudo.id', 'string', None, _R6, _S1),
     ('enduser.role', 'string', None, _R0, _S2),
     ('enduser.scope', 'string', None, _R0, _S2),
     ('error.message', 'string', None, _R1, _S1),
-    ('error.type', 'string', _V2, _R6, _S0),
-    ('exception.escaped', 'boolean', None, _R7, _S5),
+    ('error.type', 'string', _V2, _R7, _S0),
+    ('exception.escaped', 'boolean', None, _R8, _S5),
     ('exception.message', 'string', None, _R1, _S1),
     ('exception.stacktrace', 'string', None, _R1, _S1),
-    ('exception.type', 'string', _V3, _R6, _S6),
+    ('exception.type', 'string', _V3, _R7, _S6),
     ('file.directory', 'string', None, _R0, _S1),
     ('file.name', 'string', None, _R0, _S1),
     ('file.path', 'string', None, _R0, _S1),
     ('gen_ai.agent.description', 'string', None, _R1, _S1),
-    ('gen_ai.agent.id', 'string', None, _R0, _S0),
-    ('gen_ai.agent.name', 'string', None, _R8, _S0),
-    ('gen_ai.agent.version', 'string', None, _R8, _S0),
+    ('gen_ai.agent.id', 'string', None, _R1, _S0),
+    ('gen_ai.agent.name', 'string', None, _R9, _S0),
+    ('gen_ai.agent.version', 'string', None, _R9, _S0),
     ('gen_ai.completion', 'string', None, _R1, _S1),
-    ('gen_ai.conversation.compacted', 'boolean', None, _R7, _S7),
-    ('gen_ai.conversation.id', 'string', None, _R9, _S1),
-    ('gen_ai.data_source.id', 'string', None, _R0, _S0),
-    ('gen_ai.embeddings.dimension.count', 'int', None, _R4, _S7),
+    ('gen_ai.conversation.compacted', 'boolean', None, _R8, _S7),
+    ('gen_ai.conversation.id', 'string', None, _R10, _S1),
+    ('gen_ai.data_source.id', 'string', None, _R1, _S0),
+    ('gen_ai.embeddings.dimension.count', 'int', None, _R5, _S7),
     ('gen_ai.evaluation.explanation', 'string', None, _R1, _S1),
-    ('gen_ai.evaluation.name', 'string', _V4, _R3, _S6),
-    ('gen_ai.evaluation.score.label', 'string', _V5, _R3, _S8),
-    ('gen_ai.evaluation.score.value', 'double', None, _R10, _S8),
+    ('gen_ai.evaluation.name', 'string', _V4, _R4, _S6),
+    ('gen_ai.evaluation.score.label', 'string', _V5, _R4, _S8),
+    ('gen_ai.evaluation.score.value', 'double', None, _R11, _S8),
     ('gen_ai.input.messages', 'any', None, _R1, _S1),
     ('gen_ai.openai.request.seed', 'int', None, _R1, _S1),
-    ('gen_ai.operation.name', 'string', _V6, _R11, _S0),
+    ('gen_ai.operation.name', 'string', _V6, _R12, _S0),
     ('gen_ai.output.messages', 'any', None, _R1, _S1),
-    ('gen_ai.output.type', 'string', _V7, _R11, _S7),
+    ('gen_ai.output.type', 'string', _V7, _R12, _S7),
     ('gen_ai.prompt', 'string', None, _R1, _S1),
-    ('gen_ai.prompt.name', 'string', None, _R8, _S0),
-    ('gen_ai.prompt.version', 'string', None, _R8, _S0),
-    ('gen_ai.provider.name', 'string', _V8, _R11, _S0),
-    ('gen_ai.request.choice.count', 'int', None, _R12, _S7),
-    ('gen_ai.request.encoding_formats', 'string[]', _V9, _R11, _S7),
-    ('gen_ai.request.frequency_penalty', 'double', None, _R12, _S7),
-    ('gen_ai.request.max_tokens', 'int', None, _R10, _S7),
-    ('gen_ai.request.model', 'string', None, _R13, _S0),
-    ('gen_ai.request.presence_penalty', 'double', None, _R12, _S7),
+    ('gen_ai.prompt.name', 'string', None, _R9, _S0),
+    ('gen_ai.prompt.version', 'string', None, _R9, _S0),
+    ('gen_ai.provider.name', 'string', _V8, _R12, _S0),
+    ('gen_ai.request.choice.count', 'int', None, _R13, _S7),
+    ('gen_ai.request.encoding_formats', 'string[]', _V9, _R12, _S7),
+    ('gen_ai.request.frequency_penalty', 'double', None, _R13, _S7),
+    ('gen_ai.request.max_tokens', 'int', None, _R13, _S7),
+    ('gen_ai.request.model', 'string', None, _R14, _S0),
+    ('gen_ai.request.presence_penalty', 'double', None, _R13, _S7),
     ('gen_ai.request.previous_response.id', 'string', None, _R0, _S0),
-    ('gen_ai.request.reasoning.level', 'string', _V10, _R3, _S7),
+    ('gen_ai.request.reasoning.level', 'string', _V10, _R4, _S7),
     ('gen_ai.request.seed', 'int', None, _R1, _S1),
-    ('gen_ai.request.stop_sequences', 'string[]', None, _R14, _S1),
-    ('gen_ai.request.stream', 'boolean', None, _R4, _S0),
-    ('gen_ai.request.temperature', 'double', None, _R12, _S7),
-    ('gen_ai.request.top_k', 'int', None, _R12, _S7),
-    ('gen_ai.request.top_p', 'double', None, _R12, _S7),
-    ('gen_ai.response.finish_reasons', 'string[]', _V11, _R11, _S8),
+    ('gen_ai.request.stop_sequences', 'string[]', None, _R15, _S1),
+    ('gen_ai.request.stream', 'boolean', None, _R5, _S0),
+    ('gen_ai.request.temperature', 'double', None, _R13, _S7),
+    ('gen_ai.request.top_k', 'int', None, _R13, _S7),
+    ('gen_ai.request.top_p', 'double', None, _R13, _S7),
+    ('gen_ai.response.finish_reasons', 'string[]', _V11, _R12, _S8),
     ('gen_ai.response.id', 'string', None, _R0, _S0),
-    ('gen_ai.response.model', 'string', None, _R13, _S0),
-    ('gen_ai.response.time_to_first_chunk', 'double', None, _R10, _S7),
+    ('gen_ai.response.model', 'string', None, _R14, _S0),
+    ('gen_ai.response.time_to_first_chunk', 'double', None, _R11, _S7),
     ('gen_ai.retrieval.documents', 'any', None, _R1, _S1),
     ('gen_ai.retrieval.query.text', 'string', None, _R1, _S1),
     ('gen_ai.system', 'string', _V12, _R0, _S0),
     ('gen_ai.system_instructions', 'any', None, _R1, _S1),
-    ('gen_ai.token.modality', 'string', _V13, _R11, _S9),
-    ('gen_ai.token.type', 'string', _V14, _R11, _S9),
+    ('gen_ai.token.modality', 'string', _V13, _R12, _S9),
+    ('gen_ai.token.type', 'string', _V14, _R12, _S9),
     ('gen_ai.tool.call.arguments', 'any', None, _R1, _S1),
     ('gen_ai.tool.call.id', 'string', None, _R0, _S0),
     ('gen_ai.tool.call.result', 'any', None, _R1, _S1),
     ('gen_ai.tool.definitions', 'any', None, _R1, _S1),
     ('gen_ai.tool.description', 'string', None, _R1, _S1),
-    ('gen_ai.tool.name', 'string', None, _R8, _S0),
-    ('gen_ai.tool.type', 'string', _V15, _R11, _S0),
-    ('gen_ai.usage.audio.cache_read.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.audio.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.audio.output_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.cache_creation.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.cache_read.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.cache_write.input_tokens', 'int', None, _R10, _S8),
+    ('gen_ai.tool.name', 'string', _V15, _R9, _S0),
+    ('gen_ai.tool.type', 'string', _V16, _R12, _S0),
+    ('gen_ai.usage.audio.cache_read.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.audio.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.audio.output_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.cache_creation.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.cache_read.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.cache_write.input_tokens', 'int', None, _R11, _S8),
     ('gen_ai.usage.completion_tokens', 'int', None, _R0, _S8),
-    ('gen_ai.usage.image.cache_read.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.image.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.image.output_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.output_tokens', 'int', None, _R10, _S8),
+    ('gen_ai.usage.image.cache_read.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.image.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.image.output_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.output_tokens', 'int', None, _R11, _S8),
     ('gen_ai.usage.prompt_tokens', 'int', None, _R0, _S8),
-    ('gen_ai.usage.reasoning.output_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.text.cache_read.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.text.input_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.usage.text.output_tokens', 'int', None, _R10, _S8),
-    ('gen_ai.workflow.name', 'string', None, _R8, _S0),
+    ('gen_ai.usage.reasoning.output_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.text.cache_read.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.text.input_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.usage.text.output_tokens', 'int', None, _R11, _S8),
+    ('gen_ai.workflow.name', 'string', None, _R9, _S0),
     ('geo.country.iso_code', 'string', None, _R0, _S2),
     ('geo.locality.name', 'string', None, _R0, _S2),
     ('geo.location.lat', 'double', None, _R0, _S2),
     ('geo.location.lon', 'double', None, _R0, _S2),
     ('geo.postal_code', 'string', None, _R0, _S2),
-    ('graph.node.name', 'string', None, _R8, _S0),
-    ('host.arch', 'string', _V16, _R11, _S4),
-    ('host.id', 'string', None, _R0, _S3),
-    ('host.ip', 'string[]', None, _R0, _S3),
-    ('host.mac', 'string[]', None, _R0, _S3),
-    ('host.name', 'string', None, _R0, _S3),
+    ('graph.node.name', 'string', _V17, _R9, _S0),
+    ('host.arch', 'string', _V18, _R12, _S3),
+    ('host.id', 'string', None, _R0, _S4),
+    ('host.ip', 'string[]', None, _R0, _S4),
+    ('host.mac', 'string[]', None, _R0, _S4),
+    ('host.name', 'string', None, _R0, _S4),
     ('http.client_ip', 'string', None, _R0, _S2),
-    ('http.flavor', 'string', _V17, _R0, _S0),
+    ('http.flavor', 'string', _V19, _R0, _S0),
     ('http.host', 'string', None, _R0, _S0),
-    ('http.method', 'string', _V18, _R0, _S0),
-    ('http.request.body.size', 'int', None, _R10, _S0),
-    ('http.request.method', 'string', _V18, _R11, _S0),
-    ('http.request.resend_count', 'int', None, _R4, _S0),
-    ('http.response.body.size', 'int', None, _R10, _S0),
-    ('http.response.status_code', 'int', None, _R4, _S0),
-    ('http.route', 'string', None, _R15, _S0),
-    ('http.scheme', 'string', _V19, _R0, _S0),
+    ('http.method', 'string', _V20, _R0, _S0),
+    ('http.request.body.size', 'int', None, _R11, _S0),
+    ('http.request.method', 'string', _V20, _R12, _S0),
+    ('http.request.resend_count', 'int', None, _R5, _S0),
+    ('http.response.body.size', 'int', None, _R11, _S0),
+    ('http.response.status_code', 'int', None, _R5, _S0),
+    ('http.route', 'string', None, _R16, _S0),
+    ('http.scheme', 'string', _V21, _R0, _S0),
     ('http.server_name', 'string', None, _R0, _S0),
     ('http.status_code', 'int', None, _R0, _S0),
     ('http.target', 'string', None, _R0, _S0),
     ('http.url', 'string', None, _R0, _S0),
     ('http.user_agent', 'string', None, _R0, _S2),
     ('input.value', 'string', None, _R1, _S1),
-    ('jsonrpc.protocol.version', 'string', _V20, _R3, _S0),
-    ('k8s.cluster.name', 'string', None, _R0, _S3),
-    ('k8s.deployment.name', 'string', None, _R0, _S3),
-    ('k8s.namespace.name', 'string', None, _R0, _S3),
-    ('k8s.node.name', 'string', None, _R0, _S3),
-    ('k8s.pod.name', 'string', None, _R0, _S3),
-    ('k8s.pod.uid', 'string', None, _R0, _S3),
+    ('jsonrpc.protocol.version', 'string', _V22, _R4, _S0),
+    ('k8s.cluster.name', 'string', None, _R2, _S3),
+    ('k8s.deployment.name', 'string', None, _R2, _S3),
+    ('k8s.namespace.name', 'string', None, _R2, _S3),
+    ('k8s.node.name', 'string', None, _R2, _S3),
+    ('k8s.pod.name', 'string', None, _R2, _S3),
+    ('k8s.pod.uid', 'string', None, _R2, _S3),
     ('langfuse.observation.input', 'string', None, _R1, _S1),
     ('langfuse.observation.output', 'string', None, _R1, _S1),
     ('langfuse.trace.input', 'string', None, _R1, _S1),
@@ -317,25 +323,25 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('llm.token_count.prompt', 'int', None, _R0, _S10),
     ('llm.token_count.prompt_details.cache_read', 'int', None, _R0, _S10),
     ('llm.token_count.prompt_details.cache_write', 'int', None, _R0, _S10),
-    ('llm.token_count.total', 'int', None, _R10, _S10),
+    ('llm.token_count.total', 'int', None, _R11, _S10),
     ('llm.tools', 'string', None, _R1, _S1),
     ('llm.usage.completion_tokens', 'int', None, _R0, _S10),
     ('llm.usage.prompt_tokens', 'int', None, _R0, _S10),
-    ('llm.usage.total_tokens', 'int', None, _R10, _S10),
+    ('llm.usage.total_tokens', 'int', None, _R11, _S10),
     ('log.file.name', 'string', None, _R0, _S1),
     ('log.file.path', 'string', None, _R0, _S1),
     ('log.record.original', 'string', None, _R0, _S1),
-    ('mcp.method.name', 'string', _V21, _R3, _S0),
-    ('mcp.protocol.version', 'string', _V22, _R3, _S0),
-    ('mcp.resource.uri', 'string', None, _R2, _S0),
-    ('mcp.session.id', 'string', None, _R9, _S1),
-    ('messaging.consumer.group.name', 'string', None, _R2, _S0),
-    ('messaging.destination.name', 'string', None, _R2, _S0),
+    ('mcp.method.name', 'string', _V23, _R4, _S0),
+    ('mcp.protocol.version', 'string', _V24, _R4, _S0),
+    ('mcp.resource.uri', 'string', None, _R3, _S0),
+    ('mcp.session.id', 'string', None, _R10, _S1),
+    ('messaging.consumer.group.name', 'string', None, _R3, _S0),
+    ('messaging.destination.name', 'string', None, _R3, _S0),
     ('messaging.kafka.message.key', 'string', None, _R0, _S1),
     ('messaging.message.conversation_id', 'string', None, _R0, _S1),
     ('messaging.message.id', 'string', None, _R0, _S1),
-    ('messaging.operation.type', 'string', _V23, _R3, _S0),
-    ('messaging.system', 'string', _V24, _R3, _S0),
+    ('messaging.operation.type', 'string', _V25, _R4, _S0),
+    ('messaging.system', 'string', _V26, _R4, _S0),
     ('mlflow.spanInputs', 'string', None, _R1, _S1),
     ('mlflow.spanOutputs', 'string', None, _R1, _S1),
     ('net.peer.ip', 'string', None, _R0, _S2),
@@ -345,85 +351,86 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('network.local.address', 'string', None, _R0, _S2),
     ('network.peer.address', 'string', None, _R0, _S2),
     ('network.peer.port', 'int', None, _R0, _S2),
-    ('network.protocol.name', 'string', _V25, _R11, _S0),
-    ('network.protocol.version', 'string', _V26, _R11, _S0),
-    ('network.transport', 'string', _V27, _R11, _S0),
-    ('network.type', 'string', _V28, _R11, _S0),
-    ('openai.api.type', 'string', _V29, _R11, _S11),
-    ('openai.request.service_tier', 'string', _V30, _R3, _S0),
-    ('openai.response.service_tier', 'string', _V31, _R3, _S0),
+    ('network.protocol.name', 'string', _V27, _R12, _S0),
+    ('network.protocol.version', 'string', _V28, _R12, _S0),
+    ('network.transport', 'string', _V29, _R12, _S0),
+    ('network.type', 'string', _V30, _R12, _S0),
+    ('openai.api.type', 'string', _V31, _R12, _S11),
+    ('openai.request.service_tier', 'string', _V32, _R4, _S0),
+    ('openai.response.service_tier', 'string', _V33, _R4, _S0),
     ('openai.response.system_fingerprint', 'string', None, _R0, _S0),
-    ('os.build_id', 'string', None, _R0, _S3),
-    ('os.description', 'string', None, _R0, _S3),
-    ('os.name', 'string', None, _R0, _S3),
-    ('os.type', 'string', _V32, _R11, _S4),
-    ('os.version', 'string', None, _R7, _S4),
-    ('otel.metric.overflow', 'boolean', None, _R4, _S9),
-    ('otel.scope.name', 'string', _V33, _R16, _S12),
-    ('otel.status_code', 'string', _V34, _R11, _S0),
+    ('os.build_id', 'string', None, _R0, _S4),
+    ('os.description', 'string', None, _R0, _S4),
+    ('os.name', 'string', None, _R0, _S4),
+    ('os.type', 'string', _V34, _R12, _S3),
+    ('os.version', 'string', None, _R17, _S3),
+    ('otel.metric.overflow', 'boolean', None, _R5, _S9),
+    ('otel.scope.name', 'string', _V35, _R18, _S12),
+    ('otel.status_code', 'string', _V36, _R12, _S0),
     ('output.value', 'string', None, _R1, _S1),
-    ('peer.service', 'string', None, _R17, _S0),
-    ('process.command', 'string', None, _R0, _S3),
-    ('process.command_args', 'string[]', None, _R0, _S3),
-    ('process.command_line', 'string', None, _R0, _S3),
-    ('process.executable.name', 'string', None, _R0, _S3),
-    ('process.executable.path', 'string', None, _R0, _S3),
-    ('process.owner', 'string', None, _R0, _S3),
-    ('process.parent_pid', 'int', None, _R0, _S3),
-    ('process.pid', 'int', None, _R0, _S3),
-    ('process.runtime.description', 'string', None, _R0, _S3),
-    ('process.runtime.name', 'string', None, _R7, _S4),
-    ('process.runtime.version', 'string', None, _R7, _S4),
-    ('process.user.name', 'string', None, _R0, _S3),
-    ('process.working_directory', 'string', None, _R0, _S3),
+    ('peer.service', 'string', None, _R19, _S0),
+    ('process.command', 'string', None, _R0, _S4),
+    ('process.command_args', 'string[]', None, _R0, _S4),
+    ('process.command_line', 'string', None, _R0, _S4),
+    ('process.executable.name', 'string', None, _R0, _S4),
+    ('process.executable.path', 'string', None, _R0, _S4),
+    ('process.owner', 'string', None, _R0, _S4),
+    ('process.parent_pid', 'int', None, _R0, _S4),
+    ('process.pid', 'int', None, _R0, _S4),
+    ('process.runtime.description', 'string', None, _R0, _S4),
+    ('process.runtime.name', 'string', None, _R8, _S3),
+    ('process.runtime.version', 'string', None, _R8, _S3),
+    ('process.user.name', 'string', None, _R0, _S4),
+    ('process.working_directory', 'string', None, _R0, _S4),
     ('request_data', 'string', None, _R1, _S1),
     ('response_data', 'string', None, _R1, _S1),
     ('retrieval.documents', 'any', None, _R1, _S1),
-    ('rpc.grpc.status_code', 'int', None, _R7, _S0),
-    ('rpc.method', 'string', None, _R2, _S0),
-    ('rpc.service', 'string', None, _R2, _S0),
-    ('rpc.system', 'string', _V35, _R0, _S0),
-    ('rpc.system.name', 'string', _V36, _R3, _S0),
-    ('server.address', 'string', None, _R17, _S0),
-    ('server.port', 'int', None, _R7, _S0),
-    ('service.instance.id', 'string', None, _R12, _S4),
-    ('service.name', 'string', None, _R4, _S4),
-    ('service.namespace', 'string', None, _R4, _S4),
-    ('service.version', 'string', None, _R4, _S4),
-    ('session.id', 'string', None, _R9, _S1),
-    ('session.previous_id', 'string', None, _R9, _S1),
-    ('sottovoce.call.outcome', 'string', _V37, _R11, _S0),
-    ('sottovoce.decode.reason', 'string', _V38, _R11, _S9),
-    ('sottovoce.duration.bucket', 'string', _V39, _R3, _S10),
-    ('sottovoce.engine.passes', 'int', None, _R12, _S10),
-    ('sottovoce.gate.rule', 'string', _V40, _R11, _S9),
-    ('sottovoce.gate.signal', 'string', _V41, _R11, _S9),
-    ('sottovoce.hook.place', 'string', None, _R4, _S9),
-    ('sottovoce.key.id', 'string', None, _R7, _S4),
-    ('sottovoce.model.architecture', 'string', _V42, _R3, _S0),
-    ('sottovoce.model.context_size', 'int', None, _R10, _S10),
-    ('sottovoce.model.parameters', 'string', _V43, _R3, _S0),
-    ('sottovoce.model.quantization', 'string', _V44, _R3, _S0),
-    ('sottovoce.request.stop_sequences.count', 'int', None, _R12, _S10),
-    ('sottovoce.request.tools.count', 'int', None, _R12, _S10),
-    ('sottovoce.request.user_turn', 'boolean', None, _R7, _S10),
-    ('sottovoce.response.chunks', 'int', None, _R10, _S10),
-    ('sottovoce.response.tool_calls.count', 'int', None, _R12, _S10),
-    ('sottovoce.response.tool_calls.names', 'string[]', None, _R18, _S10),
-    ('sottovoce.usage.video.input_tokens', 'int', None, _R10, _S8),
+    ('rpc.grpc.status_code', 'int', None, _R8, _S0),
+    ('rpc.method', 'string', None, _R3, _S0),
+    ('rpc.service', 'string', None, _R3, _S0),
+    ('rpc.system', 'string', _V37, _R0, _S0),
+    ('rpc.system.name', 'string', _V38, _R4, _S0),
+    ('server.address', 'string', None, _R19, _S0),
+    ('server.port', 'int', None, _R8, _S0),
+    ('service.instance.id', 'string', None, _R13, _S3),
+    ('service.name', 'string', None, _R20, _S3),
+    ('service.namespace', 'string', None, _R5, _S3),
+    ('service.version', 'string', None, _R5, _S3),
+    ('session.id', 'string', None, _R10, _S1),
+    ('session.previous_id', 'string', None, _R10, _S1),
+    ('sottovoce.call.outcome', 'string', _V39, _R12, _S0),
+    ('sottovoce.decode.reason', 'string', _V40, _R12, _S9),
+    ('sottovoce.duration.bucket', 'string', _V41, _R4, _S10),
+    ('sottovoce.engine.passes', 'int', None, _R13, _S10),
+    ('sottovoce.exception.frames', 'string[]', None, _R21, _S8),
+    ('sottovoce.gate.rule', 'string', _V42, _R12, _S9),
+    ('sottovoce.gate.signal', 'string', _V43, _R12, _S9),
+    ('sottovoce.hook.place', 'string', None, _R5, _S9),
+    ('sottovoce.key.id', 'string', None, _R8, _S3),
+    ('sottovoce.model.architecture', 'string', _V44, _R4, _S0),
+    ('sottovoce.model.context_size', 'int', None, _R11, _S10),
+    ('sottovoce.model.parameters', 'string', _V45, _R4, _S0),
+    ('sottovoce.model.quantization', 'string', _V46, _R4, _S0),
+    ('sottovoce.request.stop_sequences.count', 'int', None, _R13, _S10),
+    ('sottovoce.request.tools.count', 'int', None, _R13, _S10),
+    ('sottovoce.request.user_turn', 'boolean', None, _R8, _S10),
+    ('sottovoce.response.chunks', 'int', None, _R11, _S10),
+    ('sottovoce.response.tool_calls.count', 'int', None, _R13, _S10),
+    ('sottovoce.response.tool_calls.names', 'string[]', _V15, _R22, _S10),
+    ('sottovoce.usage.video.input_tokens', 'int', None, _R11, _S8),
     ('source.address', 'string', None, _R0, _S2),
-    ('telemetry.auto.version', 'string', None, _R4, _S4),
-    ('telemetry.distro.name', 'string', None, _R4, _S4),
-    ('telemetry.distro.version', 'string', None, _R4, _S4),
-    ('telemetry.sdk.language', 'string', _V45, _R11, _S4),
-    ('telemetry.sdk.name', 'string', None, _R4, _S4),
-    ('telemetry.sdk.version', 'string', None, _R4, _S4),
+    ('telemetry.auto.version', 'string', None, _R5, _S3),
+    ('telemetry.distro.name', 'string', None, _R5, _S3),
+    ('telemetry.distro.version', 'string', None, _R5, _S3),
+    ('telemetry.sdk.language', 'string', _V47, _R12, _S3),
+    ('telemetry.sdk.name', 'string', None, _R5, _S3),
+    ('telemetry.sdk.version', 'string', None, _R5, _S3),
     ('tool.name', 'string', None, _R0, _S0),
     ('tool.parameters', 'string', None, _R1, _S1),
     ('tool_call.function.arguments', 'string', None, _R1, _S1),
-    ('traceloop.association.properties', 'string', None, _R8, _S0),
+    ('traceloop.association.properties', 'string', None, _R9, _S0),
     ('traceloop.entity.input', 'string', None, _R1, _S1),
-    ('traceloop.entity.name', 'string', None, _R8, _S0),
+    ('traceloop.entity.name', 'string', None, _R9, _S0),
     ('traceloop.entity.output', 'string', None, _R1, _S1),
     ('traceloop.workflow.name', 'string', None, _R0, _S0),
     ('url.domain', 'string', None, _R0, _S0),
@@ -431,12 +438,12 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('url.full', 'string', None, _R0, _S0),
     ('url.path', 'string', None, _R0, _S0),
     ('url.query', 'string', None, _R0, _S0),
-    ('url.scheme', 'string', _V46, _R11, _S0),
-    ('url.template', 'string', None, _R15, _S0),
+    ('url.scheme', 'string', _V48, _R12, _S0),
+    ('url.template', 'string', None, _R16, _S0),
     ('user.email', 'string', None, _R0, _S2),
     ('user.full_name', 'string', None, _R0, _S2),
     ('user.hash', 'string', None, _R0, _S2),
-    ('user.id', 'string', None, _R5, _S1),
+    ('user.id', 'string', None, _R6, _S1),
     ('user.name', 'string', None, _R0, _S2),
     ('user.roles', 'string[]', None, _R0, _S2),
     ('user_agent.original', 'string', None, _R0, _S2),
@@ -448,7 +455,7 @@ PREFIXES: Final[tuple[_Attribute, ...]] = (
     ('gen_ai.prompt.variable', 'string', None, _R1, _S1),
     ('http.request.header', 'string[]', None, _R0, _S1),
     ('http.response.header', 'string[]', None, _R0, _S1),
-    ('process.environment_variable', 'string', None, _R0, _S4),
+    ('process.environment_variable', 'string', None, _R0, _S3),
     ('rpc.grpc.request.metadata', 'string[]', None, _R0, _S1),
     ('rpc.grpc.response.metadata', 'string[]', None, _R0, _S1),
     ('rpc.request.metadata', 'string[]', None, _R0, _S1),
@@ -517,9 +524,9 @@ SPANS: Final[tuple[tuple[str, frozenset[str], frozenset[str], frozenset[str]], .
 
 EVENTS: Final[frozenset[str]] = frozenset({'exception', 'gen_ai.client.inference.operation.details', 'gen_ai.client.operation.exception', 'gen_ai.evaluation.result'})
 
-SCOPES: Final[frozenset[str]] = frozenset({'ai', 'com.anthropic.sdk.python', 'langfuse-sdk', 'langsmith', 'logfire', 'logfire.anthropic', 'logfire.openai', 'mistralai_sdk_tracer', 'openinference.instrumentation.agno', 'openinference.instrumentation.anthropic', 'openinference.instrumentation.bedrock', 'openinference.instrumentation.crewai', 'openinference.instrumentation.dspy', 'openinference.instrumentation.google_genai', 'openinference.instrumentation.groq', 'openinference.instrumentation.haystack', 'openinference.instrumentation.instructor', 'openinference.instrumentation.langchain', 'openinference.instrumentation.litellm', 'openinference.instrumentation.llama_index', 'openinference.instrumentation.mcp', 'openinference.instrumentation.mistralai', 'openinference.instrumentation.openai', 'openinference.instrumentation.openai_agents', 'openinference.instrumentation.pydantic_ai', 'openinference.instrumentation.smolagents', 'openinference.instrumentation.vertexai', 'openlit.instrumentation.anthropic', 'openlit.instrumentation.bedrock', 'openlit.instrumentation.cohere', 'openlit.instrumentation.groq', 'openlit.instrumentation.langchain', 'openlit.instrumentation.litellm', 'openlit.instrumentation.mistral', 'openlit.instrumentation.ollama', 'openlit.instrumentation.openai', 'openlit.instrumentation.transformers', 'openlit.instrumentation.vertexai', 'openlit.instrumentation.vllm', 'openlit.otel.metrics', 'opentelemetry.instrumentation.aio_pika', 'opentelemetry.instrumentation.aiohttp_client', 'opentelemetry.instrumentation.aiohttp_server', 'opentelemetry.instrumentation.aiokafka', 'opentelemetry.instrumentation.aiopg', 'opentelemetry.instrumentation.anthropic', 'opentelemetry.instrumentation.asgi', 'opentelemetry.instrumentation.asyncio', 'opentelemetry.instrumentation.asyncpg', 'opentelemetry.instrumentation.bedrock', 'opentelemetry.instrumentation.boto3sqs', 'opentelemetry.instrumentation.botocore', 'opentelemetry.instrumentation.cassandra', 'opentelemetry.instrumentation.celery', 'opentelemetry.instrumentation.chromadb', 'opentelemetry.instrumentation.cohere', 'opentelemetry.instrumentation.confluent_kafka', 'opentelemetry.instrumentation.crewai', 'opentelemetry.instrumentation.dbapi', 'opentelemetry.instrumentation.django', 'opentelemetry.instrumentation.elasticsearch', 'opentelemetry.instrumentation.falcon', 'opentelemetry.instrumentation.fastapi', 'opentelemetry.instrumentation.flask', 'opentelemetry.instrumentation.genai.anthropic', 'opentelemetry.instrumentation.genai.openai', 'opentelemetry.instrumentation.google_genai', 'opentelemetry.instrumentation.google_generativeai', 'opentelemetry.instrumentation.groq', 'opentelemetry.instrumentation.grpc', 'opentelemetry.instrumentation.haystack', 'opentelemetry.instrumentation.httpx', 'opentelemetry.instrumentation.httpx2', 'opentelemetry.instrumentation.jinja2', 'opentelemetry.instrumentation.kafka', 'opentelemetry.instrumentation.lancedb', 'opentelemetry.instrumentation.langchain', 'opentelemetry.instrumentation.llamaindex', 'opentelemetry.instrumentation.logging', 'opentelemetry.instrumentation.mcp', 'opentelemetry.instrumentation.milvus', 'opentelemetry.instrumentation.mistralai', 'opentelemetry.instrumentation.mysql', 'opentelemetry.instrumentation.mysqlclient', 'opentelemetry.instrumentation.ollama', 'opentelemetry.instrumentation.openai', 'opentelemetry.instrumentation.openai.v0', 'opentelemetry.instrumentation.openai.v1', 'opentelemetry.instrumentation.openai_agents', 'opentelemetry.instrumentation.openai_v2', 'opentelemetry.instrumentation.pika', 'opentelemetry.instrumentation.pinecone', 'opentelemetry.instrumentation.psycopg', 'opentelemetry.instrumentation.psycopg2', 'opentelemetry.instrumentation.pymemcache', 'opentelemetry.instrumentation.pymongo', 'opentelemetry.instrumentation.pymysql', 'opentelemetry.instrumentation.pyramid', 'opentelemetry.instrumentation.qdrant', 'opentelemetry.instrumentation.redis', 'opentelemetry.instrumentation.replicate', 'opentelemetry.instrumentation.requests', 'opentelemetry.instrumentation.sagemaker', 'opentelemetry.instrumentation.sqlalchemy', 'opentelemetry.instrumentation.sqlite3', 'opentelemetry.instrumentation.starlette', 'opentelemetry.instrumentation.system_metrics', 'opentelemetry.instrumentation.threading', 'opentelemetry.instrumentation.together', 'opentelemetry.instrumentation.tornado', 'opentelemetry.instrumentation.tortoiseorm', 'opentelemetry.instrumentation.transformers', 'opentelemetry.instrumentation.urllib', 'opentelemetry.instrumentation.urllib3', 'opentelemetry.instrumentation.vertexai', 'opentelemetry.instrumentation.watsonx', 'opentelemetry.instrumentation.weaviate', 'opentelemetry.instrumentation.wsgi', 'opentelemetry.sdk._logs', 'opentelemetry.sdk.metrics', 'opentelemetry.sdk.trace', 'opentelemetry.util.genai', 'opentelemetry.util.genai.handler', 'pydantic-ai', 'sottovoce'})
+SCOPES: Final[frozenset[str]] = frozenset({'ai', 'com.anthropic.sdk.python', 'fastapi', 'langfuse-sdk', 'langsmith', 'logfire', 'logfire.anthropic', 'logfire.openai', 'mistralai_sdk_tracer', 'openinference.instrumentation.agno', 'openinference.instrumentation.anthropic', 'openinference.instrumentation.bedrock', 'openinference.instrumentation.crewai', 'openinference.instrumentation.dspy', 'openinference.instrumentation.google_genai', 'openinference.instrumentation.groq', 'openinference.instrumentation.haystack', 'openinference.instrumentation.instructor', 'openinference.instrumentation.langchain', 'openinference.instrumentation.litellm', 'openinference.instrumentation.llama_index', 'openinference.instrumentation.mcp', 'openinference.instrumentation.mistralai', 'openinference.instrumentation.openai', 'openinference.instrumentation.openai_agents', 'openinference.instrumentation.pydantic_ai', 'openinference.instrumentation.smolagents', 'openinference.instrumentation.vertexai', 'openlit.instrumentation.anthropic', 'openlit.instrumentation.bedrock', 'openlit.instrumentation.cohere', 'openlit.instrumentation.groq', 'openlit.instrumentation.langchain', 'openlit.instrumentation.litellm', 'openlit.instrumentation.mistral', 'openlit.instrumentation.ollama', 'openlit.instrumentation.openai', 'openlit.instrumentation.transformers', 'openlit.instrumentation.vertexai', 'openlit.instrumentation.vllm', 'openlit.otel.metrics', 'opentelemetry.instrumentation.aio_pika', 'opentelemetry.instrumentation.aiohttp_client', 'opentelemetry.instrumentation.aiohttp_server', 'opentelemetry.instrumentation.aiokafka', 'opentelemetry.instrumentation.aiopg', 'opentelemetry.instrumentation.anthropic', 'opentelemetry.instrumentation.asgi', 'opentelemetry.instrumentation.asyncio', 'opentelemetry.instrumentation.asyncpg', 'opentelemetry.instrumentation.bedrock', 'opentelemetry.instrumentation.boto3sqs', 'opentelemetry.instrumentation.botocore', 'opentelemetry.instrumentation.cassandra', 'opentelemetry.instrumentation.celery', 'opentelemetry.instrumentation.chromadb', 'opentelemetry.instrumentation.cohere', 'opentelemetry.instrumentation.confluent_kafka', 'opentelemetry.instrumentation.crewai', 'opentelemetry.instrumentation.dbapi', 'opentelemetry.instrumentation.django', 'opentelemetry.instrumentation.elasticsearch', 'opentelemetry.instrumentation.falcon', 'opentelemetry.instrumentation.fastapi', 'opentelemetry.instrumentation.flask', 'opentelemetry.instrumentation.genai.anthropic', 'opentelemetry.instrumentation.genai.openai', 'opentelemetry.instrumentation.google_genai', 'opentelemetry.instrumentation.google_generativeai', 'opentelemetry.instrumentation.groq', 'opentelemetry.instrumentation.grpc', 'opentelemetry.instrumentation.haystack', 'opentelemetry.instrumentation.httpx', 'opentelemetry.instrumentation.httpx2', 'opentelemetry.instrumentation.jinja2', 'opentelemetry.instrumentation.kafka', 'opentelemetry.instrumentation.lancedb', 'opentelemetry.instrumentation.langchain', 'opentelemetry.instrumentation.llamaindex', 'opentelemetry.instrumentation.logging', 'opentelemetry.instrumentation.mcp', 'opentelemetry.instrumentation.milvus', 'opentelemetry.instrumentation.mistralai', 'opentelemetry.instrumentation.mysql', 'opentelemetry.instrumentation.mysqlclient', 'opentelemetry.instrumentation.ollama', 'opentelemetry.instrumentation.openai', 'opentelemetry.instrumentation.openai.v0', 'opentelemetry.instrumentation.openai.v1', 'opentelemetry.instrumentation.openai_agents', 'opentelemetry.instrumentation.openai_v2', 'opentelemetry.instrumentation.pika', 'opentelemetry.instrumentation.pinecone', 'opentelemetry.instrumentation.psycopg', 'opentelemetry.instrumentation.psycopg2', 'opentelemetry.instrumentation.pymemcache', 'opentelemetry.instrumentation.pymongo', 'opentelemetry.instrumentation.pymysql', 'opentelemetry.instrumentation.pyramid', 'opentelemetry.instrumentation.qdrant', 'opentelemetry.instrumentation.redis', 'opentelemetry.instrumentation.replicate', 'opentelemetry.instrumentation.requests', 'opentelemetry.instrumentation.sagemaker', 'opentelemetry.instrumentation.sqlalchemy', 'opentelemetry.instrumentation.sqlite3', 'opentelemetry.instrumentation.starlette', 'opentelemetry.instrumentation.system_metrics', 'opentelemetry.instrumentation.threading', 'opentelemetry.instrumentation.together', 'opentelemetry.instrumentation.tornado', 'opentelemetry.instrumentation.tortoiseorm', 'opentelemetry.instrumentation.transformers', 'opentelemetry.instrumentation.urllib', 'opentelemetry.instrumentation.urllib3', 'opentelemetry.instrumentation.vertexai', 'opentelemetry.instrumentation.watsonx', 'opentelemetry.instrumentation.weaviate', 'opentelemetry.instrumentation.wsgi', 'opentelemetry.sdk._logs', 'opentelemetry.sdk.metrics', 'opentelemetry.sdk.trace', 'opentelemetry.util.genai', 'opentelemetry.util.genai.handler', 'pydantic-ai', 'sottovoce', 'starlette'})
 
-SHAPES: Final[dict[str, str]] = {'os.version': '\\d{1,3}(?:\\.\\d{1,3}){0,2}', 'process.runtime.name': 'cpython|pypy|graalpy|ironpython|jython', 'process.runtime.version': 'v?\\d{1,4}(?:\\.\\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\\d{0,4}){0,3}', 'service.instance.id': '[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}', 'service.version': '[\\w.+\\-]{1,64}', 'sottovoce.key.id': '[0-9a-f]{8}', 'telemetry.auto.version': 'v?\\d{1,4}(?:\\.\\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\\d{0,4}){0,3}', 'telemetry.distro.name': 'sottovoce|opentelemetry(?:-distro)?|elastic|splunk', 'telemetry.distro.version': 'v?\\d{1,4}(?:\\.\\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\\d{0,4}){0,3}', 'telemetry.sdk.name': 'opentelemetry', 'telemetry.sdk.version': 'v?\\d{1,4}(?:\\.\\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\\d{0,4}){0,3}'}
+SHAPES: Final[dict[str, str]] = {'os.version': '\\d{1,3}(?:\\.\\d{1,3})?', 'process.runtime.name': 'cpython|pypy|graalpy|ironpython|jython', 'process.runtime.version': 'v?\\d{1,4}(?:\\.\\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\\d{0,4}){0,3}', 'service.instance.id': '[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}', 'service.version': '[\\w.+\\-]{1,64}', 'sottovoce.key.id': '[0-9a-f]{8}', 'telemetry.auto.version': 'v?\\d{1,4}(?:\\.\\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\\d{0,4}){0,3}', 'telemetry.distro.name': 'sottovoce|opentelemetry(?:-distro)?|elastic|splunk', 'telemetry.distro.version': 'v?\\d{1,4}(?:\\.\\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\\d{0,4}){0,3}', 'telemetry.sdk.name': 'opentelemetry', 'telemetry.sdk.version': 'v?\\d{1,4}(?:\\.\\d{1,5}){0,3}(?:[-.]?(?:a|b|c|rc|alpha|beta|dev|post|final)[-.]?\\d{0,4}){0,3}'}
 
 SCHEMA_URLS: Final[dict[str, str]] = {'v1.41': 'https://opentelemetry.io/schemas/1.41.0', 'latest': 'https://opentelemetry.io/schemas/gen-ai-dev/1.42.0-dev'}
 
