@@ -103,6 +103,7 @@ def test_what_converse_answers_with_tools(reading):
         **COUNTED,
         "finish_reasons": ["tool_use"],
         "tool_call_count": 1,
+        "tool_names": ["weather"],
         "response_service_tier": "flex",
     }
 
@@ -124,7 +125,11 @@ def test_counts_without_a_cache():
     ("events", "more", "chunks"),
     [
         (bedrock.CONVERSE_EVENTS, {"finish_reasons": ["end_turn"]}, 8),
-        (bedrock.CONVERSE_TOOL_EVENTS, {"finish_reasons": ["tool_use"], "tool_call_count": 1}, 7),
+        (
+            bedrock.CONVERSE_TOOL_EVENTS,
+            {"finish_reasons": ["tool_use"], "tool_call_count": 1, "tool_names": ["weather"]},
+            7,
+        ),
     ],
 )
 def test_what_converse_streams(reading, events, more, chunks):
@@ -178,8 +183,11 @@ def test_tools_that_families_call(reading):
     ]
     for chunks in nova, claude:
         read = reading(BEDROCK_INVOKE, STREAM_TYPE).feed(*map(wrapped, chunks))
-        told = {"tool_call_count": 1, "finish_reasons": ["tool_use"]}
-        assert {**read.facts, **told} == read.facts
+        assert read.facts == {
+            "tool_call_count": 1,
+            "tool_names": ["a"],
+            "finish_reasons": ["tool_use"],
+        }
 
 
 @each_protocol

@@ -57,7 +57,7 @@ def install(
     """
     door = _Door(recorder, hooks, own_hosts)
 
-    # Seen in botocore 1.34 to 1.44 and aiobotocore 2.13 to 3.x: `(operation_name, api_params)`.
+    # Seen in botocore 1.34.116 to 1.44 and aiobotocore 2.13 to 3.10: `(operation_name, api_params)`.
     def patch(module: ModuleType, _late: bool) -> None:
         patches.wrap(module.BaseClient, "_make_api_call", door.wrap)
 

@@ -19,6 +19,7 @@ from sottovoce.protocols.protocol import (
     Seen,
     Table,
     at,
+    names,
     of,
     read,
     rows,
@@ -80,11 +81,20 @@ def _reasons(body: Body) -> list[Any] | None:
     return None if reason is None else [reason]
 
 
-@of("output")
-def _tool_calls(body: Body) -> int | None:
+def _tool_uses(body: Body) -> list[Any]:
     content = at("output", "message", "content")(body)
     blocks = content if isinstance(content, (list, tuple)) else ()
-    return sum(isinstance(each, Mapping) and "toolUse" in each for each in blocks) or None
+    return [each["toolUse"] for each in blocks if isinstance(each, Mapping) and "toolUse" in each]
+
+
+@of("output")
+def _tool_calls(body: Body) -> int | None:
+    return len(_tool_uses(body)) or None
+
+
+@of("output")
+def _tool_names(body: Body) -> list[str] | None:
+    return names(*(each.get("name") for each in _tool_uses(body) if isinstance(each, Mapping)))
 
 
 def counted(*above: str) -> Table:
@@ -119,6 +129,7 @@ ASKED: Final[Table] = rows(
 ANSWERED: Final[Table] = counted() + rows(
     ("finish_reasons", _reasons),
     ("tool_call_count", _tool_calls),
+    ("tool_names", _tool_names),
 )
 
 _METADATA: Final = counted("metadata")
@@ -130,7 +141,7 @@ def event(body: Body, seen: Seen) -> Candidates:
     if isinstance(start, Mapping):
         tool = at("start", "toolUse")(start)
         if isinstance(tool, Mapping):
-            seen.tool(0, start.get("contentBlockIndex"), tool.get("toolUseId"))
+            seen.tool(0, start.get("contentBlockIndex"), tool.get("toolUseId"), tool.get("name"))
     seen.finished(0, at("messageStop", "stopReason")(body))
     return {**seen.candidates(), **read(_METADATA, body)}
 
