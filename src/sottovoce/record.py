@@ -151,7 +151,7 @@ class Recording:
         if handle is None:
             return None
         context = handle.context
-        if self._withhold and not call.local:
+        if self.withholds(call):
             context = otel_context.set_value(WITHHOLD, True, context)
         return otel_context.attach(context)
 
@@ -160,6 +160,10 @@ class Recording:
         """Undo `enter` in the frame that called it."""
         if token is not None:
             otel_context.detach(token)
+
+    def withholds(self, call: Call) -> bool:
+        """Whether trace context must not go where this call goes."""
+        return self._withhold and not call.local
 
     def _where(self, call: Call) -> dict[str, Any]:
         """Say which server, as far as the policy lets it be said."""
@@ -260,8 +264,9 @@ class SpanRecorder(Recording):
         if error is not None:
             attributes[ERROR_TYPE] = error
             told = self._policy.frames
-            if told and call.error is not None:
-                attributes[FRAMES] = told.handled(call.error)
+            found = told.handled(call.error) if told and call.error is not None else ()
+            if found:
+                attributes[FRAMES] = found
             handle.span.set_status(Status(StatusCode.ERROR))
         handle.span.set_attributes(attributes)
 

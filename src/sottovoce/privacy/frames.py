@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from functools import lru_cache
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from itertools import chain
 from types import CodeType
@@ -43,6 +42,9 @@ _traceback_of: Final = BaseException.__dict__["__traceback__"].__get__
 
 Place = tuple[str, int]
 """Name of a function and number of a line of it."""
+
+_MODULES: Final = 1024
+_known: dict[str, frozenset[Place]] = {}
 
 
 class Frames:
@@ -167,18 +169,25 @@ def _module_of(frame: FrameType) -> str | None:
     return run if type(run) is str else None
 
 
-@lru_cache(maxsize=256)
 def _places(name: str) -> frozenset[Place]:
-    """Every function of the module and each of its lines, from the file that it was loaded from.
+    """Every function of the module and each of its lines, from the file that it was loaded from."""
+    places = _known.get(name)
+    if places is None:
+        places = _read(name)
+        if places:
+            if len(_known) >= _MODULES:
+                _known.clear()
+            # What was not found may be loaded later.
+            _known[name] = places
+    return places
 
-    Read once, at the first error in a module, from what the interpreter keeps of it.
-    """
-    module = sys.modules.get(name)
-    if module is None:
-        module = sys.modules.get("__main__")
+
+def _read(name: str) -> frozenset[Place]:
+    module = sys.modules.get(name) or sys.modules.get("__main__")
     spec: Any = getattr(module, "__spec__", None)
     if getattr(spec, "name", None) != name or type(spec.loader) not in _LOADERS:
         return frozenset()
+    # What the interpreter keeps compiled beside the file: at the first error in a module.
     code = spec.loader.get_code(name)
     places: set[Place] = set()
     waiting: list[CodeType] = [code] if isinstance(code, CodeType) else []
