@@ -12,6 +12,7 @@ import pytest
 from botocore.config import Config
 from botocore.eventstream import EventStream
 from botocore.response import StreamingBody
+from botocore.stub import Stubber
 
 from servers import bedrock
 from servers.bedrock import CLAUDE, COUNTED, FAMILIES, QUESTION
@@ -353,6 +354,18 @@ def test_other_operations_and_services_are_left_alone(make, client, calls):
     assert client.count_tokens(modelId=CLAUDE, input=asked)["inputTokens"] == 11
     make("bedrock").list_foundation_models()
     assert not calls.opened_calls
+
+
+def test_an_answer_that_never_was_on_the_wire(client, calls):
+    with Stubber(client) as stub:
+        stub.add_response("converse", bedrock.CONVERSE)
+        stub.add_client_error("converse", "ThrottlingException")
+        converse(client)
+        assert calls.only.attempts == 0
+        assert {**calls.only.facts, **COUNTED, "finish_reasons": ["end_turn"]} == calls.only.facts
+        with pytest.raises(client.exceptions.ThrottlingException):
+            converse(client)
+    assert calls.ended_calls[1].error == "ThrottlingException"
 
 
 def test_calls_in_threads_are_not_confused(client, calls):

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
 from sottovoce.protocols import routes
+from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.protocol import checked
 from sottovoce.protocols.reader import request_facts
 
@@ -86,7 +87,10 @@ class _Door(Door):
         return Asked(route, _facts(route, given), server, "aws.bedrock")
 
     def answered(self, call: HTTPCall, result: Any) -> None:
-        headers = result["ResponseMetadata"].get("HTTPHeaders", {})
+        if not call.attempts:
+            # Nothing was sent: a stand-in of the app's answered, or another HTTP library.
+            call.facts.update(BEDROCK_CONVERSE.response(result))
+        headers = result.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         found = {
             fact: int(headers[name])
             for fact, name in COUNTS

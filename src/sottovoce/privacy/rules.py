@@ -86,7 +86,8 @@ _PROVIDER_HOSTS: Final = frozenset({
     "api.fireworks.ai", "api.groq.com", "api.mistral.ai", "api.moonshot.ai", "api.openai.com",
     "api.perplexity.ai", "api.together.xyz", "api.together.ai", "api.x.ai", "codestral.mistral.ai",
     "eu.api.openai.com", "generativelanguage.googleapis.com", "api-inference.huggingface.co",
-    "router.huggingface.co", "openrouter.ai", "us.api.openai.com",
+    "models.inference.ai.azure.com", "router.huggingface.co", "openrouter.ai",
+    "us.api.openai.com",
 })  # fmt: skip
 
 # A tenant names these hosts, or a region does: only what comes after it may be seen.
@@ -97,6 +98,8 @@ _TENANT_SUFFIXES: Final = (
     "inference.ml.azure.com",
     "aiplatform.googleapis.com",
     "amazonaws.com",
+    "amazonaws.com.cn",
+    "api.aws",
     "cloudflare.com",
     "endpoints.huggingface.cloud",
 )
