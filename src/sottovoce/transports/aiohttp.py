@@ -104,16 +104,16 @@ def _answered(begun: Sending, response: Any, decompressed: bool) -> None:
 class _WatchedBuffer(deque[bytes]):
     """What arrived and was not taken out yet. Tells a `Watch` of what is."""
 
-    __slots__ = ("feed", "unread", "watch", "whole")
+    __slots__ = ("feed", "seen", "watch", "whole")
 
     feed: Callable[[bytes], None]
-    unread: int
+    seen: int  # bytes at the beginning that the watch was told of already
     watch: Watch | None
     whole: bool
 
     def __init__(self, chunks: deque[bytes]) -> None:
         super().__init__(chunks)
-        self.unread = 0
+        self.seen = 0
         self.watch = None
         self.whole = False
 
@@ -125,30 +125,36 @@ class _WatchedBuffer(deque[bytes]):
 
     def popleft(self) -> bytes:
         chunk = super().popleft()
-        if not self.unread:
-            self.feed(chunk)
-        else:
-            self._again(chunk)
+        self._take(chunk)
         if self.whole and not self and self.watch is not None:
             self.watch.exhausted()
+        return chunk
+
+    def __getitem__(self, index: Any) -> Any:
+        # Who reads lines looks at the first chunk and takes a part of it; the rest of the last
+        # one, a blank line, may never be read.
+        chunk = super().__getitem__(index)
+        if index == 0 and self.seen < len(chunk):
+            self.feed(chunk[self.seen :])
+            self.seen = len(chunk)
         return chunk
 
     # `StreamReader.unread_data`, deprecated since 3.6, cuts the first chunk and puts one before.
 
     def __setitem__(self, index: Any, rest: Any) -> None:
-        before = self[index]
+        self.seen -= len(self[index]) - len(rest)
         super().__setitem__(index, rest)
-        if isinstance(before, bytes) and not self.unread:
-            self.feed(before[: len(before) - len(rest)])
 
     def appendleft(self, chunk: bytes) -> None:
         super().appendleft(chunk)
-        self.unread += len(chunk)
+        self.seen += len(chunk)
 
-    def _again(self, chunk: bytes) -> None:
-        seen = min(self.unread, len(chunk))
-        self.unread -= seen
-        self.feed(chunk[seen:])
+    def _take(self, chunk: bytes) -> None:
+        if self.seen < len(chunk):
+            self.feed(chunk[self.seen :] if self.seen else chunk)
+            self.seen = 0
+        else:
+            self.seen -= len(chunk)
 
 
 class _WatchedTimer:

@@ -11,11 +11,10 @@ Seen in CPython 3.10 to 3.14.
 from __future__ import annotations
 
 import functools
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from sottovoce import dropped, guard
+from sottovoce import guard
 from sottovoce.transports import TRANSPORTS
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sottovoce.transports import Transport
+    from sottovoce.transports.awaited import Awaited
     from sottovoce.transports.sending import Sending, Where
 
 _transport = TRANSPORTS["http_client"]
@@ -38,29 +38,6 @@ def patch(transport: Transport, module: ModuleType) -> None:
     """Hook http.client."""
     transport.patches.wrap(module.HTTPConnection, "request", _wrap_request)
     transport.patches.wrap(module.HTTPConnection, "getresponse", _wrap_getresponse)
-
-
-class _Awaited:
-    """On a connection: what was asked on it last, and is not answered yet."""
-
-    __slots__ = ("_begun", "_sent_ns")
-
-    def __init__(self, begun: Sending) -> None:
-        self._sent_ns = perf_counter_ns()
-        self._begun: Sending | None = begun
-
-    def take(self) -> Sending | None:
-        begun, self._begun = self._begun, None
-        return begun
-
-    def __del__(self) -> None:
-        # The connection was dropped, or used for something else: nobody wants the answer.
-        try:
-            begun = self.take()
-            if begun is not None and begun.tokens is not None:
-                dropped.stop(begun.call, self._sent_ns)
-        except Exception:  # noqa: BLE001, S110 - half-built, or the interpreter is going away
-            pass
 
 
 def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,9 +63,9 @@ def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @guard.never_raise("http_client.await")
 def _await(connection: Any, begun: Sending) -> None:
-    if begun.tokens is not None:
-        dropped.keep(begun.call)
-    vars(connection)[_AWAITED] = _Awaited(begun)
+    from sottovoce.transports.awaited import Awaited  # noqa: PLC0415 - most requests ask no model
+
+    vars(connection)[_AWAITED] = Awaited(begun)
 
 
 def _wrap_getresponse(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +87,7 @@ def _wrap_getresponse(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _awaited(connection: Any) -> Sending | None:
-    awaited: _Awaited | None = vars(connection).pop(_AWAITED, None)
+    awaited: Awaited | None = vars(connection).pop(_AWAITED, None)
     return None if awaited is None else awaited.take()
 
 

@@ -96,13 +96,19 @@ class _Tap(io.RawIOBase):
         if framing.ended:
             return
         if data:
-            framing.take(data, self._feed)
-            if framing.ended:
-                self._watch.exhausted()
-        elif framing.open_ended:
+            try:
+                framing.take(data, self._feed)
+            except ValueError:
+                self._broken_off()
+        if framing.ended or (not data and framing.open_ended):
             self._watch.exhausted()
-        else:
-            self._watch.broken(http.client.IncompleteRead(b""))
+        elif not data:
+            self._broken_off()
+
+    def _broken_off(self) -> None:
+        """Say what http.client will, in most ways of reading."""
+        self._framing.ended = True
+        self._watch.broken(http.client.IncompleteRead(b""))
 
     def close(self) -> None:
         if not self.closed:
