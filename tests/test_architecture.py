@@ -31,7 +31,7 @@ OURS = {
     "protocols": {"call", "protocols"},
     "dropped": {"call", "guard"},
     "exchange": {"call", "dropped", "guard", "protocols"},
-    "clients": {"call", "clients", "exchange", "guard", "protocols"},
+    "clients": {"call", "clients", "exchange", "guard", "protocols", "steps"},
     "runtimes": {"call", "dropped", "guard", "protocols", "registry", "runtimes"},
     "transports": {"call", "dropped", "exchange", "guard", "protocols", "transports"},
     "privacy": {"privacy", "registry", "settings", "guard"},

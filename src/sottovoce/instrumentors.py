@@ -47,7 +47,7 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, **kwargs: Any) -> None:
         chosen = kwargs.get("settings") or settings.read()[0]
         self._patches, self._hooks = Patches(), ImportHooks()
-        self._own_hosts = chosen.own_hosts
+        self._own_hosts = (*chosen.own_hosts, *chosen.endpoints)
         self._installed = False
         given = kwargs.get("tracer_provider"), kwargs.get("meter_provider"), chosen
         recorder = _recorder(*given)
@@ -304,6 +304,18 @@ class LM15Instrumentor(_TransportInstrumentor):
     name = "lm15"
 
 
+class MCPInstrumentor(_Instrumentor):
+    """Requests of the Model Context Protocol, as clients send and servers answer them."""
+
+    # What every version imports first, so that nobody has taken a function before it is hooked.
+    modules = ("mcp_types", "mcp.types")
+
+    def _install(self, _: SpanRecorder) -> None:
+        from sottovoce.clients import mcp  # noqa: PLC0415
+
+        mcp.install(self._steps, self._hooks, self._patches, self._own_hosts)
+
+
 class MLXInstrumentor(_Instrumentor):
     """mlx-lm in this process: loading and generating."""
 
@@ -345,6 +357,7 @@ ALL = (
     URLLib3Instrumentor,
     HTTPClientInstrumentor,
     LM15Instrumentor,
+    MCPInstrumentor,
     MLXInstrumentor,
     LlamaCppInstrumentor,
 )
