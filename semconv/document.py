@@ -65,7 +65,7 @@ _BESIDES = """\
 | instrumentation scope | known names and those in `SOTTOVOCE_ALLOW` kept, others `_OTHER` | scopes are named by whoever makes a tracer |
 | metrics not listed here | dropped, unless named in `SOTTOVOCE_ALLOW` | their names and attributes are free text |
 | exemplars | trace and span id kept, attributes dropped; in `strict` and `aggregate` dropped | they carry attributes that a view has removed, and the exact number |
-| baggage | never exported, never sent to a third party | apps keep user ids in it |
+| baggage | never exported, never sent to a third party; span processors of your own can read it at the start of a span, and what they write to the span is judged like any attribute | apps keep user ids in it |
 | `traceparent` to a third party | not sent, unless `SOTTOVOCE_PROPAGATION=all` | a provider could join it to an account |
 """
 

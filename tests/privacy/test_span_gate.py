@@ -249,6 +249,32 @@ def test_at_start_a_processor_writes_through_and_reads_nothing_raw(gated):
     assert CANARY not in clean.to_json()
 
 
+def test_at_start_a_processor_has_the_context_and_what_it_copies_is_judged(gated):
+    class Copying(SpanProcessor):
+        def on_start(self, span, parent_context=None):
+            self.given = parent_context
+            for key, value in baggage.get_all(parent_context).items():
+                span.set_attribute(key, value)
+            parent = trace.get_current_span(parent_context)
+            for key, value in parent.attributes.items():
+                span.set_attribute(f"parent.{key}", value)
+                span.set_attribute(key, value)
+
+    provider, exporter, _ = gated()
+    copying = Copying()
+    parent = provider.get_tracer("x").start_span(CANARY, attributes={"a": CANARY})
+    parent.set_attribute("http.response.status_code", 500)
+    provider.add_span_processor(copying)
+    carried = baggage.set_baggage("user.email", CANARY, trace.set_span_in_context(parent))
+    carried = baggage.set_baggage(CANARY, CANARY, carried)
+    carried = baggage.set_baggage("gen_ai.agent.name", CANARY, carried)
+    provider.get_tracer("x").start_span("x", carried).end()
+    assert copying.given is carried
+    left = only(exporter)
+    assert set(left.attributes) == {"gen_ai.agent.name", "http.response.status_code"}
+    assert CANARY not in left.to_json()
+
+
 def test_while_ending_a_processor_sees_a_facade_too(gated):
     class Ending(SpanProcessor):
         def _on_ending(self, span):

@@ -2,7 +2,9 @@
 
 The gate takes the place of the provider's own multi-processor, so no processor that anyone
 adds, before or after, can see anything else. At start and while ending, a processor gets a
-facade of the live span: it can write to it, and reads only what the gate would let leave.
+facade of the live span: it can write to it, and reads only what the gate would let leave. Its
+context it gets as it is, with baggage and the parent's live span: any code of the process can
+ask for those, and processors that copy baggage to spans need them. What they write is judged.
 """
 
 from __future__ import annotations
