@@ -16,22 +16,8 @@ TOOL = {
 }
 
 
-def make(driver, url, timeout, classes=(cohere.ClientV2, cohere.AsyncClientV2)):
-    cls = classes[driver.name == "async"]
-    http = (httpx.AsyncClient if driver.name == "async" else httpx.Client)(verify=False)
-    # It waits for seconds before it tries again where nobody listens.
-    retries = 2 if timeout > 5 else 0
-    client = cls(
-        api_key="key", base_url=url, httpx_client=http, timeout=timeout, max_retries=retries
-    )
-    client.mine = http
-    return client
-
-
-def close(driver, client):
-    http = client.mine
-    closing = http.aclose if isinstance(http, httpx.AsyncClient) else http.close
-    return closing() if driver is None else driver.do(closing)
+def make(driver, url, timeout):
+    return wire.connect((cohere.ClientV2, cohere.AsyncClientV2), driver, url, timeout)
 
 
 def chat(client, **more):
@@ -56,7 +42,7 @@ COHERE = Sdk(
     room=room,
     serve=wire.serve,
     make=make,
-    close=close,
+    close=wire.disconnect,
     asked={
         "chat": Asked(chat, "chat", {**TOLD, "user_turn": True}),
         "embed": Asked(
@@ -154,7 +140,7 @@ class TestCohere(Scenarios):
             client = make(driver, server.url, 30)
             response = driver.do(asked.ask, client)
             assert response.data.finish_reason == "COMPLETE"
-            close(driver, client)
+            wire.disconnect(driver, client)
         assert {**calls.only.facts, **TOLD} == calls.only.facts
 
     def test_a_server_that_stays_busy(self, driver, server):
@@ -163,49 +149,3 @@ class TestCohere(Scenarios):
         assert seen[0][0] is cohere.TooManyRequestsError
         call = calls.only
         assert (call.outcome, call.error, call.attempts) == ("failed", "429", 3)
-
-
-V1 = {
-    "chat": (lambda c: c.chat(model="tiny", message="a secret question"), "chat", TOLD),
-    "generate": (
-        lambda c: c.generate(model="tiny", prompt="a secret question"),
-        "text_completion",
-        {**wire.COUNTED, "finish_reasons": ["MAX_TOKENS"]},
-    ),
-    "embed": (lambda c: c.embed(model="tiny", texts=["a secret"]), "embeddings", {}),
-    "rerank": (
-        lambda c: c.rerank(model="tiny", query="a secret", documents=["a secret"]),
-        "rerank",
-        {},
-    ),
-}
-
-
-def make_v1(driver, url, timeout):
-    return make(driver, url, timeout, (cohere.Client, cohere.AsyncClient))
-
-
-class TestCohereV1(Scenarios):
-    sdk = Sdk(
-        **{
-            **vars(COHERE),
-            "make": make_v1,
-            "asked": {
-                **{name: Asked(*row) for name, row in V1.items()},
-                "chat stream": Asked(
-                    lambda c: c.chat_stream(model="tiny", message="a secret question"),
-                    "chat",
-                    {**TOLD, "user_turn": True},
-                    WORDS + 2,
-                    WORDS + 1,
-                ),
-            },
-        }
-    )
-
-    def test_no_model_is_asked_for(self, driver, server):
-        with hooked(self.sdk) as calls:
-            client = make_v1(driver, server.url, 30)
-            driver.do(client.tokenize, text="a secret", model="tiny", offline=False)
-            close(driver, client)
-        assert not calls.opened_calls

@@ -3,7 +3,10 @@
 `play()` says how the next requests are answered, as in `provider.py`.
 """
 
+import inspect
 import json
+
+import httpx
 
 from servers.provider import ANSWER, WORDS, Handler, ProviderServer, sse
 
@@ -147,3 +150,21 @@ class CohereHandler(Handler):
 
 def serve():
     return ProviderServer(CohereHandler)
+
+
+def connect(classes, driver, url, timeout):
+    """Make a client of the SDK, of one class or the other."""
+    cls = classes[driver.name == "async"]
+    http = (httpx.AsyncClient if driver.name == "async" else httpx.Client)(verify=False)
+    options = {}
+    if "max_retries" in inspect.signature(cls).parameters:
+        # It waits for seconds before it tries again where nobody listens.
+        options["max_retries"] = 2 if timeout > 5 else 0
+    client = cls(api_key="key", base_url=url, httpx_client=http, timeout=timeout, **options)
+    client.mine = http
+    return client
+
+
+def disconnect(driver, client):
+    close = client.mine.aclose if isinstance(client.mine, httpx.AsyncClient) else client.mine.close
+    return close() if driver is None else driver.do(close)
