@@ -21,7 +21,7 @@ from sottovoce import instrumentors
 from sottovoce.call import current_call
 from sottovoce.privacy import policy
 from sottovoce.privacy.propagation import GatedPropagator
-from sottovoce.settings import Settings
+from sottovoce.settings import Settings, read
 
 ANSWER = {
     "id": "chatcmpl-1",
@@ -121,6 +121,41 @@ def test_a_public_model_on_an_own_host_keeps_its_name_and_a_remote_one_does_not(
     own, remote = (span.attributes["gen_ai.request.model"] for span in bench.spans)
     assert own == "gpt-4o"
     assert remote.startswith("h:")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "base_url", "provider", "model"),
+    [
+        ("localhost:8000=vllm", "http://localhost:8000/v1", "vllm", "gpt-4o"),
+        ("llm.example.org/v1=vllm:local", "https://llm.example.org/v1", "vllm", "gpt-4o"),
+        ("llm.example.org/v1=vllm", "https://llm.example.org/v1", "vllm", "h:"),
+        ("localhost:4000=litellm:remote", "http://localhost:4000", "litellm", "h:"),
+    ],
+)
+def test_the_operator_says_who_answers_at_an_endpoint(bench, endpoint, base_url, provider, model):
+    chosen, warnings = read({"SOTTOVOCE_ENDPOINTS": endpoint})
+    assert not warnings
+    named = {"own_hosts": chosen.own_hosts, "endpoints": chosen.endpoints}
+    bench.apply(instrumentors.OpenAIInstrumentor, **named)
+    bench.chat(base_url)
+    (span,) = bench.spans
+    assert span.attributes["gen_ai.provider.name"] == provider
+    assert span.attributes["gen_ai.request.model"].startswith(model)
+
+
+def test_the_operators_word_counts_before_the_clients_class(bench):
+    named = {"endpoints": ("gateway.example.org=litellm",)}
+    bench.apply(instrumentors.OpenAIInstrumentor, **named)
+    http = httpx2.Client(transport=httpx2.MockTransport(bench.answer))
+    client = openai.AzureOpenAI(
+        api_key="sk-secret",
+        azure_endpoint="https://gateway.example.org",
+        api_version="2024-10-21",
+        http_client=http,
+    )
+    client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
+    (span,) = bench.spans
+    assert span.attributes["gen_ai.provider.name"] == "litellm"
 
 
 def test_raw_posts_of_both_libraries_are_calls_and_other_requests_are_not(bench):

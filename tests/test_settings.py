@@ -155,6 +155,8 @@ TIGHTER = [
     ("propagation", "own"),
     ("own_hosts", ["a.example"]),
     ("own_hosts", None),
+    ("endpoints", ["c.example=vllm:remote"]),
+    ("endpoints", "c.example:8000/v1=vllm"),
     ("allow", []),
     ("disabled", True),
     ("exit_timeout", 0.2),
@@ -190,6 +192,9 @@ LOOSER = [
     (Settings(), "model_catalogue", "/tmp/ids"),
     (Settings(), "propagation", "all"),
     (Settings(own_hosts=("a.example",)), "own_hosts", ["a.example", "b.example"]),
+    (Settings(), "endpoints", ["a.example=vllm:local"]),
+    (Settings(endpoints=("localhost=litellm:remote",)), "endpoints", []),
+    (Settings(endpoints=("localhost=litellm:remote",)), "endpoints", ["localhost=litellm"]),
     (Settings(), "allow", ["span:mine"]),
     (Settings(disabled=True), "disabled", False),
     (Settings(), "logging_handler", True),
@@ -279,6 +284,33 @@ def test_no_change_by_code_loosens(changes):
     assert set(made.own_hosts) <= {"a.example"}
     assert made.allow == ()
     assert 0 <= made.exit_timeout <= 60
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoints", "own_hosts"),
+    [
+        ("LOCALHOST:8000=vllm", ("localhost:8000=vllm",), ()),
+        (" a.example/V1=jan , b.example=vllm ", ("a.example/V1=jan", "b.example=vllm"), ()),
+        ("a.example:8000/v1=vllm:local", ("a.example:8000/v1=vllm:local",), ("a.example",)),
+        ("*.corp.test=vllm:local", ("*.corp.test=vllm:local",), ("*.corp.test",)),
+        ("[fe80::1]:80=vllm:local", ("[fe80::1]:80=vllm:local",), ("fe80::1",)),
+        ("localhost:4000=litellm:remote", ("localhost:4000=litellm:remote",), ()),
+    ],
+)
+def test_endpoints_are_named_and_local_ones_are_the_operators_own(text, endpoints, own_hosts):
+    made, warnings = read({"SOTTOVOCE_ENDPOINTS": text})
+    assert warnings == []
+    assert (made.endpoints, made.own_hosts) == (endpoints, own_hosts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["vllm", "localhost=", "=vllm", "http://a.example=vllm", "a.example=vllm:mine", "a b=vllm"],
+)
+def test_endpoints_of_another_form_are_refused(text):
+    made, warnings = read({"SOTTOVOCE_ENDPOINTS": text})
+    assert (made.endpoints, made.own_hosts) == ((), ())
+    assert "SOTTOVOCE_ENDPOINTS" in warnings[0]
 
 
 def test_an_empty_value_is_an_unset_one():

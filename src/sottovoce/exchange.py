@@ -38,8 +38,9 @@ class Server:
         host: as in the URL.
         port: the scheme's own where the URL names none.
         provider: who answers there.
-        third_party: the host is known to be a provider's.
+        third_party: the host is known to be a provider's, or was named by the operator.
         local: the host is this machine or the operator's own.
+        named: the operator said who answers there.
     """
 
     host: str | None
@@ -47,16 +48,25 @@ class Server:
     provider: str
     third_party: bool
     local: bool
+    named: bool = False
 
 
 @functools.lru_cache(maxsize=256)
 def server(
     scheme: str, host: str, port: int | None, path: str, own_hosts: tuple[str, ...]
 ) -> Server:
-    """Say where a request goes; `port` is ``None`` for the scheme's own."""
+    """Say where a request goes; `port` is ``None`` for the scheme's own.
+
+    `own_hosts` are hosts of the operator's own, besides this machine, and endpoints that he
+    named (see `hosts.endpoint`).
+    """
     port = port or _PORTS.get(scheme)
-    provider, third_party = hosts.provider(host, port, path)
     local = hosts.is_local(host, own_hosts)
+    named = hosts.endpoint(host, port, path, own_hosts)
+    if named is not None:
+        local = local if named.local is None else named.local
+        return Server(host or None, port, named.provider, True, local, named=True)
+    provider, third_party = hosts.provider(host, port, path)
     return Server(host or None, port, provider, third_party is True, local)
 
 
@@ -94,11 +104,12 @@ def open_call(
         route: what the request's path says.
         facts: what the request's body says; may be empty, counts before what the path says.
         target: where the request goes.
-        provider: who answers, when the client knows better than the address.
+        provider: who answers, when the client knows better than the address; the operator
+            knows better still.
     """
-    if provider is None:
+    if provider is None or target.named:
         provider = target.provider
-        if provider == hosts.UNKNOWN and route.provider is not None:
+        if provider == hosts.UNKNOWN and route.provider is not None and not target.named:
             provider = route.provider
     if route.facts:
         facts = {**route.facts, **facts}

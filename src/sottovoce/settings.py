@@ -42,6 +42,10 @@ PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc
 # A scheme is needed, but for gRPC, which takes a bare host and port.
 _ENDPOINT: Final = r"(?:(?:https?|unix)://\S+|(?![a-z]+://)[^\s/]+:\d+)"
 _HOST: Final = r"(?:\*\.)?[\w.\-]+|\[?[0-9a-f:.%]+\]?"
+_NAMED_ENDPOINT: Final = (
+    r"(?:(?:\*\.)?[\w.\-]+|\[[0-9a-f:.%]+\])(?::\d{1,5})?(?:/[^\s=]*)?"
+    r"=[a-z0-9][a-z0-9_.\-]*(?::(?:local|remote))?"
+)
 _CREDENTIALS: Final = r"//[^/@\s]*@"
 _NOT_OURS: Final = ("SOTTOVOCE_BACKEND", "SOTTOVOCE_CACHE", "SOTTOVOCE_COLLECTOR_")
 """Variables of the Collector's configurations and of the Makefile, not of the package."""
@@ -96,6 +100,14 @@ def _hosts(text: str) -> tuple[str, ...]:
     if not all(re.fullmatch(_HOST, host) for host in hosts):
         raise _Unusable("list hosts, without scheme, port and path, or *.example.org")
     return hosts
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    # A path tells letters apart, a host does not.
+    items = tuple(re.sub(r"\A[^/=]*", lambda host: host[0].lower(), each) for each in _list(text))
+    if not all(re.fullmatch(_NAMED_ENDPOINT, item) for item in items):
+        raise _Unusable("list HOST[:PORT][/PATH]=PROVIDER, which may end in :local or :remote")
+    return items
 
 
 def _text(text: str) -> str | None:
@@ -230,6 +242,12 @@ class Settings:
         (),
         _hosts,
         "comma-separated hosts (`api.example.org`, `*.example.org`) that are yours: their models count as local and trace context may go there",
+    )
+    endpoints: tuple[str, ...] = _setting(
+        "SOTTOVOCE_ENDPOINTS",
+        (),
+        _endpoints,
+        "comma-separated `HOST[:PORT][/PATH]=PROVIDER`: who answers there (`localhost:8000=vllm`); with `:local` the host counts as yours, with `:remote` as not yours, even on this machine",
     )
     allow: tuple[str, ...] = _setting(
         "SOTTOVOCE_ALLOW",
@@ -452,7 +470,15 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
     chosen = replace(Settings(**values), **overrides)
     if chosen.allow and chosen.profile in _NO_NAMES_OF_ONES_OWN:
         warnings.append(f"SOTTOVOCE_ALLOW does nothing with SOTTOVOCE_PROFILE={chosen.profile}.")
-    return _settled(chosen, warnings)
+    return _settled(_with_hosts_of_endpoints(chosen), warnings)
+
+
+def _with_hosts_of_endpoints(chosen: Settings) -> Settings:
+    """`chosen`, whose endpoints that are local are on hosts of the operator's own."""
+    own = (each.partition("=")[0] for each in chosen.endpoints if each.endswith(":local"))
+    hosts = (re.sub(r"(?::\d+)?(?:/.*)?$", "", address).strip("[]") for address in own)
+    added = tuple(dict.fromkeys(host for host in hosts if host not in chosen.own_hosts))
+    return replace(chosen, own_hosts=chosen.own_hosts + added) if added else chosen
 
 
 def _settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
@@ -575,6 +601,14 @@ def is_looser(profile: str, than: str) -> bool:
 _NO_NAMES_OF_ONES_OWN: Final = frozenset({"aggregate", "strict"})
 _NEUTRAL: Final = frozenset({"semconv", "exit_timeout", "local"})
 
+
+def _moves(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
+    """Whether endpoints become one's own, or stop to be somebody else's."""
+    own = {each for each in new if each.endswith(":local")}
+    foreign = {each for each in old if each.endswith(":remote")}
+    return not own <= set(old) or not foreign <= set(new)
+
+
 _LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "profile": lambda old, new: is_looser(new, than=old),
     "content_ack": lambda old, new: new and not old,
@@ -584,6 +618,7 @@ _LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "user_ids": lambda old, new: old == "drop" and new != "drop",
     "propagation": lambda old, new: old == "own" and new != "own",
     "own_hosts": lambda old, new: not set(new) <= set(old),
+    "endpoints": _moves,
     "allow": lambda old, new: not set(new) <= set(old),
     "disabled": lambda old, new: old and not new,
     "logging_handler": lambda old, new: new and not old,

@@ -1,6 +1,9 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sottovoce.protocols import is_local, provider
+from sottovoce.protocols.hosts import endpoint
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,14 @@ def test_other_hosts_are_compatible_and_nobodys_in_particular(host):
 
 @pytest.mark.parametrize(
     ("port", "name"),
-    [(11434, "ollama"), (1337, "osaurus"), (1234, "lm_studio"), (8080, "openai_compatible")],
+    [
+        (11434, "ollama"),
+        (1337, "osaurus"),
+        (1234, "lm_studio"),
+        (12434, "docker_model_runner"),
+        (30000, "sglang"),
+        (8080, "openai_compatible"),
+    ],
 )
 def test_local_servers_are_told_by_their_default_ports(port, name):
     assert provider("127.0.0.1", port) == (name, False)
@@ -114,3 +124,45 @@ def test_what_cannot_be_shown_to_be_local_is_not(host):
 )
 def test_own_hosts_are_local_by_name_or_below_a_domain(host, local):
     assert is_local(host, ("llm.example.org", "*.corp.test")) is local
+
+
+NAMED = (
+    "api.example.org",
+    "localhost:8000=vllm",
+    "llm.example.org/v1=openai_compatible:local",
+    "llm.example.org=litellm:remote",
+    "*.corp.test:8443/llm=jan",
+    "[::1]:9000=sglang",
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "path", "found"),
+    [
+        ("localhost", 8000, "/v1/chat/completions", ("vllm", None)),
+        ("LOCALHOST.", 8000, "", ("vllm", None)),
+        ("localhost", 8001, "/v1", None),
+        ("127.0.0.1", 8000, "/v1", None),
+        ("llm.example.org", 443, "/v1/chat/completions", ("openai_compatible", True)),
+        ("llm.example.org", 443, "/v1", ("openai_compatible", True)),
+        ("llm.example.org", 443, "/v10/chat/completions", ("litellm", False)),
+        ("llm.example.org", None, "", ("litellm", False)),
+        ("a.corp.test", 8443, "/llm/v1/", ("jan", None)),
+        ("a.corp.test", 443, "/llm/v1/", None),
+        ("corp.test", 8443, "/llm/v1/", None),
+        ("::1", 9000, "/", ("sglang", None)),
+        ("api.example.org", 443, "/", None),
+        (None, None, "", None),
+    ],
+)
+def test_the_operator_says_who_answers_at_an_address(host, port, path, found):
+    named = endpoint(host, port, path, NAMED)
+    assert (None if named is None else (named.provider, named.local)) == found
+
+
+@settings(deadline=None)
+@given(st.text(), st.none() | st.integers(), st.text(), st.lists(st.text()))
+def test_no_address_makes_the_search_raise(host, port, path, named):
+    endpoint(host, port, path, tuple(named))
+    is_local(host, tuple(named))
+    provider(host, port, path)

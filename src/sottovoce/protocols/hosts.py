@@ -6,9 +6,10 @@ be local is not.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +21,7 @@ HOSTS: Final[dict[str, str]] = {
     # In the conventions' list of `gen_ai.provider.name`.
     "api.openai.com": "openai",
     "api.anthropic.com": "anthropic",
+    "claude.googleapis.com": "anthropic",
     "api.cohere.com": "cohere",
     "api.cohere.ai": "cohere",
     "api.deepseek.com": "deepseek",
@@ -76,8 +78,79 @@ SERVICES: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """(Label of a host name, its ending, provider) where regions stand between the two."""
 
-LOCAL_PORTS: Final[dict[int, str]] = {1234: "lm_studio", 1337: "osaurus", 11434: "ollama"}
+LOCAL_PORTS: Final[dict[int, str]] = {
+    1234: "lm_studio",
+    1337: "osaurus",
+    11434: "ollama",
+    12434: "docker_model_runner",
+    30000: "sglang",
+}
 """Default ports of local servers that no other well-known one shares."""
+
+
+_ENDPOINT = r"(.+?)(?::(\d+))?(/[^=]*)?=([^:]+)(?::(local|remote))?"
+
+
+class Endpoint(NamedTuple):
+    """An address that the operator named.
+
+    Attributes:
+        host: lower-case; ``*.example.org`` for every host below one.
+        port: None for every port.
+        path: what the path begins with, whole segments; "" for every path.
+        provider: who answers there.
+        local: whether it is this machine or the operator's own; None for what the host says.
+    """
+
+    host: str
+    port: int | None
+    path: str
+    provider: str
+    local: bool | None
+
+
+def endpoint(
+    host: str | None, port: int | None, path: str, own_hosts: tuple[str, ...]
+) -> Endpoint | None:
+    """Find what the operator said of an address: of several endpoints the first that fits.
+
+    Args:
+        host: of the URL, in any case.
+        port: TCP port.
+        path: of the URL.
+        own_hosts: may hold endpoints, ``HOST[:PORT][/PATH]=PROVIDER[:local|remote]``.
+    """
+    name = _plain(host)
+    for found in _endpoints(own_hosts):
+        if (
+            _is(name, found.host)
+            and found.port in {None, port}
+            and f"{path}/".startswith(found.path)
+        ):
+            return found
+    return None
+
+
+@lru_cache(maxsize=8)
+def _endpoints(own_hosts: tuple[str, ...]) -> tuple[Endpoint, ...]:
+    found = (re.fullmatch(_ENDPOINT, text) for text in own_hosts if "=" in text)
+    return tuple(
+        Endpoint(
+            _plain(match[1]),
+            int(match[2]) if match[2] else None,
+            match[3].rstrip("/") + "/" if match[3] else "",
+            match[4],
+            None if match[5] is None else match[5] == "local",
+        )
+        for match in found
+        if match is not None
+    )
+
+
+def _is(name: str, pattern: str) -> bool:
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:]) and len(name) >= len(pattern)
+    return name == pattern
 
 
 def provider(host: str | None, port: int | None = None, path: str = "") -> tuple[str, bool | None]:
@@ -113,12 +186,7 @@ def is_local(host: str | None, own_hosts: Iterable[str] = ()) -> bool:
     name = _plain(host)
     if _is_loopback(name):
         return True
-    return any(
-        name.endswith(pattern[1:]) and len(name) >= len(pattern)
-        if pattern.startswith("*.")
-        else name == pattern
-        for pattern in own_hosts
-    )
+    return any(_is(name, pattern) for pattern in own_hosts)
 
 
 def _plain(host: str | None) -> str:
