@@ -237,7 +237,9 @@ class ByHandServer:
             stream.readline()
         else:
             stream.read(int(headers.get("content-length", 0)))
-        return line.split()[1].decode()
+        path = line.split()[1].decode()
+        # As to a proxy: a whole URL.
+        return "/" + path.split("/", 3)[3] if "://" in path else path
 
     def _answer(self, connection, path):
         for piece in SCENARIOS[path.split("/")[1]](path):

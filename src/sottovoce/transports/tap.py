@@ -130,13 +130,13 @@ class Framing:
         ended: the body is complete.
     """
 
-    __slots__ = ("_chunked", "_left", "_line", "_next", "ended")
+    __slots__ = ("_after", "_chunked", "_left", "_line", "ended")
 
     def __init__(self, length: int | None, *, chunked: bool) -> None:
         self._chunked = chunked
         self._left = length
         self._line = b""
-        self._next: Callable[[bytes], None] = self._size
+        self._after = False  # the line end after a chunk's data comes next
         if chunked:
             self._left = 0
         self.ended = False
@@ -181,7 +181,10 @@ class Framing:
             if self._line:
                 line, self._line = self._line + line, b""
             at = end + 1
-            self._next(line)
+            if self._after:
+                self._after = False
+            else:
+                self._size(line)
 
     def _size(self, line: bytes) -> None:
         digits = line.partition(b";")[0].strip()
@@ -192,8 +195,4 @@ class Framing:
             raise ValueError
         # Trailers may follow the last chunk, of no size: nobody needs them.
         self.ended = not self._left
-        self._next = self._after
-
-    def _after(self, _: bytes) -> None:
-        """The line end after a chunk's data."""
-        self._next = self._size
+        self._after = True
