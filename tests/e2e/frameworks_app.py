@@ -51,6 +51,18 @@ def litellm(urls):
         yield f"{name} whole async", lambda later=later: LOOP.run_until_complete(later())
         yield f"{name} stream async", lambda later=stream_later: LOOP.run_until_complete(later())
 
+    # Through boto3 for the signature alone: litellm sends with httpx.
+    bedrock = {
+        "model": "bedrock/converse/us.anthropic.claude-3-5-sonnet-20241022-v2:0",
+        "messages": MESSAGES,
+        "aws_bedrock_runtime_endpoint": urls["bedrock"],
+        "aws_access_key_id": "a key",
+        "aws_secret_access_key": "a secret",
+        "aws_region_name": "us-east-1",
+    }
+    yield "bedrock whole", lambda: litellm.completion(**bedrock)
+    yield "bedrock stream", lambda: read(litellm.completion(**bedrock, stream=True))
+
     def refused():
         try:
             litellm.completion(**{**openai, "messages": [{"role": "user", "content": "refuse me"}]})

@@ -13,15 +13,15 @@ import pytest
 
 from delivery.sink import Sink, mapping
 from e2e import environments
-from servers import anthropic, ollama, provider
+from servers import anthropic, bedrock, ollama, provider
 
 pytestmark = pytest.mark.e2e
 
 HERE = Path(__file__).resolve().parent
 FRAMEWORKS = ("litellm", "langchain", "llama_index", "instructor", "pydantic_ai", "dspy")
-PROVIDERS = {"anthropic": "anthropic", "ollama": "ollama"}
+PROVIDERS = {"anthropic": "anthropic", "bedrock": "aws.bedrock", "ollama": "ollama"}
 """Who answers, by the beginning of a case's name; else a server that speaks OpenAI's wire."""
-TOKENS = {"anthropic": 16, "ollama": 26}
+TOKENS = {"anthropic": 16, "bedrock": 16, "ollama": 26}
 
 
 class Handler(provider.Handler):
@@ -45,9 +45,15 @@ def urls():
     with (
         provider.ProviderServer(Handler) as openai,
         anthropic.serve() as claude,
+        bedrock.serve() as amazon,
         ollama.serve() as llama,
     ):
-        yield {"openai": openai.url, "anthropic": claude.url, "ollama": llama.url}
+        yield {
+            "openai": openai.url,
+            "anthropic": claude.url,
+            "bedrock": amazon.url,
+            "ollama": llama.url,
+        }
 
 
 def run(frameworks, framework, urls, folder, endpoint):
