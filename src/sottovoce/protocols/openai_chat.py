@@ -95,7 +95,7 @@ def _choices(body: Body) -> list[Mapping[str, Any]]:
     choices = body.get("choices")
     if not isinstance(choices, list):
         return []
-    return [choice for choice in choices if isinstance(choice, Mapping)]
+    return [each for each in choices if type(each) is dict or isinstance(each, Mapping)]
 
 
 @of("messages")
@@ -129,7 +129,8 @@ def _calls(body: Body) -> list[Any]:
     found: list[Any] = []
     for choice in _choices(body):
         message = choice.get("message")
-        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        known = type(message) is dict or isinstance(message, Mapping)
+        calls = message.get("tool_calls") if known else None
         found.extend(calls if isinstance(calls, list) else ())
     return found
 
@@ -141,7 +142,8 @@ def _tool_calls(body: Body) -> int | None:
 
 @of("choices")
 def _tool_names(body: Body) -> list[str] | None:
-    return names(*map(_tool_name, _calls(body)))
+    calls = _calls(body)
+    return names(*map(_tool_name, calls)) if calls else None
 
 
 def _tool_name(call: Any) -> Any:

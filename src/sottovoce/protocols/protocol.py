@@ -45,7 +45,8 @@ def at(*path: str) -> Find:
         for name in inner:
             if value is None:
                 return None
-            if not isinstance(value, Mapping):
+            # What a body was parsed to is a dict; that a type is a Mapping takes longer to tell.
+            if type(value) is not dict and not isinstance(value, Mapping):
                 return _WRONG
             value = value.get(name)
         return value
