@@ -129,9 +129,9 @@ def _calls(body: Body) -> list[Any]:
     found: list[Any] = []
     for choice in _choices(body):
         message = choice.get("message")
-        known = type(message) is dict or isinstance(message, Mapping)
-        calls = message.get("tool_calls") if known else None
-        found.extend(calls if isinstance(calls, list) else ())
+        if type(message) is dict or isinstance(message, Mapping):
+            calls = message.get("tool_calls")
+            found.extend(calls if isinstance(calls, list) else ())
     return found
 
 
