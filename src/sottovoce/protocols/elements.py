@@ -7,7 +7,7 @@ brackets alone, outside strings; nothing is parsed here.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,13 @@ class Elements:
     Args:
         limit: bytes up to which an object is given; a larger one counts as an event that
             says nothing.
+
+    Attributes:
+        broken: never; what is between objects is nobody's.
+        oversized: an object was larger than `limit`.
     """
+
+    broken: ClassVar[bool] = False
 
     __slots__ = ("_depth", "_escaped", "_held", "_in_string", "_limit", "oversized")
 

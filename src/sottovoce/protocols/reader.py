@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sottovoce.protocols.clip import HEAD, TAIL, Clip
 from sottovoce.protocols.elements import Elements
 from sottovoce.protocols.eventstream import CONTENT_TYPE as FRAMES
-from sottovoce.protocols.eventstream import Desynchronised, Frames
+from sottovoce.protocols.eventstream import Frames
 from sottovoce.protocols.protocol import Seen, checked
 from sottovoce.protocols.skeleton import skeleton
 
@@ -244,12 +244,11 @@ class Reader:
 
     def _split_frames(self, frames: Frames | Elements, chunk: bytes) -> None:
         """Take the events of a stream of frames or of an array."""
-        try:
-            for data in frames.feed(chunk):
-                self._event(data, 0)
-                if self.done:
-                    break
-        except Desynchronised:
+        for data in frames.feed(chunk):
+            self._event(data, 0)
+            if self.done:
+                return
+        if frames.broken:
             self.done = True  # what follows cannot be told apart
             self._tell("sse")
         if frames.oversized:
