@@ -276,17 +276,20 @@ def test_methods_of_every_kind_can_be_decorated(bench):
     assert len(bench.spans) == 6
 
 
-def test_without_a_name_the_function_gives_it_and_a_class_is_left_alone(bench):
+def test_without_a_name_the_function_gives_it_and_what_is_no_function_is_left_alone(bench):
     @sottovoce.tool
     def web_search():
         return 1
 
-    @sottovoce.tool("bash")
     class Thing:
-        pass
+        def __call__(self):
+            return 2
 
+    thing, cached, value = Thing(), functools.cache(len), property(len)
+    for left in (Thing, thing, cached, value):
+        assert sottovoce.tool("bash")(left) is left
+        assert sottovoce.tool(left) is left
     assert web_search() == 1
-    assert isinstance(Thing(), Thing)
     assert functools.partial(sottovoce.tool(functools.partial(plain, 1)))() == (
         1, "x", (), False, {}
     )  # fmt: skip

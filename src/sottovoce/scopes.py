@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+_FUNCTIONS: Final = frozenset({
+    "function", "method", "builtin_function_or_method", "partial", "cython_function_or_method",
+})  # fmt: skip
+"""Types of what can be decorated."""
+
 _LONGEST: Final = 256
 """Characters of a name that are looked at; what is longer has none."""
 
@@ -39,7 +44,8 @@ def tool(name: Any) -> Any:
     Use it as a context manager (``with`` and ``async with``) or as a decorator of a function,
     a coroutine function, a generator or an async generator; a generator's span lasts from its
     first step to its last. Signature, results and exceptions of what is decorated are unchanged.
-    ``@sottovoce.tool`` without a name takes the function's.
+    ``@sottovoce.tool`` without a name takes the function's. Classes, and objects that merely can
+    be called, are left as they are and record nothing.
 
     Args:
         name: of the tool, the same for every run; built-in names and those that
@@ -141,7 +147,7 @@ class Scope:
 
 
 def _scope(kind: Kind, name: Any) -> Any:
-    if callable(name) or isinstance(name, (staticmethod, classmethod)):
+    if callable(name) or isinstance(name, (staticmethod, classmethod, property)):
         return _decorated(kind, None, name)
     return Scope(kind, _text(name))
 
@@ -181,8 +187,8 @@ def _resume(opened: Opened | None) -> Opened | None:
 def _decorated(kind: Kind, name: str | None, function: Any) -> Any:
     if isinstance(function, (staticmethod, classmethod)):
         return type(function)(_decorated(kind, name, function.__func__))
-    if isinstance(function, type):
-        # It would be a class no longer.
+    if type(function).__name__ not in _FUNCTIONS:
+        # A class, or an object that can be called: a function in its place would be another thing.
         return function
     name = name or _text(getattr(function, "__name__", None))
     for fits, make in _MAKERS:
