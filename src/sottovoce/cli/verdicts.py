@@ -192,15 +192,12 @@ class Judge:
         found += self._events(events, list(after.events))
         for link, kept in zip(links, after.links, strict=False):
             left = dict(kept.attributes or {})
-            found += (
-                Finding("link", key, KEPT if key in left else DROPPED, "drop", value)
-                for key, value in (link.attributes or {}).items()
-            )
+            found += self._attributes("link", dict(link.attributes or {}), "link", left)
         return Record(title, tuple(found))
 
     def _events(self, given: list[Event], after: list[Event]) -> Iterator[Finding]:
         for event in given:
-            if after and (after[0].name, after[0].timestamp) == (event.name, event.timestamp):
+            if after and after[0].name == event.name:
                 yield Finding("", "event", KEPT, becomes=event.name)
                 left = dict(after.pop(0).attributes or {})
                 yield from self._attributes("event", dict(event.attributes or {}), "event", left)
@@ -263,6 +260,9 @@ class Judge:
             attributes = _mapping(point.attributes)
             found += self._attributes(place, attributes, "metric", dict(left.attributes or {}))
             for exemplar in () if kind == "summary" else point.exemplars:
+                if self._policy.choice.now.coarse:
+                    found.append(Finding("", "exemplar", DROPPED, "exemplar"))
+                    continue
                 found += (
                     Finding("exemplar", key, DROPPED, "drop", value)
                     for key, value in _mapping(exemplar.filtered_attributes).items()
