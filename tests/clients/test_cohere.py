@@ -146,6 +146,6 @@ class TestCohere(Scenarios):
     def test_a_server_that_stays_busy(self, driver, server):
         asked = Asked(chat, "chat", {})
         seen, calls = self.both(driver, server, asked, "429", "429", "429")
-        assert seen[0][0] is cohere.TooManyRequestsError
+        assert seen[0] is cohere.TooManyRequestsError
         call = calls.only
         assert (call.outcome, call.error, call.attempts) == ("failed", "429", 3)

@@ -23,7 +23,7 @@ def generate(body):
 
 
 def at_the_root(body):
-    return [generate(body)] if "parameters" in body else features(body)
+    return [generate(body)] if body.get("parameters") else features(body)
 
 
 def generate_events(body):
@@ -61,6 +61,8 @@ class HuggingFaceHandler(Handler):
 
     def operation(self):
         found = super().operation()
+        if found is None and "/pipeline/feature-extraction/" in self.path:  # before 0.34
+            return "feature-extraction"
         return "" if found is None and (self.path == "/" or "/models/" in self.path) else found
 
     def is_streamed(self, body):
