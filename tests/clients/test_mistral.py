@@ -2,9 +2,15 @@
 
 import asyncio
 import inspect
+import sys
 from contextlib import contextmanager
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from servers.calls import Calls
 from servers.drivers import Async, Sync
@@ -15,6 +21,7 @@ from sottovoce.call import current_call
 from sottovoce.clients import mistral
 from sottovoce.guard import ImportHooks, Patches
 from sottovoce.instrumentors import MistralInstrumentor
+from sottovoce.settings import Settings
 
 try:
     from mistralai.azure.client import MistralAzure
@@ -31,6 +38,9 @@ except ImportError:  # 1.x
 http = basesdk.httpx  # httpx2 since 3.0
 # In 1.x the SDKs of the clouds know their address themselves.
 ADDRESSED = "server_url" in inspect.signature(MistralGCP.__init__).parameters
+TRACING = sys.modules.get("mistralai.client._hooks.tracing")
+OPTIONAL = hasattr(TRACING, "configure_telemetry_for_hook")
+"""Its own spans, which 1.10 to 2.4 made whenever there was a tracer provider."""
 QUESTION = "a secret question"
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}]}
 FACTS = {
@@ -380,6 +390,37 @@ def test_other_requests_are_left_alone(driver, server, calls):
         do(driver, client.files, "upload", file=models.File(file_name="x", content=b"x"))
     close(driver, client)
     assert not calls.opened_calls
+
+
+@pytest.fixture
+def spans(monkeypatch):
+    """The spans of a process that has a global tracer provider, with our instrumentor's."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    monkeypatch.delenv("MISTRAL_SDK_TELEMETRY", raising=False)
+    instrumentor = MistralInstrumentor()
+    instrumentor.instrument(
+        tracer_provider=provider, meter_provider=MeterProvider(), settings=Settings(key="k" * 9)
+    )
+    yield exporter
+    instrumentor.uninstrument()
+
+
+@pytest.mark.parametrize("asked", [None, "global"])
+def test_its_own_spans_are_made_when_somebody_asked_for_them(
+    driver, server, spans, monkeypatch, asked
+):
+    if asked and OPTIONAL:
+        monkeypatch.setenv("MISTRAL_SDK_TELEMETRY", asked)
+    client = make(server)
+    do(driver, client.chat, "complete", **ASKED)
+    driver.items(do(driver, client.chat, "stream", **ASKED))
+    close(driver, client)
+    found = sorted(span.instrumentation_scope.name for span in spans.get_finished_spans())
+    theirs = ["mistralai_sdk_tracer"] * 2 if asked and OPTIONAL else []
+    assert found == [*theirs, "sottovoce", "sottovoce"]
 
 
 def test_nothing_is_left_behind():

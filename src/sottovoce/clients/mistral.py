@@ -57,7 +57,7 @@ def install(
 
     def silence(module: ModuleType, _late: bool) -> None:
         if not hasattr(module, "configure_telemetry_for_hook"):
-            patches.wrap(module, "get_or_create_otel_tracer", _none_in_our_calls)
+            patches.wrap(module, "get_traced_request_and_span", _none_in_our_calls)
 
     for name in modules:
         hooks.when_imported(name, patch)
@@ -65,14 +65,15 @@ def install(
         hooks.when_imported(name, silence)
 
 
-def _none_in_our_calls(original: Callable[[], tuple[bool, Any]]) -> Callable[..., Any]:
-    # Asked before every request; seen in 1.10 to 2.4.
+def _none_in_our_calls(original: Callable[..., Any]) -> Callable[..., Any]:
+    # Called before every request, with all arguments by name; seen in 1.10 to 2.4.
     @functools.wraps(original)
-    def get_tracer(*args: Any, **kwargs: Any) -> tuple[bool, Any]:
-        enabled, tracer = original(*args, **kwargs)
-        return enabled and not isinstance(exchange.current(), exchange.HTTPCall), tracer
+    def traced_request(*args: Any, **kwargs: Any) -> Any:
+        if "tracing_enabled" in kwargs and isinstance(exchange.current(), exchange.HTTPCall):
+            kwargs |= {"tracing_enabled": False, "span": None}
+        return original(*args, **kwargs)
 
-    return get_tracer
+    return traced_request
 
 
 class _Door(Door):
