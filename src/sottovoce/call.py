@@ -21,7 +21,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from contextvars import ContextVar
 from time import perf_counter_ns, time_ns
-from typing import Any, Final, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict
 
 Outcome = Literal["completed", "failed", "abandoned", "cancelled"]
 
@@ -36,61 +36,67 @@ _CHUNK_BOUNDS_NS: Final = tuple(round(bound * 1e9) for bound in CHUNK_BOUNDS_S)
 _CANCELLED: Final = frozenset({"CancelledError", "Cancelled"})  # asyncio's and trio's
 
 
-class Facts(TypedDict, total=False):
-    """What may be learnt about a call. Counts are non-negative ints, times are seconds.
+if TYPE_CHECKING:
 
-    `request_*` facts repeat what the app asked for; `record.py` maps every key to the name
-    that the conventions give it, and a key without a mapping is never exported.
-    """
+    class Facts(TypedDict, total=False):
+        """What may be learnt about a call. Counts are non-negative ints, times are seconds.
 
-    request_model: str
-    request_stream: bool
-    request_temperature: float
-    request_top_p: float
-    request_top_k: int
-    request_max_tokens: int
-    request_frequency_penalty: float
-    request_presence_penalty: float
-    request_choice_count: int
-    request_stop_count: int
-    request_reasoning_level: str
-    request_encoding_formats: list[str]
-    request_dimensions: int
-    request_service_tier: str
-    request_tool_count: int
-    output_type: str
-    response_model: str
-    response_service_tier: str
-    finish_reasons: list[str]
-    input_tokens: int
-    output_tokens: int
-    cache_read_tokens: int
-    cache_write_tokens: int
-    reasoning_tokens: int
-    # By modality, where the provider splits its counts: each is part of the total above.
-    input_text_tokens: int
-    input_image_tokens: int
-    input_audio_tokens: int
-    input_video_tokens: int
-    output_text_tokens: int
-    output_image_tokens: int
-    output_audio_tokens: int
-    cache_read_text_tokens: int
-    cache_read_image_tokens: int
-    cache_read_audio_tokens: int
-    tool_call_count: int
-    tool_names: list[str]  # of the tools called, in order; the policy decides what may be seen
-    conversation: str  # the app's id of it; the policy makes a pseudonym of it
-    user_turn: bool
-    # In-process engines only.
-    time_to_first_token_s: float
-    time_per_output_token_s: float
-    engine_duration_s: float
-    passes: int
-    model_architecture: str
-    model_quantization: str
-    model_parameters: str
-    context_size: int
+        `request_*` facts repeat what the app asked for; `record.py` maps every key to the name
+        that the conventions give it, and a key without a mapping is never exported.
+        """
+
+        request_model: str
+        request_stream: bool
+        request_temperature: float
+        request_top_p: float
+        request_top_k: int
+        request_max_tokens: int
+        request_frequency_penalty: float
+        request_presence_penalty: float
+        request_choice_count: int
+        request_stop_count: int
+        request_reasoning_level: str
+        request_encoding_formats: list[str]
+        request_dimensions: int
+        request_service_tier: str
+        request_tool_count: int
+        output_type: str
+        response_model: str
+        response_service_tier: str
+        finish_reasons: list[str]
+        input_tokens: int
+        output_tokens: int
+        cache_read_tokens: int
+        cache_write_tokens: int
+        reasoning_tokens: int
+        # By modality, where the provider splits its counts: each is part of the total above.
+        input_text_tokens: int
+        input_image_tokens: int
+        input_audio_tokens: int
+        input_video_tokens: int
+        output_text_tokens: int
+        output_image_tokens: int
+        output_audio_tokens: int
+        cache_read_text_tokens: int
+        cache_read_image_tokens: int
+        cache_read_audio_tokens: int
+        tool_call_count: int
+        tool_names: list[str]  # of the tools called, in order; the policy decides what may be seen
+        conversation: str  # the app's id of it; the policy makes a pseudonym of it
+        user_turn: bool
+        # In-process engines only.
+        time_to_first_token_s: float
+        time_per_output_token_s: float
+        engine_duration_s: float
+        passes: int
+        model_architecture: str
+        model_quantization: str
+        model_parameters: str
+        context_size: int
+
+else:
+    # As a class it would cost every process half a millisecond.
+    Facts = dict
 
 
 class Recorder(Protocol):

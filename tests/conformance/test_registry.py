@@ -332,7 +332,7 @@ class TestTables:
     def test_they_say_what_the_registry_says(self, declared):
         assert set(registry.ATTRIBUTES) | set(registry.PREFIXES) == set(declared.attributes)
         for key, attribute in registry.ATTRIBUTES.items():
-            assert attribute.rule == registry.RULES["standard"][key]
+            assert attribute.rule == registry.rules("standard")[key]
             assert attribute.type == declared.attributes[key].type
         assert set(registry.METRICS) == set(declared.metrics)
         assert registry.EVENTS == set(declared.events)

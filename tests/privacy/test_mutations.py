@@ -18,7 +18,8 @@ from sottovoce.privacy.metrics import MetricGate
 from sottovoce.privacy.origin import Origins
 from sottovoce.privacy.policy import Policy
 from sottovoce.privacy.spans import SpanCleaner
-from sottovoce.registry import ATTRIBUTES, RULES
+from sottovoce.registry import ATTRIBUTES, PROFILES
+from sottovoce.registry import rules as rules_of
 
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {}
 
@@ -233,7 +234,7 @@ def test_without_this_a_secret_gets_out(monkeypatch, name):
 
 
 # Rules that judge strings, as the registry names them: one that is added has to be tested.
-USED = {rule for profile in RULES.values() for rule in profile.values()}
+USED = {rule for profile in PROFILES for rule in rules_of(profile).values()}
 # Not the one of users' ids, which are dropped before it unless a setting asks for them; and
 # names of scopes are asked for at `Policy.scope`, above.
 JUDGING = sorted(USED & set(rules._FACTORIES) - {"keep", "hash_user", "scope"})

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from servers import cohere as cohere_wire
 from servers import huggingface as hf_wire
 from servers import ollama as ollama_wire
-from sottovoce.call import Facts
 from sottovoce.protocols import hosts, match, request_facts
 from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
 from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
+from sottovoce.protocols.protocol import _CHECKS
 from sottovoce.protocols.reader import MAX_PARSED_REQUEST
 
 CANARY = "the canary sings"
@@ -372,7 +372,7 @@ def test_an_error_in_a_stream_ends_it(reading, protocol, kind, event, code):
 
 def test_every_row_names_a_fact_that_calls_have():
     rows = [row for protocol in ALL for row in (*protocol.asked, *protocol.answered)]
-    assert {fact for fact, _, _ in rows} <= set(Facts.__annotations__)
+    assert {fact for fact, _, _ in rows} <= set(_CHECKS)
 
 
 JSON = st.recursive(

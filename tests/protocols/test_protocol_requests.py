@@ -7,7 +7,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sottovoce.call import Facts
 from sottovoce.protocols import request_facts
 from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
 from sottovoce.protocols.openai_audio import OPENAI_AUDIO
@@ -17,6 +16,7 @@ from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
 from sottovoce.protocols.openai_images import OPENAI_IMAGES
 from sottovoce.protocols.openai_moderations import OPENAI_MODERATIONS
 from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
+from sottovoce.protocols.protocol import _CHECKS
 from sottovoce.protocols.reader import MAX_PARSED_REQUEST
 from sottovoce.protocols.skeleton import skeleton
 
@@ -334,7 +334,7 @@ def test_a_value_of_another_type_sets_nothing(body, facts):
 
 def test_every_row_names_a_fact_that_calls_have():
     rows = [row for protocol in ALL for row in (*protocol.asked, *protocol.answered)]
-    assert {fact for fact, _, _ in rows} <= set(Facts.__annotations__)
+    assert {fact for fact, _, _ in rows} <= set(_CHECKS)
 
 
 @pytest.mark.parametrize(

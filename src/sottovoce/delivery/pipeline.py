@@ -12,7 +12,6 @@ import inspect
 import logging
 import warnings
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import propagate
@@ -56,7 +55,6 @@ _BATCH: Final = {
 """The SDK's own defaults, for when `OTEL_BSP_*` or `OTEL_BLRP_*` contradict each other."""
 
 
-@dataclass(frozen=True, eq=False)
 class Pipeline:
     """Providers of ours, and what has to be done when they end.
 
@@ -66,9 +64,12 @@ class Pipeline:
         ending: closes them, once.
     """
 
-    providers: Providers
-    exporters: tuple[Any, ...]
-    ending: ending.Ending
+    def __init__(
+        self, providers: Providers, exporters: tuple[Any, ...], end: ending.Ending
+    ) -> None:
+        self.providers = providers
+        self.exporters = exporters
+        self.ending = end
 
     @property
     def is_open(self) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sottovoce import registry
 from sottovoce.privacy import buckets, ranges, rules
-from sottovoce.registry import ATTRIBUTES, DIALECTS, RULES
+from sottovoce.registry import ATTRIBUTES, DIALECTS, PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -159,7 +160,7 @@ def compile_profile(
 def _tables(
     profile: str, pseudonyms: Pseudonyms, allowed: Mapping[str, Container[Any]], *, user_ids: bool
 ) -> dict[str, dict[str, Entry]]:
-    chosen = RULES.get(profile, {})
+    chosen = registry.rules(profile) if profile in PROFILES else {}
     tables: dict[str, dict[str, Entry]] = {signal: {} for signal in SIGNALS}
     never = rules.make("", "drop", None, pseudonyms)
     # Most attributes are dropped whatever they hold: one entry does for all of them.

@@ -24,7 +24,7 @@ from sottovoce.privacy.drops import FOLD_AT, Drops
 from sottovoce.privacy.frames import Frames
 from sottovoce.privacy.pseudonyms import Pseudonyms, from_settings
 from sottovoce.privacy.rules import Changed, Drop
-from sottovoce.registry import RULES, SCOPES
+from sottovoce.registry import PROFILES, SCOPES
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -54,7 +54,7 @@ class Policy:
     """
 
     def __init__(self, settings: Settings) -> None:
-        off = settings.profile == "off" or settings.profile not in RULES
+        off = settings.profile == "off" or settings.profile not in PROFILES
         self._own_hosts = settings.own_hosts
         self._user_ids = settings.user_ids == "hash"
         self._remote_catalogue = settings.remote_model_ids == "catalogue"

@@ -5,8 +5,8 @@ Texts that nothing reads at run time (what an attribute is, why it may leave) st
 `semconv/` and in `docs/TELEMETRY.md`.
 """
 
-from __future__ import annotations
-
+# No postponed annotations: `NamedTuple` would compile each of them, in every process.
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from . import _dialects, _tables
@@ -23,7 +23,7 @@ class Attribute(NamedTuple):
     values: frozenset[str] | None
     """The closed vocabulary, else ``None``."""
     rule: str
-    """The rule of profile `standard`; `RULES` has those of all profiles."""
+    """The rule of profile `standard`; `rules` gives those of the others."""
     signals: frozenset[str]
     """Where it may be: of ``span event link log metric resource scope``."""
 
@@ -70,11 +70,17 @@ PREFIXES: Final = {
 """Attributes whose key ends in a variable part (``http.request.header.<key>``), by what comes
 before it. None of them may leave; they are here so that a drop has a name."""
 
-RULES: Final[dict[str, dict[str, str]]] = {
-    profile: {row[0]: row[3][column] for row in _tables.ATTRIBUTES}
-    for column, profile in enumerate(PROFILES)
-}
-"""Profile → attribute → rule."""
+
+@lru_cache(maxsize=len(PROFILES))
+def rules(profile: str) -> dict[str, str]:
+    """Attribute → rule, in a profile of `PROFILES`.
+
+    Raises:
+        ValueError: there is no such profile.
+    """
+    column = PROFILES.index(profile)
+    return {row[0]: row[3][column] for row in _tables.ATTRIBUTES}
+
 
 METRICS: Final = {row[0]: Metric(*row[1:]) for row in _tables.METRICS}
 """Every metric that may leave, by name."""
