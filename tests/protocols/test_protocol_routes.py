@@ -17,6 +17,7 @@ from sottovoce.protocols import match
             "openai_chat",
         ),
         ("/v1beta/openai/chat/completions", "chat", "openai_chat"),
+        ("/v1/projects/p/locations/l/endpoints/openapi/chat/completions", "chat", "openai_chat"),
         ("/v1/completions", "text_completion", "openai_completions"),
         ("/completions", "text_completion", "openai_completions"),
         ("completions", "text_completion", "openai_completions"),

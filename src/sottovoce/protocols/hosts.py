@@ -33,7 +33,9 @@ HOSTS: Final[dict[str, str]] = {
     "api.perplexity.ai": "perplexity",
     "api.x.ai": "x_ai",
     "generativelanguage.googleapis.com": "gcp.gemini",
+    "generativelanguage.mtls.googleapis.com": "gcp.gemini",
     "aiplatform.googleapis.com": "gcp.vertex_ai",
+    "aiplatform.mtls.googleapis.com": "gcp.vertex_ai",
     "models.inference.ai.azure.com": "azure.ai.inference",
     # Ours.
     "api.cerebras.ai": "cerebras",
@@ -58,6 +60,7 @@ DOMAINS: Final[tuple[tuple[str, str], ...]] = (
     (".models.ai.azure.com", "azure.ai.inference"),
     (".api.x.ai", "x_ai"),
     ("-aiplatform.googleapis.com", "gcp.vertex_ai"),
+    ("-aiplatform.mtls.googleapis.com", "gcp.vertex_ai"),
     (".aiplatform.googleapis.com", "gcp.vertex_ai"),
     (".ml.cloud.ibm.com", "ibm.watsonx.ai"),
     (".endpoints.huggingface.cloud", "hugging_face"),
@@ -75,6 +78,7 @@ SERVICES: Final[tuple[tuple[str, str, str], ...]] = (
     ("bedrock-runtime", "amazonaws.com.cn", "aws.bedrock"),
     ("bedrock-runtime", "api.aws", "aws.bedrock"),
     ("bedrock-mantle", "api.aws", "aws.bedrock"),
+    ("aiplatform", "rep.googleapis.com", "gcp.vertex_ai"),
 )
 """(Label of a host name, its ending, provider) where regions stand between the two."""
 
