@@ -141,7 +141,7 @@ class AnthropicInstrumentor(_ClientInstrumentor):
     room = "anthropic"
 
     def _given(self) -> Mapping[str, Any]:
-        return {"keep_own_spans": settings.is_set("ANTHROPIC_OPEN_TELEMETRY")}
+        return {"keep_own_spans": settings.is_set("ANTHROPIC_OPEN_TELEMETRY", "false")}
 
 
 class GroqInstrumentor(_ClientInstrumentor):

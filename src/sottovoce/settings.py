@@ -525,9 +525,9 @@ def chosen_by_operator(chosen: Settings) -> dict[str, str]:
     return told
 
 
-def is_set(variable: str) -> bool:
-    """Whether an environment variable of another package has a value."""
-    return bool(os.environ.get(variable))
+def is_set(variable: str, other_than: str = "") -> bool:
+    """Whether an environment variable of another package has a value, `other_than` excepted."""
+    return os.environ.get(variable, "").strip().lower() not in {"", other_than}
 
 
 def variable_of(name: str) -> str:
@@ -620,6 +620,8 @@ _LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "own_hosts": lambda old, new: not set(new) <= set(old),
     "endpoints": _moves,
     "allow": lambda old, new: not set(new) <= set(old),
+    "stack_frames": lambda old, new: not set(new) <= set(old),
+    "coarse_span_times": lambda old, new: old and not new,
     "disabled": lambda old, new: old and not new,
     "logging_handler": lambda old, new: new and not old,
     **dict.fromkeys(_NEUTRAL, lambda _old, _new: False),

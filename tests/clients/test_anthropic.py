@@ -308,6 +308,18 @@ def test_the_spans_that_the_sdk_makes_of_its_own_accord_are_left_out(driver, ser
     driver.close(after)
 
 
+def test_under_the_launcher_which_switches_them_off_they_stay_off(
+    driver, server, spans, monkeypatch
+):
+    monkeypatch.setenv("ANTHROPIC_OPEN_TELEMETRY", "false")
+    spans.instrument()
+    for options in ({}, {"open_telemetry": {}}):
+        client = make(driver, server.url, **options)
+        driver.do(client.messages.create, **ASKED)
+        driver.close(client)
+    assert scopes(spans) == ["sottovoce"] * 2
+
+
 @pytest.mark.parametrize("how", ["variable", "content", "provider", "conversation"])
 def test_the_spans_that_somebody_asked_for_stay(driver, server, spans, monkeypatch, how):
     options = {}

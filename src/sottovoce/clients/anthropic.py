@@ -39,7 +39,7 @@ def install(
         hooks: registers the import hooks; once it is stopped, kept wrappers pass through.
         patches: undoes everything.
         own_hosts: hosts of the operator's own, besides this machine.
-        keep_own_spans: somebody set `SWITCH`.
+        keep_own_spans: somebody set `SWITCH`, and not to ``false``.
     """
     generated.install(recorder, hooks, patches, families=("anthropic",), own_hosts=own_hosts)
     if keep_own_spans:
