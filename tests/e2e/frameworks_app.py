@@ -5,6 +5,7 @@ of the framework's ways inside a span of its own, and prints which span that was
 """
 
 import asyncio
+import gc
 import json
 import sys
 
@@ -22,6 +23,28 @@ def read(stream):
 
 async def read_async(stream):
     return sum([1 async for _ in stream])
+
+
+def leave(stream):
+    """Read one item and no more."""
+    next(iter(stream))
+    if hasattr(stream, "close"):
+        stream.close()
+    del stream
+    gc.collect()
+
+
+def fails(ask, *errors):
+    """Ask what the provider fails to answer."""
+    try:
+        ask()
+    except errors:
+        return
+    raise AssertionError("the provider should have failed")
+
+
+def saying(what):
+    return [{"role": "user", "content": what}]
 
 
 def litellm(urls):
@@ -63,14 +86,12 @@ def litellm(urls):
     yield "bedrock whole", lambda: litellm.completion(**bedrock)
     yield "bedrock stream", lambda: read(litellm.completion(**bedrock, stream=True))
 
-    def refused():
-        try:
-            litellm.completion(**{**openai, "messages": [{"role": "user", "content": "refuse me"}]})
-        except litellm.BadRequestError:
-            return
-        raise AssertionError("the provider should have refused")
+    def ask(what, **more):
+        return litellm.completion(**{**openai, "messages": saying(what), **more})
 
-    yield "openai refused", refused
+    yield "openai refused", lambda: fails(lambda: ask("refuse me"), litellm.BadRequestError)
+    yield "openai stream cut", lambda: fails(lambda: read(ask("cut me", stream=True)), Exception)
+    yield "openai stream left", lambda: leave(ask("leave me", stream=True))
     yield (
         "openai embeddings",
         lambda: litellm.embedding(
@@ -163,6 +184,39 @@ def dspy(urls):
     )
     yield "whole", lambda: model(messages=MESSAGES)
     yield "whole async", lambda: LOOP.run_until_complete(_waited(model.acall, messages=MESSAGES))
+    yield "refused", lambda: fails(lambda: model(messages=saying("refuse me")), Exception)
+
+    from dspy._vendor.lm15 import transports
+
+    def request(what):
+        body = json.dumps({"model": "tiny", "messages": saying(what), "stream": True}).encode()
+        url = urls["openai"] + "/v1/chat/completions"
+        headers = [("Content-Type", "application/json")]
+        return transports.TransportRequest("POST", url, headers, body)
+
+    def stream(what):
+        with transports.StdlibTransport() as transport, transport.stream(request(what)) as answer:
+            return leave(answer) if what == "leave me" else read(answer)
+
+    async def stream_later(what):
+        async with transports.StdlibAsyncTransport() as transport:
+            async with transport.stream(request(what)) as answer:
+                if what == "leave me":
+                    async for _ in answer:
+                        break
+                else:
+                    await read_async(answer)
+
+    def later(what):
+        return LOOP.run_until_complete(stream_later(what))
+
+    broken = transports.TransportError
+    yield "stream", lambda: stream("a secret")
+    yield "stream cut", lambda: fails(lambda: stream("cut me"), broken)
+    yield "stream left", lambda: stream("leave me")
+    yield "stream async", lambda: later("a secret")
+    yield "stream async cut", lambda: fails(lambda: later("cut me"), broken)
+    yield "stream async left", lambda: later("leave me")
 
 
 FRAMEWORKS = {

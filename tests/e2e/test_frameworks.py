@@ -21,16 +21,20 @@ HERE = Path(__file__).resolve().parent
 FRAMEWORKS = ("litellm", "langchain", "llama_index", "instructor", "pydantic_ai", "dspy")
 PROVIDERS = {"anthropic": "anthropic", "bedrock": "aws.bedrock", "ollama": "ollama"}
 """Who answers, by the beginning of a case's name; else a server that speaks OpenAI's wire."""
+SCENARIOS = {b"refuse me": "400", b"cut me": "cut", b"leave me": "slow"}
+OUTCOMES = {"refused": "failed", "cut": "failed", "left": "abandoned"}
+"""By the end of a case's name."""
 TOKENS = {"anthropic": 16, "bedrock": 16, "ollama": 26}
 
 
 class Handler(provider.Handler):
-    """OpenAI's wire, which refuses one user."""
+    """OpenAI's wire, which answers as it is told to."""
 
     def body(self):
         raw = super().body()
-        if b"refuse me" in raw:
-            self.provider.play("400")
+        for words, scenario in SCENARIOS.items():
+            if words in raw:
+                self.provider.play(scenario)
         return raw
 
 
@@ -113,17 +117,19 @@ def _inside(spans, trace, parent):
 
 
 def _check(case, span, attributes):
+    outcome = OUTCOMES.get(case.rpartition(" ")[2], "completed")
     expected = {
         "gen_ai.operation.name": "embeddings" if "embeddings" in case else "chat",
         "gen_ai.provider.name": PROVIDERS.get(case.partition(" ")[0], "openai_compatible"),
-        "sottovoce.call.outcome": "failed" if "refused" in case else "completed",
+        "sottovoce.call.outcome": outcome,
     }
-    if "refused" in case:
+    if case == "openai refused":
         expected["error.type"] = "openai.BadRequestError"
-    elif "stream" not in case or case.startswith(tuple(PROVIDERS)):
+    if outcome == "completed" and ("stream" not in case or case.startswith(tuple(PROVIDERS))):
         # OpenAI's streams count when they are asked to, which only some of the frameworks do.
         expected["gen_ai.usage.input_tokens"] = TOKENS.get(case.partition(" ")[0], 11)
     if "stream" in case:
         expected["gen_ai.request.stream"] = True
     assert {**attributes, **expected} == attributes, case
-    assert span.status.code == (2 if "refused" in case else 0)
+    assert ("error.type" in attributes) is (outcome == "failed")
+    assert span.status.code == (2 if outcome == "failed" else 0)
