@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sottovoce.call import Recorder
+    from sottovoce.protocols.routes import Route
     from sottovoce.transports.sending import Sending, Where
 
 
@@ -45,6 +46,7 @@ class Transport:
         self.recorder: Recorder | None = None
         self.users = 0
         self._begin: Callable[..., Sending | None] | None = None
+        self._match: Callable[[str, str], Route | None] = _nothing
         self._enabled: Callable[[], bool] | None = None
         self._hooks = guard.ImportHooks()
         self._room = room
@@ -87,7 +89,6 @@ class Transport:
             return False
         return self._enabled is None or self._enabled()
 
-    @guard.never_raise("transport.begin")
     def begin(
         self,
         method: str,
@@ -99,6 +100,8 @@ class Transport:
     ) -> Sending | None:
         """Say for which call a request is sent, or open one for it; ``None`` to leave it alone.
 
+        May raise: whoever calls it is in the way of the app, and guarded itself.
+
         Args:
             method: of the request.
             path: of its URL; the whole URL does as well.
@@ -108,16 +111,25 @@ class Transport:
             tries: each time is an attempt, also below another library.
         """
         # A model is asked with a POST; what it makes in the background is fetched.
-        if method != "POST" and method.upper() != "POST" and "/responses/" not in path:
+        if method != "POST" and method.upper() != "POST":
             return None
-        if current_call.get() is None and not self.records:
+        call = current_call.get()
+        if call is None and not self.records:
             return None
         if self._begin is None:
             self._begin = import_module(f"{__name__}.sending").begin
-        return self._begin(self, method, path, body, where, *of, tries=tries)
+            self._match = import_module("sottovoce.protocols.routes").match
+        route = self._match(method, path)
+        if route is None and call is None:
+            return None
+        return self._begin(self, route, method, body, where, *of, tries=tries)
 
     def _patch(self, module: ModuleType, _late: bool) -> None:
         import_module(f"{__name__}.{self._room}").patch(self, module)
+
+
+def _nothing(_method: str, _path: str) -> None:
+    """No route is known yet."""
 
 
 TRANSPORTS: Final[Mapping[str, Transport]] = {

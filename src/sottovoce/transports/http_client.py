@@ -40,12 +40,17 @@ def patch(transport: Transport, module: ModuleType) -> None:
     transport.patches.wrap(module.HTTPConnection, "getresponse", _wrap_getresponse)
 
 
+@guard.never_raise("http_client.begin")
+def _begin(connection: Any, method: str, url: str, body: Any) -> Sending | None:
+    return _transport.begin(method, url, body, _where, connection, url)
+
+
 def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def request(
         connection: Any, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        begun = _transport.begin(method, url, body, _where, connection, url)
+        begun = _begin(connection, method, url, body)
         if begun is None:
             return original(connection, method, url, body, *args, **kwargs)
         try:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sottovoce import exchange, guard
-from sottovoce.protocols import routes
 from sottovoce.protocols.reader import request_facts
 from sottovoce.transports import wire
 
@@ -129,15 +128,15 @@ class Sending:
 
 def begin(
     transport: Transport,
+    route: Route | None,
     method: str,
-    path: str,
     body: Any,
     where: Callable[..., Where],
     *of: Any,
     tries: bool,
 ) -> Sending | None:
     """Do what `Transport.begin` says, for a request that could be a call's. May raise."""
-    route = routes.match(method, path) or exchange.expected(method)
+    route = route or exchange.expected(method)
     if route is None:
         return None
     current = exchange.current()

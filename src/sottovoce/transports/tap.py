@@ -31,6 +31,7 @@ _MOST_LINE: Final = 1 << 16
 """Bytes of a line between chunks; http.client takes no longer ones either."""
 
 _MOST_DIGITS: Final = 16
+_SHORT_LINE: Final = 12
 
 
 def tap(call: HTTPCall, route: Route, response: Any) -> bool:
@@ -67,11 +68,24 @@ class _Tap(io.RawIOBase):
         self._watch = watch
         self._feed = watch.feeder()
 
-    def __getattr__(self, name: str) -> Any:
-        # `_sock`, `name`, `mode` and whatever else is on the raw side.
-        if name == "_reader":  # half-built
-            raise AttributeError(name)
-        return getattr(self._reader.raw, name)
+    # No `__getattr__`: every read asks whether this is closed, which is an attribute not there.
+
+    @property
+    def _sock(self) -> Any:
+        """Where programs find the socket: `response.fp.raw._sock`."""
+        return self._raw._sock
+
+    @property
+    def name(self) -> Any:
+        return self._raw.name
+
+    @property
+    def mode(self) -> Any:
+        return self._raw.mode
+
+    @property
+    def _raw(self) -> Any:
+        return self._reader.raw
 
     def readable(self) -> bool:
         return True
@@ -165,6 +179,16 @@ class Framing:
         at, size = 0, len(data)
         while at < size and not self.ended:
             left = self._left
+            if not left and not self._line and not self._after:
+                # Nearly always a chunk comes whole, and is an event.
+                start = data.find(b"\n", at, at + _SHORT_LINE) + 1
+                if start and data.find(b";", at, start) < 0:
+                    length = int(data[at:start], 16)
+                    stop = start + length
+                    if length > 0 and data[stop : stop + 2] == b"\r\n":
+                        feed(data[start:stop])
+                        at = stop + 2
+                        continue
             if left:
                 piece = data[at : at + left]
                 feed(piece)

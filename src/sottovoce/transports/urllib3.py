@@ -39,13 +39,16 @@ def patch(transport: Transport, module: ModuleType) -> None:
     transport.patches.wrap(manager, "urlopen", _wrapper(_where, tries=False))
 
 
+_begin = guard.never_raise("urllib3.begin")(_transport.begin)
+
+
 def _wrapper(where: Callable[[Any, str], Where], *, tries: bool) -> Any:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def urlopen(pool: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
             # `urlopen(method, url, body=None, …)` of a pool; a manager's has keywords alone.
             body = args[0] if args and tries else kwargs.get("body")
-            begun = _transport.begin(method, url, body, where, pool, url, tries=tries)
+            begun = _begin(method, url, body, where, pool, url, tries=tries)
             if begun is None:
                 return original(pool, method, url, *args, **kwargs)
             try:
