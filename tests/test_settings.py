@@ -158,6 +158,9 @@ TIGHTER = [
     ("endpoints", ["c.example=vllm:remote"]),
     ("endpoints", "c.example:8000/v1=vllm"),
     ("allow", []),
+    ("stack_frames", ["shop"]),
+    ("stack_frames", []),
+    ("coarse_span_times", True),
     ("disabled", True),
     ("exit_timeout", 0.2),
     ("exit_timeout", "0.2"),
@@ -171,6 +174,7 @@ OPEN = Settings(
     propagation="all",
     own_hosts=("a.example", "b.example"),
     allow=("span:mine",),
+    stack_frames=("shop", "depot"),
 )
 
 
@@ -196,6 +200,9 @@ LOOSER = [
     (Settings(endpoints=("localhost=litellm:remote",)), "endpoints", []),
     (Settings(endpoints=("localhost=litellm:remote",)), "endpoints", ["localhost=litellm"]),
     (Settings(), "allow", ["span:mine"]),
+    (Settings(), "stack_frames", ["shop"]),
+    (Settings(stack_frames=("shop.orders",)), "stack_frames", ["shop"]),
+    (Settings(coarse_span_times=True), "coarse_span_times", False),
     (Settings(disabled=True), "disabled", False),
     (Settings(), "logging_handler", True),
     (Settings(endpoint=ANYWHERE), "endpoint", "http://elsewhere"),

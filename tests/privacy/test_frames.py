@@ -1,5 +1,6 @@
 """Where an exception was raised leaves for listed packages, and nothing that merely says so."""
 
+import gc
 import importlib
 import itertools
 import logging
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import threading
 import types
+import weakref
 
 import pytest
 from hypothesis import given
@@ -369,8 +371,26 @@ def test_a_span_of_the_sdk_is_otherwise_as_it_was(gated, shop):
             each.record_exception()
         each.record_exception(ValueError(), {"a": 1})
     assert [dict(e.attributes) for e in span.events] == [dict(e.attributes) for e in plain.events]
+    record = span.record_exception
     span.end()
     assert len(exporter.get_finished_spans()) == 1
+    exporter.clear()
+    del span
+    gc.collect()
+    assert record(ValueError(CANARY)) is None
+
+
+def test_a_span_that_tells_frames_is_freed_as_soon_as_any_other(gated, shop):
+    tracer, _ = gated(stack_frames=(shop[0],))
+    span = tracer.start_span("x")
+    gone = weakref.ref(span)
+    gc.disable()
+    try:
+        span.end()
+        del span
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_log_records_with_an_exception_tell_its_frames(make_policy, shop):

@@ -126,10 +126,14 @@ def told_by(span: Any, frames: Frames) -> None:
     def record_exception(
         exception: BaseException, attributes: Any = None, *rest: Any, **options: Any
     ) -> Any:
+        recording = living()
+        if recording is None:
+            # It is nobody's any more: nothing of it will leave.
+            return None
         found = frames.of(exception)
         if found and (attributes is None or isinstance(attributes, Mapping)):
             attributes = {**(attributes or {}), ATTRIBUTE: found}
-        return method(living(), exception, attributes, *rest, **options)
+        return method(recording, exception, attributes, *rest, **options)
 
     try:
         span.record_exception = record_exception
