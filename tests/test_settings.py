@@ -1,7 +1,5 @@
 """Every setting: what it does by default, what becomes of a value that cannot be used."""
 
-from dataclasses import fields
-
 import pytest
 from hypothesis import given
 from hypothesis import settings as limits
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 from sottovoce import settings
 from sottovoce.settings import Settings, read, tightened
 
-VARIABLES = [entry.metadata["variable"] for entry in fields(Settings)]
+VARIABLES = [entry.variable for entry in settings.SETTINGS.values()]
 
 
 def chosen(**environ):

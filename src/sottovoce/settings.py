@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -152,31 +151,60 @@ def _packages(text: str) -> tuple[str, ...]:
     return names
 
 
-def _setting(
-    variable: str,
-    default: Any,
-    parse: Callable[[str], Any],
-    meaning: str,
-    *,
-    safe: Any = None,
-    secret: bool = False,
-) -> Any:
-    """A field of `Settings`; `safe` is the choice when the value is unusable (else the default)."""
-    return field(
-        default=default,
-        metadata={
-            "variable": variable,
-            "default": default,
-            "parse": parse,
-            "meaning": meaning,
-            "safe": default if safe is None else safe,
-            "secret": secret,
-        },
-    )
+class Setting:
+    """One field of `Settings`: where it comes from and how it is read.
+
+    Attributes:
+        name: of the field.
+        variable: of the environment.
+        default: when the variable is absent or empty.
+        parse: makes a value of text; raises `_Unusable`.
+        meaning: for a reader of the documentation.
+        safe: the choice when the value is unusable.
+        secret: never shown.
+    """
+
+    # No dataclass: that would write its methods anew in every process, for two milliseconds.
+
+    __slots__ = ("default", "meaning", "name", "parse", "safe", "secret", "variable")
+
+    name: str
+
+    def __init__(
+        self,
+        variable: str,
+        default: Any,
+        parse: Callable[[str], Any],
+        meaning: str,
+        *,
+        safe: Any = None,
+        secret: bool = False,
+    ) -> None:
+        self.variable = variable
+        self.default = default
+        self.parse = parse
+        self.meaning = meaning
+        self.safe = default if safe is None else safe
+        self.secret = secret
+
+    def __set_name__(self, owner: type[Settings], name: str) -> None:
+        self.name = name
+        SETTINGS[name] = self
+
+    def __get__(self, chosen: Settings | None, owner: type[Settings]) -> Any:
+        """The default; what was chosen is in the object itself, and found first."""
+        return self.default
 
 
-# `dataclass` would write these methods anew in every process, for a millisecond and a half.
-@dataclass(frozen=True, init=False, repr=False, eq=False)
+SETTINGS: Final[dict[str, Setting]] = {}
+"""Every setting, by its field."""
+
+
+def _setting(variable: str, default: Any, parse: Any, meaning: str, **more: Any) -> Any:
+    """Make a field of `Settings`, of whatever type its annotation says."""
+    return Setting(variable, default, parse, meaning, **more)
+
+
 class Settings:
     """What the operator decided, read once at start.
 
@@ -380,11 +408,21 @@ class Settings:
 
     def __init__(self, **chosen: Any) -> None:
         _check(chosen)
-        # What is not chosen is the class's.
         vars(self).update(chosen)
 
+    def but(self, **changes: Any) -> Settings:
+        """The same with other values.
+
+        Raises:
+            TypeError: for a value of what is no setting.
+        """
+        return Settings(**{**vars(self), **changes})
+
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, entry.name) for entry in fields(self))
+        return tuple(getattr(self, name) for name in SETTINGS)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name} cannot be set: settings are read once; `but` makes others")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Settings) and self._values() == other._values()
@@ -395,8 +433,8 @@ class Settings:
     def __repr__(self) -> str:
         shown = (
             f"{entry.name}={getattr(self, entry.name)!r}"
-            for entry in fields(self)
-            if not entry.metadata["secret"]
+            for entry in SETTINGS.values()
+            if not entry.secret
         )
         return f"Settings({', '.join(shown)})"
 
@@ -444,22 +482,21 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     warnings: list[str] = []
-    for entry in fields(Settings):
-        meta = entry.metadata
-        text = environ.get(meta["variable"])
+    for entry in SETTINGS.values():
+        text = environ.get(entry.variable)
         # An empty value is an unset one, as OpenTelemetry has it.
         if text is None or not text.strip():
             continue
         try:
-            values[entry.name] = meta["parse"](text)
+            values[entry.name] = entry.parse(text)
         except _Unusable as error:
-            values[entry.name] = meta["safe"]
-            shown = "the value given" if meta["secret"] else _shown(text)
+            values[entry.name] = entry.safe
+            shown = "the value given" if entry.secret else _shown(text)
             warnings.append(
-                f"{meta['variable']}: {shown} cannot be used; {error}. Using {meta['safe']!r}."
+                f"{entry.variable}: {shown} cannot be used; {error}. Using {entry.safe!r}."
             )
     _check(overrides)
-    known_variables = {entry.metadata["variable"] for entry in fields(Settings)}
+    known_variables = {entry.variable for entry in SETTINGS.values()}
     warnings += [
         f"{name} is not a setting of this version and does nothing."
         for name in sorted(environ)
@@ -467,7 +504,7 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
         and name not in known_variables
         and not name.startswith(_NOT_OURS)
     ]
-    chosen = replace(Settings(**values), **overrides)
+    chosen = Settings(**{**values, **overrides})
     if chosen.allow and chosen.profile in _NO_NAMES_OF_ONES_OWN:
         warnings.append(f"SOTTOVOCE_ALLOW does nothing with SOTTOVOCE_PROFILE={chosen.profile}.")
     return _settled(_with_hosts_of_endpoints(chosen), warnings)
@@ -478,7 +515,7 @@ def _with_hosts_of_endpoints(chosen: Settings) -> Settings:
     own = (each.partition("=")[0] for each in chosen.endpoints if each.endswith(":local"))
     hosts = (re.sub(r"(?::\d+)?(?:/.*)?$", "", address).strip("[]") for address in own)
     added = tuple(dict.fromkeys(host for host in hosts if host not in chosen.own_hosts))
-    return replace(chosen, own_hosts=chosen.own_hosts + added) if added else chosen
+    return chosen.but(own_hosts=chosen.own_hosts + added) if added else chosen
 
 
 def _settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
@@ -488,7 +525,7 @@ def _settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]
             f"{variable_of(name)}: {_shown(address)} cannot be used; over HTTP it must start with http:// or https://. Using none."
         )
         absent: dict[str, Any] = {name: None}
-        chosen = replace(chosen, **absent)
+        chosen = chosen.but(**absent)
     path = next((f"/v1/{s}" for s in SIGNALS if (chosen.endpoint or "").endswith(f"/v1/{s}")), None)
     if path:
         warnings.append(
@@ -515,13 +552,13 @@ def state_dir(environ: Mapping[str, str] | None = None) -> str | None:
 def chosen_by_operator(chosen: Settings) -> dict[str, str]:
     """What is not a default, by variable, as it may be shown: no secret, no address's path."""
     told = {}
-    for entry in fields(Settings):
+    for entry in SETTINGS.values():
         value = getattr(chosen, entry.name)
-        if value == entry.metadata["default"]:
+        if value == entry.default:
             continue
-        hidden = entry.metadata["secret"] or entry.metadata["parse"] is _endpoint
+        hidden = entry.secret or entry.parse is _endpoint
         text = ", ".join(value) if isinstance(value, tuple) else str(value)
-        told[entry.metadata["variable"]] = "(set)" if hidden else _shown(text)
+        told[entry.variable] = "(set)" if hidden else _shown(text)
     return told
 
 
@@ -532,10 +569,7 @@ def is_set(variable: str, other_than: str = "") -> bool:
 
 def variable_of(name: str) -> str:
     """The environment variable of a field of `Settings`."""
-    variables: dict[str, str] = {
-        entry.name: entry.metadata["variable"] for entry in fields(Settings)
-    }
-    return variables[name]
+    return SETTINGS[name].variable
 
 
 def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
@@ -553,34 +587,33 @@ def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
     Raises:
         TypeError: for a change of what is no setting.
     """
-    known = {entry.name: entry.metadata for entry in fields(Settings)}
     _check(changes)
     accepted: dict[str, Any] = {}
     warnings: list[str] = []
     for name, given in changes.items():
-        meta, old = known[name], getattr(base, name)
+        entry, old = SETTINGS[name], getattr(base, name)
         text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
         try:
-            value = meta["default"] if given is None else meta["parse"](text)
+            value = entry.default if given is None else entry.parse(text)
         except _Unusable as error:
-            shown = "the value given" if meta["secret"] else _shown(text)
+            shown = "the value given" if entry.secret else _shown(text)
             warnings.append(f"{name}: {shown} cannot be used; {error}. Keeping what was set.")
             continue
         if _LOOSENS.get(name, _contradicts)(old, value):
             warnings.append(
-                f"{name}: code may only tighten; set {meta['variable']} in the environment instead."
+                f"{name}: code may only tighten; set {entry.variable} in the environment instead."
             )
             continue
         accepted[name] = value
-    return _settled(replace(base, **accepted), warnings)
+    return _settled(base.but(**accepted), warnings)
 
 
 def _check(chosen: Mapping[str, Any]) -> None:
     """Refuse names that are no settings."""
-    known = [entry.name for entry in fields(Settings)]
-    unknown = sorted(set(chosen).difference(known))
+    unknown = sorted(set(chosen).difference(SETTINGS))
     if unknown:
-        raise TypeError(f"no such setting: {', '.join(unknown)}. Settings are: {', '.join(known)}")
+        known = ", ".join(SETTINGS)
+        raise TypeError(f"no such setting: {', '.join(unknown)}. Settings are: {known}")
 
 
 def _acknowledged(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
@@ -590,7 +623,7 @@ def _acknowledged(chosen: Settings, warnings: list[str]) -> tuple[Settings, list
     warning = (
         "SOTTOVOCE_PROFILE: 'content' also needs SOTTOVOCE_CONTENT_ACK=true. Using 'standard'."
     )
-    return replace(chosen, profile="standard"), [*warnings, warning]
+    return chosen.but(profile="standard"), [*warnings, warning]
 
 
 def is_looser(profile: str, than: str) -> bool:

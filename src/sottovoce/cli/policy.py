@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,7 +122,7 @@ def _chosen(profile: str | None) -> tuple[str, settings_.Settings]:
     if name not in PROFILES:
         click.echo("the profile is off: nothing leaves; under standard it would be:", err=True)
         name = "standard"
-    return name, replace(settings, profile=name, disabled=False)
+    return name, settings.but(profile=name, disabled=False)
 
 
 def _texts() -> dict[str, dict[str, Any]]:
