@@ -51,7 +51,8 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._installed = False
         given = kwargs.get("tracer_provider"), kwargs.get("meter_provider"), chosen
         recorder = _recorder(*given)
-        self._steps = partial(_step_recorder, *given)
+        # Asked for by every step, and settings take a while to hash.
+        self._steps = lru_cache(maxsize=1)(partial(_step_recorder, *given))
         steps.source.add(self._steps)
 
         def imported(_: ModuleType, _late: bool) -> None:
