@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import aiohttp
+import httpx
 import httpx2
 import huggingface_hub
 import pytest
@@ -85,11 +86,17 @@ HUGGING_FACE = Sdk(
         ),
     },
     provider="hugging_face",
-    # 0.x sends with requests and aiohttp.
+    # 0.x sends with requests and aiohttp, 1.x with httpx.
     refused=(errors.BadRequestError, errors.ValidationError, aiohttp.ClientResponseError),
-    unreachable=(httpx2.ConnectError, requests.ConnectionError, aiohttp.ClientConnectorError),
-    slow=(errors.InferenceTimeoutError, requests.ReadTimeout),
+    unreachable=(
+        httpx2.ConnectError,
+        httpx.ConnectError,
+        requests.ConnectionError,
+        aiohttp.ClientConnectorError,
+    ),
+    slow=(errors.InferenceTimeoutError, httpx.ReadTimeout, requests.ReadTimeout),
     cut=(
+        httpx.RemoteProtocolError,
         httpx2.RemoteProtocolError,
         requests.ConnectionError,
         requests.exceptions.ChunkedEncodingError,
