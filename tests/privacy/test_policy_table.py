@@ -88,15 +88,15 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("pattern", "rules"), ROWS, ids=[pattern for pattern, _ in ROWS])
-def test_a_row_of_the_table_is_what_the_registry_says(pattern, rules):
+@pytest.mark.parametrize(("pattern", "row"), ROWS, ids=[pattern for pattern, _ in ROWS])
+def test_a_row_of_the_table_is_what_the_registry_says(pattern, row):
     named = [key for key in ATTRIBUTES if fnmatchcase(key, pattern)]
     # What has a variable end is in no table of the package: it cannot leave.
-    assert named or rules == ("drop", "drop", "drop")
+    assert named or row == ("drop", "drop", "drop")
     for key in named:
         found = tuple(rules(profile)[key] for profile in ("aggregate", "strict", "standard"))
         told = tuple("drop" if rule == "seal" else rule for rule in found)
-        assert told == rules, key
+        assert told == row, key
 
 
 HOSTS = [
