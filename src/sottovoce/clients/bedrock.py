@@ -73,11 +73,12 @@ class _Door(Door):
     """Opens and closes the calls of Bedrock's runtime."""
 
     def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
-        verb = VERBS.get(args[0] if args else kwargs["operation_name"])
+        verb = VERBS.get(args[0] if args else kwargs.get("operation_name", ""))
         if verb is None or client.meta.service_model.service_name != "bedrock-runtime":
             return None
-        given = args[1] if len(args) > 1 else kwargs["api_params"]
-        route = routes.match("POST", f"/model/{given.get('modelId', '')}/{verb}")
+        given = args[1] if len(args) > 1 else kwargs.get("api_params", {})
+        model = given.get("modelId")
+        route = routes.match("POST", f"/model/{model}/{verb}") if isinstance(model, str) else None
         if route is None:  # not even a model: botocore will say so
             return None
         url = urlsplit(client.meta.endpoint_url)
