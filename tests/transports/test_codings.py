@@ -1,10 +1,18 @@
 """Bodies that do not say what they are, or grow to more than anybody wants to read."""
 
+import contextlib
 import gzip
 import json
+import sys
+import tracemalloc
+import zlib
 
+import brotli
 import httpx2
 import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from servers.provider import chat, chat_events, sse
 from sottovoce import guard
@@ -64,3 +72,91 @@ def test_a_bomb_of_one_event_is_counted(raw_calls, monkeypatch):
             assert b"".join(response.iter_raw()) == bomb
     assert raw_calls.only.outcome == "completed"
     assert guard.undecodable == {"encoding": 1}
+
+
+def packed(data, *names):
+    for name in names:
+        if name == "gzip":
+            data = gzip.compress(data)
+        elif name == "deflate":
+            data = zlib.compress(data)
+        elif name == "br":
+            data = brotli.compress(data, quality=1)
+        else:
+            data = zstandard.compress(data)
+    return data
+
+
+CHAINS = [["gzip"], ["deflate"], ["br"], ["zstd"], ["gzip", "br"], ["zstd", "gzip", "deflate"]]
+
+
+@pytest.mark.parametrize("names", CHAINS, ids=",".join)
+@given(data=st.binary(max_size=300), size=st.integers(1, 50))
+def test_every_coding_comes_off_wherever_it_is_cut(names, data, size):
+    undo = codings.decompress(", ".join(names))
+    body = packed(data, *names)
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    assert b"".join(piece for part in parts for piece in undo(part)) == data
+
+
+@pytest.mark.parametrize("names", CHAINS, ids=",".join)
+@given(data=st.binary(max_size=60))
+def test_garbage_raises_before_it_grows(names, data):
+    undo = codings.decompress(",".join(names))
+    with contextlib.suppress(Exception):
+        assert sum(map(len, undo(data))) < 1 << 24
+
+
+@pytest.mark.parametrize("names", CHAINS, ids=",".join)
+def test_a_bomb_is_undone_in_small_pieces_and_not_to_its_end(names, monkeypatch):
+    monkeypatch.setattr(codings, "MOST_PLAIN", 1 << 23)
+    bomb = packed(bytes(1 << 26), *names)
+    undo = codings.decompress(", ".join(names))
+    largest = total = 0
+    tracemalloc.start()
+    with pytest.raises(ValueError):
+        for piece in undo(bomb):
+            largest = max(largest, len(piece))
+            total += len(piece)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total <= 1 << 23
+    assert largest <= 1 << 24
+    assert peak < 1 << 25
+
+
+def test_frames_of_zstd_that_follow_one_another():
+    undo = codings.decompress("zstd")
+    body = packed(b"one ", "zstd") + packed(b"two", "zstd")
+    assert b"".join(undo(body)) == b"one two"
+
+
+@pytest.mark.parametrize("coding", [None, "", "identity", " Identity , identity"])
+def test_no_coding(coding):
+    assert codings.decompress(coding) is None
+
+
+@pytest.mark.parametrize("coding", ["rot13", "gzip, rot13", "gzip;q=1", ",".join(["gzip"] * 9)])
+def test_a_coding_that_is_none(coding):
+    with pytest.raises((LookupError, ValueError)):
+        codings.decompress(coding)
+
+
+def test_what_the_app_has_not_loaded_is_not_loaded(monkeypatch):
+    for name in ("brotli", "brotlicffi", "zstandard", "compression.zstd", "backports.zstd"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for coding in ("br", "zstd"):
+        with pytest.raises(LookupError):
+            codings.decompress(coding)
+    assert "brotli" not in sys.modules
+
+
+def test_a_brotli_whose_output_has_no_limit_is_not_used(monkeypatch):
+    class Old:
+        class Decompressor:
+            def process(self, data):
+                return bytes(1 << 30)
+
+    monkeypatch.setitem(sys.modules, "brotli", Old)
+    with pytest.raises(LookupError):
+        codings.decompress("br")

@@ -2,16 +2,20 @@
 
 import asyncio
 import functools
+import io
 
+import aiohttp
 import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sottovoce import guard
+from sottovoce import guard, transports
 from sottovoce.call import current_call
 from sottovoce.clients import generated
 from sottovoce.guard import ImportHooks
+from sottovoce.transports import aiohttp as aiohttp_room
+from sottovoce.transports import http_client, requests, urllib3
 from sottovoce.transports import httpx as wire
 
 fuzzed = settings(
@@ -111,7 +115,7 @@ all_options = hostile(
     json_data=st.dictionaries(keys, bodies, max_size=5),
     extra_json=st.dictionaries(keys, bodies, max_size=2),
 )
-requests = hostile(
+asked = hostile(
     method=st.sampled_from(["POST", "GET"]),
     url=urls,
     _content=st.sampled_from([b'{"model": "x", "stream": true}', b"{", b""]),
@@ -176,7 +180,7 @@ def test_clients(options, base, result, broken):
 
 
 @fuzzed
-@given(request=requests, response=answers | outcomes | odd, broken=broken)
+@given(request=asked, response=answers | outcomes | odd, broken=broken)
 def test_transports(request, response, broken):
     library = wire._Library(httpx2)
     wire.install_wire()
@@ -186,6 +190,99 @@ def test_transports(request, response, broken):
     finally:
         wire.set_raw_recorder(None)
         wire.remove_wire()
+    assert current_call.get() is None
+
+
+prepared = hostile(
+    method=st.sampled_from(["POST", "GET", "post"]),
+    url=st.sampled_from(["http://x/v1/chat/completions", "http://[/chat/completions", "/", ""]),
+    body=st.sampled_from([b'{"model": "x", "stream": true}', "{", None]) | odd,
+)
+raws = hostile(
+    tell=st.just(lambda: 0),
+    _original_response=hostile(
+        fp=st.builds(lambda data: io.BufferedReader(io.BytesIO(data)), st.binary(max_size=30)),
+        length=st.none() | st.integers(0, 30),
+        chunked=st.booleans(),
+        headers=headers,
+    ),
+)
+read_later = hostile(
+    status=st.sampled_from([200, 404]),
+    status_code=st.sampled_from([200, 404]),
+    headers=headers,
+    history=st.just(()) | odd,
+    raw=raws,
+    content=st.builds(lambda: aiohttp.StreamReader(Loop(), 9, loop=Loop())) | odd,
+    tell=st.just(lambda: 0),
+    fp=st.builds(lambda data: io.BufferedReader(io.BytesIO(data)), st.binary(max_size=30)),
+    length=st.none() | st.integers(0, 30),
+    chunked=st.booleans(),
+    _content=st.sampled_from([False, None, b"{}", True]),
+    _body=st.sampled_from([None, b"{}"]),
+    _original_response=st.none() | odd,
+)
+
+
+class Loop:
+    """As much of an event loop as a `StreamReader` asks for."""
+
+
+def once(wrapped, outcome, *arguments):
+    """As `both`, of a wrapped function alone."""
+    try:
+        result = wrapped(*arguments)
+    except BaseException as error:
+        assert error is outcome
+    else:
+        assert result is outcome
+
+
+def original_of(outcome):
+    def original(*args, **kwargs):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    return original
+
+
+@fuzzed
+@given(
+    request=prepared,
+    url=paths | odd,
+    body=st.sampled_from([b'{"model": "x"}', None]) | odd,
+    response=read_later | outcomes | odd,
+    broken=broken,
+)
+def test_other_transports(request, url, body, response, broken):
+    names = tuple(transports.TRANSPORTS)
+    transports.install_wire(*names)
+    for name in names:
+        transports.set_raw_recorder(name, Raising(broken))
+    original = original_of(response)
+
+    async def original_async(*args, **kwargs):
+        return original()
+
+    connection = Hostile({"host": "x", "port": 80})
+    try:
+        once(requests._wrap_send(original), response, object(), request)
+        for where in (urllib3._where, urllib3._where_of_pool):
+            wrapped = urllib3._wrapper(where, tries=where is urllib3._where_of_pool)(original)
+            once(wrapped, response, object(), "POST", url, body)
+        once(http_client._wrap_request(original), response, connection, "POST", url, body)
+        once(http_client._wrap_getresponse(original), response, connection)
+        ask = aiohttp_room._wrap_request(original_async)
+        for session in (object(), Hostile({"_build_url": lambda url: url})):
+            once(
+                lambda session=session: asyncio.run(ask(session, "POST", url, json=body)),
+                response,
+            )
+    finally:
+        for name in names:
+            transports.set_raw_recorder(name, None)
+        transports.remove_wire(*names)
     assert current_call.get() is None
 
 

@@ -55,7 +55,7 @@ def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
             begun.broken(error)
             raise
         begun.sent()
-        _answered(begun, response, _decompressed(session, kwargs))
+        _answered(begun, response, session, kwargs)
         begun.finish()
         return response
 
@@ -82,7 +82,7 @@ def _decompressed(session: Any, asked: dict[str, Any]) -> bool:
 
 
 @guard.never_raise("aiohttp.answered")
-def _answered(begun: Sending, response: Any, decompressed: bool) -> None:
+def _answered(begun: Sending, response: Any, session: Any, asked: dict[str, Any]) -> None:
     """Watch the body, which is always yet to be read."""
     if not begun.answered(response.history, response.status):
         return
@@ -91,7 +91,7 @@ def _answered(begun: Sending, response: Any, decompressed: bool) -> None:
         # `EMPTY_PAYLOAD`: there is no body.
         return
     headers = response.headers
-    coding = None if decompressed else headers.get("content-encoding")
+    coding = None if _decompressed(session, asked) else headers.get("content-encoding")
     watch = begun.watch(headers.get("content-type"), coding)
     buffer = _WatchedBuffer(content._buffer)
     buffer.watch = watch

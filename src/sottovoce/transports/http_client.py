@@ -91,6 +91,7 @@ def _wrap_getresponse(original: Callable[..., Any]) -> Callable[..., Any]:
     return getresponse
 
 
+@guard.never_raise("http_client.awaited")
 def _awaited(connection: Any) -> Sending | None:
     awaited: Awaited | None = vars(connection).pop(_AWAITED, None)
     return None if awaited is None else awaited.take()
