@@ -10,6 +10,9 @@ compile requirements/test.in -o requirements/test.txt
 compile -c requirements/test.txt requirements/demo.in -o requirements/demo.txt
 # The peers run in an environment of their own, on the same OpenTelemetry.
 compile -c requirements/test.txt requirements/peers.in -o requirements/peers.txt
-# So do the frameworks on top of the clients.
-compile -c <(grep -oE '^opentelemetry[a-z-]*==[^ ]+' requirements/test.txt) requirements/frameworks.in -o requirements/frameworks.txt
+# So do the frameworks on top of the clients, and older versions of these.
+otel() { grep -oE '^opentelemetry[a-z-]*==[^ ]+' requirements/test.txt; }
+for name in frameworks sdks-oldest sdks-httpx sdks-httpx2; do
+  compile -c <(otel) "requirements/$name.in" -o "requirements/$name.txt"
+done
 compile --no-deps requirements/llama.in -o requirements/llama.txt
