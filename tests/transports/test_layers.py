@@ -13,6 +13,9 @@ import threading
 import urllib.request
 
 import aiohttp
+import h2.config
+import h2.connection
+import h2.events
 import httpx
 import httpx2
 import pytest
@@ -767,3 +770,51 @@ def test_patches_of_ours_are_known_as_such():
     transports.install_wire("requests")
     assert not patches.wrap(requests.Session, "send", lambda original: original)
     transports.remove_wire("requests")
+
+
+class HTTP2:
+    """A server that speaks HTTP/2 and nothing else, on one connection."""
+
+    def __enter__(self):
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._thread.join()
+        self._listening.close()
+
+    def _serve(self):
+        config = h2.config.H2Configuration(client_side=False)
+        connection = h2.connection.H2Connection(config)
+        peer, _ = self._listening.accept()
+        with peer:
+            connection.initiate_connection()
+            peer.sendall(connection.data_to_send())
+            while data := peer.recv(1 << 16):
+                for event in connection.receive_data(data):
+                    if isinstance(event, h2.events.StreamEnded):
+                        self._answer(connection, peer, event.stream_id)
+                peer.sendall(connection.data_to_send())
+
+    def _answer(self, connection, peer, stream):
+        headers = [(":status", "200"), ("content-type", "text/event-stream")]
+        connection.send_headers(stream, headers)
+        for event in EVENTS:
+            connection.send_data(stream, event)
+            peer.sendall(connection.data_to_send())
+        connection.end_stream(stream)
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_http_2(calls, library):
+    with HTTP2() as server:
+        url = f"http://127.0.0.1:{server.port}/v1/chat/completions"
+        with library.Client(http1=False, http2=True, verify=False) as client:
+            for _ in range(2):
+                with client.stream("POST", url, json=STREAM) as response:
+                    assert response.http_version == "HTTP/2"
+                    assert b"".join(response.iter_bytes()) == b"".join(EVENTS)
+    assert [answered(call, stream=True) for call in calls.ended_calls] == [True, True]
