@@ -297,6 +297,18 @@ def test_an_element_that_is_too_large_is_counted(reading):
     assert (read.facts, read.call.chunks, read.malformed) == (FACTS, 3, ["size"])
 
 
+@pytest.mark.parametrize("hostile", [b"{" * 300, b'{"a":' * 300, b"{" + b"[" * 300])
+def test_brackets_without_end_are_not_followed(reading, hostile):
+    read = reading(GEMINI)
+    read.call.stream = True
+    reader = type(read.reader)(read.call, GEMINI, "application/json", read.malformed.append)
+    reader.feed(as_array(events_of()[:1])[:-3] + b"," + hostile)
+    reader.feed(hostile)
+    reader.finish()
+    assert read.malformed == ["sse"]
+    assert (read.call.chunks, read.call.outcome) == (1, "completed")
+
+
 EMBEDDED = {
     "embedContent": {"input_tokens": 4},
     "batchEmbedContents": {},

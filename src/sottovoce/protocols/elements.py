@@ -7,7 +7,7 @@ brackets alone, outside strings; nothing is parsed here.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 _UNKNOWN: Final = b"{}"
 
 # Alternatives begin differently and repetitions are bounded: nothing is read twice.
-_NO_BRACKETS = re.compile(rb'[^"{}\[\]]*')
+_NO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]{0,256}"){0,512}')
 _IN_STRING = re.compile(rb'(?:[^"\\]+|\\.){0,32}', re.DOTALL)
 
 _QUOTE, _BACKSLASH = b'"\\'
 _OPEN: Final = frozenset(b"{[")
+_MAX_DEPTH: Final = 200  # what deserves to be read is not nested deeper
 
 
 class Elements:
@@ -30,13 +31,11 @@ class Elements:
             says nothing.
 
     Attributes:
-        broken: never; what is between objects is nobody's.
+        broken: brackets are nested too deeply; none is looked at any more.
         oversized: an object was larger than `limit`.
     """
 
-    broken: ClassVar[bool] = False
-
-    __slots__ = ("_depth", "_escaped", "_held", "_in_string", "_limit", "oversized")
+    __slots__ = ("_depth", "_escaped", "_held", "_in_string", "_limit", "broken", "oversized")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -44,6 +43,7 @@ class Elements:
         self._depth = 0  # of brackets within the object that has begun
         self._in_string = False
         self._escaped = False  # the next byte belongs to a backslash
+        self.broken = False
         self.oversized = False
 
     @property
@@ -54,12 +54,14 @@ class Elements:
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Give the objects that `chunk` completes, outermost or in the outermost array."""
         at = 0
-        while True:
+        while not self.broken:
             if not self._depth:
                 at = chunk.find(b"{", at)
                 if at < 0:
                     return
             end = self._end(chunk, at)
+            if self.broken:
+                return
             if len(self._held) <= self._limit:
                 self._held += chunk[at:end]
             if self._depth:
@@ -88,6 +90,9 @@ class Elements:
                 self._in_string = True
             elif byte in _OPEN:
                 self._depth += 1
+                if self._depth > _MAX_DEPTH:
+                    self.broken = True
+                    break
             else:
                 self._depth -= 1
                 if not self._depth:

@@ -325,8 +325,8 @@ ANSWERED: Final[Table] = CHUNK + rows(
 )
 
 MAY_HOLD_FACT: Final = re.compile(
-    rb'"(?:finishReason|blockReason|functionCall)"\s*:|"error"\s*:\s*\{'
-    rb'|"(?:(?<=\{")|(?<=\{\n  "))usageMetadata"'
+    rb'"(?:(?:finishReason|blockReason|functionCall)"\s*:|error"\s*:\s*\{'
+    rb'|(?:(?<=\{")|(?<=\{\n  "))usageMetadata")'
 )
 """An end, the beginning of a tool call, an error, or counts that come after the end. Counts so
 far and the model are in every chunk: the reader parses the first ones for them."""
