@@ -308,8 +308,8 @@ class LM15Instrumentor(_TransportInstrumentor):
 class MCPInstrumentor(_Instrumentor):
     """Requests of the Model Context Protocol, as clients send and servers answer them."""
 
-    # What every version imports first, so that nobody has taken a function before it is hooked.
-    modules = ("mcp_types", "mcp.types")
+    # The last two are what versions import first: nobody has taken a function by then.
+    modules = ("mcp", "mcp_types", "mcp.types")
 
     def _install(self, _: SpanRecorder) -> None:
         from sottovoce.clients import mcp  # noqa: PLC0415
