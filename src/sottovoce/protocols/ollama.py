@@ -132,6 +132,7 @@ OLLAMA_CHAT: Final = Protocol(
     may_hold_fact=MAY_HOLD_FACT,
     last=_last,
     tail_keys=TAIL_KEYS,
+    streams_as="application/x-ndjson",
 )
 
 OLLAMA_GENERATE: Final = Protocol(
@@ -143,6 +144,7 @@ OLLAMA_GENERATE: Final = Protocol(
     may_hold_fact=MAY_HOLD_FACT,
     last=_last,
     tail_keys=TAIL_KEYS,
+    streams_as="application/x-ndjson",
 )
 
 OLLAMA_EMBED: Final = Protocol(

@@ -219,6 +219,7 @@ class Protocol:
         array: a stream may be one JSON array, an element for each event.
         opaque: answers are sound or text unless their type says JSON or a stream; such an answer
             is never looked at.
+        streams_as: content type of streams, where a server does not tell it.
         batch: a whole answer may be a list with an item for each input, of which the first counts.
     """
 
@@ -237,6 +238,7 @@ class Protocol:
     array: bool = False
     opaque: bool = False
     batch: bool = False
+    streams_as: str = "text/event-stream"
 
     def request(self, body: Body) -> Facts:
         """Read the facts of a request's JSON object. Never raises; never content."""

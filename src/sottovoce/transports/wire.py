@@ -193,7 +193,7 @@ def _kind(call: Call, route: Route, content_type: str | None) -> str:
         return content_type or ""
     if content_type and content_type.partition(";")[0].strip().lower() not in _UNTOLD:
         return content_type
-    return "text/event-stream" if call.stream else "application/json"
+    return route.protocol.streams_as if call.stream else "application/json"
 
 
 def _malformed(reason: str) -> None:

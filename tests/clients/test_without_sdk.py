@@ -1,0 +1,167 @@
+"""Ollama, Cohere and Hugging Face asked without an SDK: each request is one call all the same."""
+
+import httpx
+import pytest
+import requests
+
+from servers import cohere, huggingface, ollama
+from servers.calls import Calls
+from servers.provider import WORDS
+from servers.scenarios import MESSAGES
+from sottovoce import guard, transports
+
+ASK = {"model": "tiny", "messages": MESSAGES}
+OLLAMA = {**ollama.COUNTED, "finish_reasons": ["stop"]}
+COHERE = {**cohere.COUNTED, "finish_reasons": ["COMPLETE"]}
+INPUTS = {"inputs": "a secret question", "parameters": {"details": True}}
+
+WHOLE = [
+    (ollama, "/api/chat", {**ASK, "stream": False}, "chat", "ollama", OLLAMA),
+    (
+        ollama,
+        "/api/generate",
+        {"model": "tiny", "prompt": "a secret", "stream": False},
+        "text_completion",
+        "ollama",
+        OLLAMA,
+    ),
+    (
+        ollama,
+        "/api/embed",
+        {"model": "tiny", "input": "a secret", "stream": False},
+        "embeddings",
+        "ollama",
+        {"input_tokens": 8},
+    ),
+    (cohere, "/v2/chat", ASK, "chat", "cohere", COHERE),
+    (cohere, "/v1/chat", {"model": "tiny", "message": "a secret"}, "chat", "cohere", COHERE),
+    (cohere, "/v2/embed", {"model": "tiny"}, "embeddings", "cohere", {"input_tokens": 2}),
+    (cohere, "/v2/rerank", {"model": "tiny"}, "rerank", "cohere", {}),
+    (cohere, "/v1/rerank", {"model": "tiny"}, "rerank", "openai_compatible", {}),
+    (
+        huggingface,
+        "/hf-inference/models/org/tiny/pipeline/feature-extraction",
+        {"inputs": "a secret"},
+        "embeddings",
+        "hugging_face",
+        {"request_model": "org/tiny"},
+    ),
+]
+STREAMS = [
+    # Whoever does not say otherwise gets a stream.
+    (ollama, "/api/chat", ASK, "chat", "ollama", OLLAMA, WORDS),
+    (
+        ollama,
+        "/api/generate",
+        {"model": "tiny", "prompt": "a secret", "stream": True},
+        "text_completion",
+        "ollama",
+        OLLAMA,
+        WORDS,
+    ),
+    (cohere, "/v2/chat", {**ASK, "stream": True}, "chat", "cohere", COHERE, WORDS + 3),
+    (
+        cohere,
+        "/v1/chat",
+        {"model": "tiny", "message": "a secret", "stream": True},
+        "chat",
+        "cohere",
+        COHERE,
+        WORDS + 1,
+    ),
+    (
+        huggingface,
+        "/generate_stream",
+        INPUTS,
+        "text_completion",
+        "hugging_face",
+        {**huggingface.COUNTED, "input_tokens": 3},
+        WORDS,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def servers():
+    running = {module: module.serve().__enter__() for module in (ollama, cohere, huggingface)}
+    yield running
+    for server in running.values():
+        server.__exit__()
+
+
+@pytest.fixture
+def raw():
+    calls = Calls()
+    guard.failures.clear()
+    guard.undecodable.clear()
+    for name in ("httpx", "requests"):
+        transports.install_wire(name)
+        transports.set_raw_recorder(name, calls)
+    yield calls
+    for name in ("httpx", "requests"):
+        transports.set_raw_recorder(name, None)
+        transports.remove_wire(name)
+    assert not guard.failures
+    assert not guard.undecodable
+
+
+def by_httpx(url, body, stream):
+    with httpx.Client(verify=False) as client:
+        if not stream:
+            return client.post(url, json=body).content
+        with client.stream("POST", url, json=body) as response:
+            return "\n".join(response.iter_lines())
+
+
+def by_requests(url, body, stream):
+    with requests.post(url, json=body, stream=stream, timeout=30) as response:
+        return b"\n".join(response.iter_lines()) if stream else response.content
+
+
+@pytest.mark.parametrize("ask", [by_httpx, by_requests])
+@pytest.mark.parametrize(("wire", "path", "body", "operation", "provider", "facts"), WHOLE)
+def test_whole_answers(servers, raw, ask, wire, path, body, operation, provider, facts):
+    assert ask(servers[wire].url + path, body, stream=False)
+    call = raw.only
+    assert (call.outcome, call.operation, call.provider) == ("completed", operation, provider)
+    assert (call.stream, call.attempts, call.local) == (False, 1, True)
+    assert {**call.facts, **facts} == call.facts
+    assert "secret" not in repr(call.facts)
+
+
+@pytest.mark.parametrize("ask", [by_httpx, by_requests])
+@pytest.mark.parametrize("scenario", ["ok", "bytewise"])
+@pytest.mark.parametrize(
+    ("wire", "path", "body", "operation", "provider", "facts", "chunks"), STREAMS
+)
+def test_streams(servers, raw, ask, scenario, wire, path, body, operation, provider, facts, chunks):
+    servers[wire].play(scenario)
+    assert ask(servers[wire].url + path, body, stream=True)
+    call = raw.only
+    assert (call.outcome, call.operation, call.provider) == ("completed", operation, provider)
+    assert (call.stream, call.chunks) == (True, chunks)
+    assert {**call.facts, **facts} == call.facts
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v2/chat", "/rerank", "/generate"])
+def test_somebody_elses_paths(servers, raw, path):
+    by_httpx(servers[ollama].url + path, {"hello": "a secret"}, stream=False)
+    assert not raw.opened_calls
+
+
+def test_downloads_and_housekeeping(servers, raw):
+    with httpx.Client(verify=False) as client:
+        client.post(servers[ollama].url + "/api/pull", json={"model": "tiny"})
+        client.post(servers[ollama].url + "/api/show", json={"model": "tiny"})
+        client.get(servers[huggingface].url + "/org/tiny/resolve/main/model.safetensors")
+    assert not raw.opened_calls
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v2/chat", "/generate_stream"])
+def test_a_stream_whose_type_is_not_told(servers, raw, path):
+    rows = {row[1]: row for row in STREAMS if row[0] is not cohere or row[1] == "/v2/chat"}
+    wire, _, body, _, _, facts, chunks = rows[path]
+    servers[wire].play("no_type")
+    by_httpx(servers[wire].url + path, {**body, "stream": True}, stream=True)
+    assert {**raw.only.facts, **facts} == raw.only.facts
+    assert (raw.only.stream, raw.only.chunks) == (True, chunks)
