@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from sottovoce.protocols import request_facts
 from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
+from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
+from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
 from sottovoce.protocols.openai_audio import OPENAI_AUDIO
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
@@ -29,6 +31,8 @@ ALL = [
     OPENAI_AUDIO,
     OPENAI_MODERATIONS,
     ANTHROPIC_MESSAGES,
+    BEDROCK_CONVERSE,
+    BEDROCK_INVOKE,
 ]
 CANARY = "the canary sings"
 LONG = CANARY * 8000
