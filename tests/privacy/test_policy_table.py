@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, SpanContext
 
 from sottovoce.privacy.gate import gated_meter_provider, gated_tracer_provider
-from sottovoce.registry import ATTRIBUTES
+from sottovoce.registry import ATTRIBUTES, rules
 from sottovoce.settings import ALLOWED_KINDS
 
 CANARY = "AnnaSmithHasCancer"
@@ -82,8 +82,8 @@ gen_ai.evaluation.score.value | drop | bucket | keep
 gen_ai.evaluation.score.label gen_ai.evaluation.name | drop | enum | enum
 """
 ROWS = [
-    (pattern, tuple(rule.strip() for rule in rules))
-    for names, *rules in (line.split("|") for line in TABLE.strip().splitlines())
+    (pattern, tuple(rule.strip() for rule in told))
+    for names, *told in (line.split("|") for line in TABLE.strip().splitlines())
     for pattern in names.split()
 ]
 
