@@ -316,6 +316,23 @@ def test_one_call_and_no_difference(driver, server, library, scenario):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
+def test_aiohttp_is_asked_again_after_a_broken_connection(server, calls, streamed):
+    if RETRIES:
+        return
+    server.play("disconnect")
+    driver = Async()
+    client = make(driver, server, "aiohttp", **THRICE)
+    if streamed:
+        driver.items(ask_stream(driver, client))
+    else:
+        ask(driver, client)
+    close(driver, client)
+    driver.stop()
+    assert (calls.only.outcome, calls.only.attempts) == ("completed", 2)
+    assert {**calls.only.facts, **FACTS} == calls.only.facts
+
+
+@pytest.mark.parametrize("streamed", [False, True])
 def test_vertex(driver, server, library, calls, streamed):
     client = make(driver, server, library, vertex=True)
     if streamed:
