@@ -32,6 +32,7 @@ MOST: Final = 16
 _LONGEST: Final = 128
 _DEEPEST: Final = 20_000
 _CALLERS: Final = 256
+_LOOKED_AT: Final = 512
 _FRAME: Final = Pattern(
     r"([A-Za-z_][\w.]*):([A-Za-z_]\w*|<(?:module|lambda|genexpr|listcomp|dictcomp|setcomp)>)"
     r":(\d{1,6})"
@@ -82,14 +83,15 @@ class Frames:
         if not self._packages or not isinstance(error, BaseException):
             return ()
         try:
-            passed = _walked(_traceback_of(error))
-            shown: deque[str] = deque(maxlen=MOST)
-            for frame, line in passed:
+            shown: list[str] = []
+            for frame, line in reversed(_walked(_traceback_of(error))):
                 text = self._shown(frame, line)
                 # A function that calls itself is told once.
                 if text is not None and (not shown or shown[-1] != text):
                     shown.append(text)
-            return tuple(shown)
+                    if len(shown) == MOST:
+                        break
+            return tuple(reversed(shown))
         except Exception:  # noqa: BLE001 - the class of the error is told without them
             return ()
 
@@ -141,14 +143,14 @@ def told_by(span: Any, frames: Frames) -> None:
         guard.failed("stack frames")
 
 
-def _walked(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+def _walked(traceback: TracebackType | None) -> deque[tuple[FrameType, int]]:
     """Frames from the outermost to the innermost, each with the line that it was at."""
     callers: list[tuple[FrameType, int]] = []
     caller = traceback.tb_frame.f_back if traceback is not None else None
     while caller is not None and len(callers) < _CALLERS:
         callers.append((caller, caller.f_lineno))
         caller = caller.f_back
-    return chain(reversed(callers), _passed(traceback))
+    return deque(chain(reversed(callers), _passed(traceback)), maxlen=_LOOKED_AT)
 
 
 def _passed(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
