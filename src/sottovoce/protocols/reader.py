@@ -167,8 +167,14 @@ class Reader:
                 self._clean
                 and not self._first
                 and chunk[-3:] == b"}\n\n"
-                and chunk[:5] == b"data:"
-                and chunk.count(b"\n") == 2  # noqa: PLR2004 - one line and a blank one
+                and (
+                    (chunk[:5] == b"data:" and chunk.count(b"\n") == 2)  # noqa: PLR2004 - a line and a blank one
+                    or (
+                        chunk[:6] == b"event:"
+                        and chunk.count(b"\n") == 3  # noqa: PLR2004 - its name's line, too
+                        and b"\ndata:" in chunk
+                    )
+                )
                 and not self.done
                 and self._gate(chunk) is None
                 and len(chunk) <= MAX_EVENT
