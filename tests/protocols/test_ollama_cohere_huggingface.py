@@ -421,6 +421,8 @@ def test_no_value_in_any_place_raises_or_brings_content(reading, body):
         ]
         for read in reads:
             assert "reader" not in read.malformed
+            # A model may have any name; the policy decides what of it may be seen.
+            read.call.facts.pop("response_model", None)
             assert CANARY not in repr(read.result)
             assert CANARY not in repr(read.reader.error)
         asked = {**protocol.request(body), **request_facts(protocol, wire)}
