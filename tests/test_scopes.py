@@ -5,8 +5,11 @@ import contextvars
 import functools
 import gc
 import inspect
+import os
 import pickle
 import re
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -26,6 +29,7 @@ from sottovoce import dropped, guard, steps
 from sottovoce.call import Call
 from sottovoce.instrumentors import HTTPXInstrumentor
 from sottovoce.privacy import policy
+from sottovoce.privacy.gate import gated_tracer_provider
 from sottovoce.record import SpanRecorder
 from sottovoce.record_steps import StepRecorder
 from sottovoce.settings import Settings
@@ -687,6 +691,47 @@ def test_with_nothing_instrumented_nothing_happens():
         assert plain(1)[0] == 1
         assert list(generator(2)) == [0, 1]
     assert steps.current_step.get() is None
+
+
+def test_with_nothing_instrumented_nothing_is_imported_for_it():
+    code = """
+import sottovoce, sys
+@sottovoce.tool("bash")
+def run(): pass
+with sottovoce.agent("x"), sottovoce.conversation("c"): run()
+assert not {"wrapt", "opentelemetry", "asyncio", "logging.config"} & set(sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_forked_child_ends_none_of_its_parent_s(bench):
+    with sottovoce.tool("bash"):
+        child = os.fork()
+    if not child:
+        os._exit(len(bench.spans))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert bench.span.name == "execute_tool bash"
+
+
+def test_through_the_gate_it_is_the_same():
+    chosen = Settings(allow=("tool:find_books",))
+    gate, exporter = policy.activate(chosen), InMemorySpanExporter()
+    tracers = gated_tracer_provider(gate, shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    recorder = StepRecorder(tracers, MeterProvider(), chosen)
+    steps.source.add(make := lambda: recorder)
+    try:
+        with sottovoce.conversation(CANARY), sottovoce.agent(CANARY), sottovoce.tool("find_books"):
+            pass
+    finally:
+        steps.source.remove(make)
+        policy.activate(Settings())
+    tool, agent = exporter.get_finished_spans()
+    assert tool.name == "execute_tool find_books"
+    assert re.fullmatch("invoke_agent [0-9a-f]{12}", agent.name)
+    assert re.fullmatch("[0-9a-f]{16}", agent.attributes["gen_ai.conversation.id"])
+    assert agent.attributes["sottovoce.call.outcome"] == "completed"
 
 
 def test_a_recorder_that_breaks_is_not_noticed():

@@ -17,8 +17,6 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import wrapt
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -173,6 +171,8 @@ class ImportHooks:
         def run(loaded: ModuleType) -> None:
             if self._active:
                 guarded(loaded, late)
+
+        import wrapt  # noqa: PLC0415 - most of what this module would cost an app without hooks
 
         wrapt.register_post_import_hook(run, module)
 

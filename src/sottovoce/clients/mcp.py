@@ -19,7 +19,7 @@ from sottovoce.clients import mcp_peers
 from sottovoce.steps import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator
     from types import ModuleType
 
     from sottovoce.call import Recorder
@@ -157,9 +157,8 @@ class _Sides:
         if recorder is None or type(method) is not str:
             return None
         peer = mcp_peers.HERE if dispatcher is None else mcp_peers.behind(dispatcher)
-        step = self._client_step(recorder, peer, method, (params or {}).get("name"))
-        headers = (opts or {}).get("headers") or {}
-        step.version = _text(headers.get(_VERSION_HEADER))
+        step = self._client_step(recorder, peer, method, _of(params, "name"))
+        step.version = _text(_of(_of(opts, "headers"), _VERSION_HEADER))
         return step, steps.enter(step)
 
     @guard.never_raise("mcp.sent_typed")
@@ -197,7 +196,7 @@ class _Sides:
         # A notification has no id, and no span.
         if recorder is None or ctx.request_id is None or type(ctx.method) is not str:
             return None
-        name = (ctx.params or {}).get("name") if ctx.method in _NAMED else None
+        name = _of(ctx.params, "name") if ctx.method in _NAMED else None
         step = _server_step(recorder, ctx.method, name, ctx.request, ctx.meta)
         step.version = _text(ctx.protocol_version)
         return step, steps.enter(step)
@@ -237,10 +236,14 @@ def _server_step(recorder: Recorder, method: str, name: Any, http: Any, meta: An
     )
 
 
-def _carrier(meta: Mapping[str, Any] | None) -> dict[str, str] | None:
+def _carrier(meta: Any) -> dict[str, str] | None:
     """Give the other side's trace context, and nothing else of what came along."""
-    parent = _text((meta or {}).get("traceparent"))
+    parent = _text(_of(meta, "traceparent"))
     return None if parent is None else {"traceparent": parent}
+
+
+def _of(mapping: Any, key: str) -> Any:
+    return mapping.get(key) if isinstance(mapping, dict) else None
 
 
 def _text(value: Any) -> str | None:
@@ -281,14 +284,14 @@ def _code(error: BaseException) -> str | None:
 def _learn(step: Step, result: Any) -> None:
     """See whether the tool failed, and on which version the two sides agreed."""
     if step.method == "tools/call":
-        failed = result.get("isError") if isinstance(result, dict) else None
+        failed = _of(result, "isError")
         # `is_error` in 2.x, `isError` in 1.x.
         if failed is None:
             failed = getattr(result, "is_error", getattr(result, "isError", None))
         if failed is True:
             step.fail(_TOOL_ERROR)
     elif step.method == "initialize":
-        named = result.get("protocolVersion") if isinstance(result, dict) else None
+        named = _of(result, "protocolVersion")
         step.version = _text(named or getattr(result, "protocolVersion", None)) or step.version
 
 
