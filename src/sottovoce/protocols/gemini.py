@@ -36,8 +36,9 @@ _DECLARATIONS: Final = frozenset({"functionDeclarations", "function_declarations
 _OUTPUT_TYPES: Final = {"application/json": "json", "text/plain": "text", "text/x.enum": "text"}
 _REASON = re.compile(r"(?!.*_UNSPECIFIED)[A-Z][A-Z_]{1,63}").fullmatch
 _PATH = re.compile(r"(?:^|/)(models|tunedModels|endpoints)/([^/]{1,256}):[A-Za-z]+$").search
-_EMBEDDER = re.compile(r"(?:^|/)publishers/google/models/[^/]*(?:embedding|gecko)").search
-_PAINTER = re.compile(r"(?:^|/)models/(imagen|veo)[^/]*$").search
+# Looked for too rarely to be compiled beforehand.
+_EMBEDDER: Final = r"(?:^|/)publishers/google/models/[^/]*(?:embedding|gecko)"
+_PAINTER: Final = r"(?:^|/)models/(imagen|veo)[^/]*$"
 
 
 def generates(path: str) -> Facts | None:
@@ -61,12 +62,12 @@ def embeds(path: str) -> Facts | None:
     Everything that Vertex AI serves answers to this verb, models of one's own included; so does
     what TensorFlow Serving serves.
     """
-    return generates(path) if _EMBEDDER(path) else None
+    return generates(path) if re.search(_EMBEDDER, path) else None
 
 
 def paints(path: str) -> Facts | None:
     """Read the model of ``:predict`` and ``:predictLongRunning`` when it makes images or videos."""
-    found, facts = _PAINTER(path), generates(path)
+    found, facts = re.search(_PAINTER, path), generates(path)
     if found is None or facts is None:
         return None
     return {**facts, "output_type": "image"} if found[1] == "imagen" else facts

@@ -15,7 +15,7 @@ from sottovoce.protocols.protocol import Protocol, at, rows
 if TYPE_CHECKING:
     from sottovoce.call import Facts
 
-_PATH = re.compile(r"(?:^|/publishers/mistralai/models/([^/:]{1,256}):|^/)\w+$").search
+_PATH: Final = r"(?:^|/publishers/mistralai/models/([^/:]{1,256}):|^/)\w+$"
 
 
 def on_vertex(path: str) -> Facts | None:
@@ -23,7 +23,7 @@ def on_vertex(path: str) -> Facts | None:
 
     The SDK itself begins with ``/rawPredict`` alone and writes the rest late.
     """
-    found = _PATH(path)
+    found = re.search(_PATH, path)
     if found is None:
         return None
     return {"request_model": unquote(found[1])} if found[1] else {}
