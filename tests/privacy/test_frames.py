@@ -349,7 +349,7 @@ def test_what_somebody_else_says_is_looked_up(gated, shop):
         [f"{name}.orders:{CANARY}:{PAY}"],
         [f"{name}.orders:pay:4711"],
         [f"{good}\n"],
-        [f"{name}.orders:pay:0{PAY}0"],
+        [f"{name}.orders:pay:00{PAY}"],
         good,
     ]
     with tracer.start_as_current_span("x") as span:

@@ -35,7 +35,7 @@ _CALLERS: Final = 256
 _LOOKED_AT: Final = 512
 _FRAME: Final = Pattern(
     r"([A-Za-z_][\w.]*):([A-Za-z_]\w*|<(?:module|lambda|genexpr|listcomp|dictcomp|setcomp)>)"
-    r":(\d{1,6})"
+    r":([1-9]\d{0,5})"
 )
 _LOADERS: Final = frozenset({SourceFileLoader, SourcelessFileLoader})
 
