@@ -12,13 +12,16 @@ import threading
 import time
 
 import anyio
+import hypothesis
 import mcp.client.streamable_http
 import mcp.shared.jsonrpc_dispatcher
 import pytest
 import uvicorn
+from hypothesis import strategies as st
 from mcp import Client, MCPError
 from mcp.client.session import ClientSession
 from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.shared.direct_dispatcher import create_direct_dispatcher_pair
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -342,6 +345,48 @@ def test_a_server_in_this_process(recorded):
     (client,) = recorded.spans(SpanKind.CLIENT, "tools/call")
     (server,) = recorded.spans(SpanKind.SERVER, "tools/call")
     assert server.parent.span_id == client.context.span_id
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.just(CANARY) | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["name", "_meta", "traceparent", "arguments", "isError", "content", CANARY]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+    method=st.sampled_from(["tools/call", "prompts/get", "ping", CANARY]), params=JSON, result=JSON
+)
+def test_whatever_is_asked_and_answered_nothing_of_it_is_said(method, params, result):
+    async def main():
+        left, right = create_direct_dispatcher_pair()
+
+        async def answer(*_):
+            return result
+
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(left.run, answer, answer)
+            await tasks.start(right.run, answer, answer)
+            given = await left.send_raw_request(method, params)
+            assert repr(given) == repr(result)
+            tasks.cancel_scope.cancel()
+
+    with instrumented() as recorded:
+        anyio.run(main)
+        (span,) = recorded.spans(SpanKind.CLIENT)
+        said = {*span.attributes.values(), span.name}
+        assert span.attributes["sottovoce.call.outcome"] in {"completed", "failed"}
+        assert "" not in said
 
 
 def test_an_error_of_ours_is_not_noticed(recorded, url, monkeypatch):
