@@ -1,5 +1,6 @@
 """The first version of Cohere's API, through its SDK as old as 5.0: the same as of the second."""
 
+import contextvars
 import inspect
 
 import cohere
@@ -14,6 +15,7 @@ from sottovoce.clients import cohere as room
 TOLD = {**wire.COUNTED, "finish_reasons": ["COMPLETE"]}
 RETRIES = "max_retries" in inspect.signature(cohere.Client).parameters
 OFFLINE = "offline" in inspect.signature(cohere.Client.tokenize).parameters
+BATCHES = "batching" in inspect.signature(cohere.Client.embed).parameters
 PREFIX = "" if hasattr(cohere, "ClientV2") else "/v1"
 
 
@@ -68,3 +70,16 @@ class TestCohereV1(Scenarios):
             wire.disconnect(driver, client)
         assert server.requests
         assert not calls.opened_calls
+
+    def test_texts_that_are_embedded_in_threads_belong_to_what_the_app_has_open(self, server):
+        mine = contextvars.ContextVar("mine", default="nobody")
+        opened = []
+        with hooked(self.sdk) as calls:
+            calls.opened = lambda call: opened.append((call.operation, mine.get()))
+            driver = type("driver", (), {"name": "sync"})
+            client = make(driver, server.url, 30)
+            mine.set("the app's")
+            client.embed(model="tiny", texts=["a secret"] * 200)
+            client.mine.close()
+        batches = 3 if BATCHES else 1
+        assert opened == [("embeddings", "the app's")] * batches

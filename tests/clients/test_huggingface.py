@@ -183,6 +183,15 @@ class TestHuggingFace(Scenarios):
             calls.only.facts["cache_read_tokens"] == USAGE["prompt_tokens_details"]["cached_tokens"]
         )
 
+    def test_a_stream_that_is_dropped_while_the_client_lives(self, driver, server):
+        with hooked(self.sdk) as calls:
+            client = make(driver, server.url, 30)
+            driver.items(driver.do(chat, client, stream=True), 2)
+            driver.collect()
+            assert calls.wait().outcome == "abandoned"
+            close(driver, client)
+        assert calls.only.chunks >= 2
+
     def test_other_tasks_are_left_alone(self, driver, server):
         with hooked(self.sdk) as calls:
             client = make(driver, server.url + "/text-classification", 30)

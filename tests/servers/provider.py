@@ -191,6 +191,7 @@ class ProviderServer:
         self._handler = handler or Handler
         self.scenarios = deque()
         self.requests = []
+        self.came = threading.Event()  # set with each request
         self.gate = threading.Event()  # what "slow" waits for between its chunks
         self.gate.set()
 
@@ -247,6 +248,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         raw = self.body()
         self.provider.requests.append((self.path, dict(self.headers), raw))
+        self.provider.came.set()
         try:
             body = json.loads(raw)
         except ValueError:

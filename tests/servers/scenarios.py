@@ -17,7 +17,7 @@ import pytest
 from servers.calls import Calls
 from servers.drivers import Async, Sync
 from sottovoce import guard, transports
-from sottovoce.call import current_call
+from sottovoce.call import Call, current_call
 from sottovoce.guard import ImportHooks, Patches
 
 MESSAGES = [{"role": "user", "content": "a secret question"}]
@@ -270,9 +270,11 @@ class Scenarios:
             assert set(inside) == {None}
             assert calls.only.outcome == "completed"
 
-    def test_a_task_that_is_cancelled(self, server):
+    @pytest.mark.parametrize("early", [False, True], ids=["within", "before"])
+    def test_a_task_that_is_cancelled(self, server, early):
         async def main(asked):
             client = self.sdk.make(Async, server.url, 30)
+            reading = asyncio.Event()
 
             async def read():
                 stream = asked.ask(client)
@@ -282,21 +284,36 @@ class Scenarios:
                     reading.set()
                     server.gate.clear()
 
-            reading = asyncio.Event()
             task = asyncio.create_task(read())
-            await reading.wait()
+            if early:
+                await asyncio.to_thread(server.came.wait, 30)
+            else:
+                await reading.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             await self.sdk.close(None, client)
 
         for asked in self.each(streamed=True):
+            server.came.clear()
             server.play("slow")
+            if early:
+                server.gate.clear()
             with hooked(self.sdk) as calls:
-                asyncio.run(main(asked))
+                asyncio.run(asyncio.wait_for(main(asked), 30))
                 call = calls.wait()
-            assert (call.outcome, call.chunks > 0) == ("cancelled", True)
+            assert (call.outcome, call.chunks > 0) == ("cancelled", not early)
             server.gate.set()
+
+    def test_a_call_within_a_call_is_the_outer_ones(self, driver, server):
+        for asked in self.sdk.asked.values():
+            with hooked(self.sdk) as calls:
+                outer = Call(calls, operation="chat", provider="other")
+                token = current_call.set(outer)
+                self.see(driver, server, asked)
+                current_call.reset(token)
+                outer.end()
+            assert calls.opened_calls == [outer]
 
     def test_calls_at_the_same_time_are_not_confused(self, server):
         asked = list(self.sdk.asked.values())

@@ -3,19 +3,25 @@
 Every method ends in `core.http_client.HttpClient.request` or `.stream`, or their async twins.
 `request` calls itself to try again: within an open call that opens no other. What it returns
 may be an error, of which the SDK makes an exception further up. Seen in cohere 5.0 to 7.3.
+
+`Client.embed` asks in threads of its own, some texts in each: that is a call each, and a child of
+what the app has open, for which the threads have to be told what that is.
 """
 
 from __future__ import annotations
 
+import functools
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from sottovoce import exchange
+from sottovoce import exchange, guard
 from sottovoce.clients.door import Asked
 from sottovoce.clients.late import LateDoor
 from sottovoce.protocols import hosts, routes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from sottovoce.call import Recorder
@@ -48,7 +54,49 @@ def install(
         patches.wrap(module.AsyncHttpClient, "request", door.wrap_async)
         patches.wrap(module.AsyncHttpClient, "stream", door.wrap_context)
 
+    def patch_client(module: ModuleType, _late: bool) -> None:
+        patches.wrap(module.Client, "__init__", _wrap_init)
+
     hooks.when_imported("cohere.core.http_client", patch)
+    hooks.when_imported("cohere.client", patch_client)
+
+
+class _Carrying:
+    """An executor whose threads work in the context of whoever gives them work."""
+
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_executor":  # being copied: not initialised
+            raise AttributeError(name)
+        return getattr(self._executor, name)
+
+    def map(self, function: Callable[..., Any], *given: Any, **kwargs: Any) -> Iterator[Any]:
+        """Do the same as `concurrent.futures.Executor.map`."""
+        context = copy_context()
+
+        def work(*args: Any) -> Any:
+            # Of its own, as no context can be entered twice at a time.
+            return context.copy().run(function, *args)
+
+        return self._executor.map(work, *given, **kwargs)  # type: ignore[no-any-return]
+
+
+def _wrap_init(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def init(client: Any, *args: Any, **kwargs: Any) -> None:
+        original(client, *args, **kwargs)
+        _carry(client)
+
+    return init
+
+
+@guard.never_raise("cohere.carry")
+def _carry(client: Any) -> None:
+    executor = getattr(client, "_executor", None)  # absent in 5.0, seen in 5.21 to 7.3
+    if hasattr(executor, "map") and not isinstance(executor, _Carrying):
+        client._executor = _Carrying(executor)
 
 
 class _Door(LateDoor):

@@ -18,7 +18,6 @@ from sottovoce.protocols.protocol import (
     Seen,
     Table,
     at,
-    length,
     of,
     read,
     rows,
@@ -28,6 +27,12 @@ from sottovoce.protocols.protocol import (
 @of("model")
 def _streamed(body: Body) -> Any:
     return body.get("stream") is not False
+
+
+@of("tools")
+def _tool_count(body: Body) -> int | None:
+    tools = body.get("tools")
+    return (len(tools) or None) if isinstance(tools, list) else None  # the SDK always sends a list
 
 
 @of("options")
@@ -125,7 +130,7 @@ TAIL_KEYS: Final = ("done_reason", "prompt_eval_count", "eval_count")
 
 OLLAMA_CHAT: Final = Protocol(
     name="ollama_chat",
-    asked=SAMPLING + rows(("request_tool_count", length("tools")), ("user_turn", _user_turn)),
+    asked=SAMPLING + rows(("request_tool_count", _tool_count), ("user_turn", _user_turn)),
     answered=ANSWERED,
     event=_event,
     error=openai_chat.find_error,
