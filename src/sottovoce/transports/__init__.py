@@ -110,8 +110,8 @@ class Transport:
             of: arguments of `where`.
             tries: each time is an attempt, also below another library.
         """
-        # A model is asked with a POST; what it makes in the background is fetched.
-        if method != "POST" and method.upper() != "POST":
+        # A model is asked with a POST; what it makes in the background is fetched with a GET.
+        if method != "POST" and method.upper() != "POST" and "/responses/" not in path:
             return None
         call = current_call.get()
         if call is None and not self.records:
