@@ -10,7 +10,7 @@ from servers import bedrock
 from servers.bedrock import CLAUDE, COUNTED, FAMILIES, STREAM_TYPE, event, exception, wrapped
 from sottovoce.protocols import hosts, routes
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
-from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
+from sottovoce.protocols.bedrock_invoke import BEDROCK_EMBEDDINGS, BEDROCK_INVOKE
 from sottovoce.protocols.reader import MAX_PARSED_REQUEST, request_facts
 
 JSON = "application/json"
@@ -56,7 +56,7 @@ ASKED_FACTS = {
 
 
 each_protocol = pytest.mark.parametrize(
-    "protocol", [BEDROCK_CONVERSE, BEDROCK_INVOKE], ids=lambda each: each.name
+    "protocol", [BEDROCK_CONVERSE, BEDROCK_INVOKE, BEDROCK_EMBEDDINGS], ids=lambda each: each.name
 )
 
 
@@ -157,6 +157,13 @@ def test_what_the_families_answer(reading, model):
     assert missing <= counts
     assert read.facts == {fact: facts[fact] for fact in facts if fact not in missing}
     assert read.malformed == []
+
+
+def test_vectors_are_not_parsed(reading, monkeypatch):
+    answer = {"embedding": [0.25] * 10_000, "inputTextTokenCount": 11}
+    monkeypatch.setattr("sottovoce.protocols.reader._parse", None)
+    read = reading(BEDROCK_EMBEDDINGS, JSON).feed(json.dumps(answer).encode()).finish()
+    assert (read.facts, read.malformed) == ({"input_tokens": 11}, [])
 
 
 @pytest.mark.parametrize("model", [model for model in FAMILIES if FAMILIES[model][4]])
@@ -264,6 +271,11 @@ def _items(body):
             "/model/amazon.titan-text-lite-v1/invoke-with-response-stream",
             "text_completion",
             {"request_model": "amazon.titan-text-lite-v1", "request_stream": True},
+        ),
+        (
+            "/model/stability.sd3-large-v1:0/invoke",
+            "generate_content",
+            {"request_model": "stability.sd3-large-v1:0", "output_type": "image"},
         ),
         ("/gateway/bedrock/model/a/invoke", "chat", {"request_model": "a"}),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from sottovoce.protocols import anthropic_messages, bedrock_converse, openai_chat
@@ -30,14 +31,6 @@ from sottovoce.protocols.protocol import (
 
 METRICS: Final = "amazon-bedrock-invocationMetrics"
 """Key of the counts in the last chunk of a stream."""
-
-OPERATIONS: Final = (
-    ("embed", "embeddings"),
-    ("rerank", "rerank"),
-    ("titan-text", "text_completion"),
-    ("titan-tg1", "text_completion"),
-)
-"""(Part of a model's id, operation); every other model chats."""
 
 
 def _reason(key: str) -> Find:
@@ -184,4 +177,12 @@ BEDROCK_INVOKE: Final = Protocol(
     ),
     last=_is_last,
     tail_keys=("usage", "inputTextTokenCount", "stop_reason", "stopReason", "finish_reason"),
+)
+
+BEDROCK_EMBEDDINGS: Final = replace(
+    BEDROCK_INVOKE,
+    name="bedrock_embeddings",
+    # One vector costs as many float objects as it has numbers when parsed; the count comes last.
+    parse_up_to=4096,
+    tail_keys=("inputTextTokenCount",),
 )

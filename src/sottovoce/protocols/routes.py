@@ -10,10 +10,10 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
-from sottovoce.protocols import bedrock_invoke, gemini, huggingface, mistral
+from sottovoce.protocols import gemini, huggingface, mistral
 from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
-from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
+from sottovoce.protocols.bedrock_invoke import BEDROCK_EMBEDDINGS, BEDROCK_INVOKE
 from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
 from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
@@ -61,13 +61,13 @@ class PathRoute(NamedTuple):
     Attributes:
         route: without those facts.
         read: finds them in a path; None when the path is not of this kind after all.
-        operations: (part of the model's id, operation) where the model decides; the first
-            that fits counts.
+        models: (part of a model's id, route) where the model decides; the first that fits
+            counts.
     """
 
     route: Route
     read: Callable[[str], Facts | None]
-    operations: tuple[tuple[str, str], ...] = ()
+    models: tuple[tuple[str, Route], ...] = ()
 
 
 def _generates(protocol: Protocol, output: str) -> Route:
@@ -84,6 +84,8 @@ ROUTES: Final[dict[str, Route]] = {
     "completions": Route("text_completion", OPENAI_COMPLETIONS),
     "responses": Route("chat", OPENAI_RESPONSES),
     "responses/compact": Route("chat", OPENAI_RESPONSES),
+    # Judgements in a schema of the provider's; asked and counted like responses.
+    "decisions": Route("generate_content", OPENAI_RESPONSES, facts={"output_type": "json"}),
     "embeddings": Route("embeddings", OPENAI_EMBEDDINGS),
     "agents/completions": Route("chat", OPENAI_CHAT, "mistral_ai", unmistakable=True),
     "fim/completions": Route(
@@ -132,6 +134,16 @@ def _bedrock_stream(path: str) -> Facts | None:
 
 _CONVERSE = Route("chat", BEDROCK_CONVERSE, "aws.bedrock", unmistakable=True)
 _INVOKE = Route("chat", BEDROCK_INVOKE, "aws.bedrock", unmistakable=True)
+_PICTURES = _INVOKE._replace(operation="generate_content", facts={"output_type": "image"})
+_INVOKED = (
+    ("embed", _INVOKE._replace(operation="embeddings", protocol=BEDROCK_EMBEDDINGS)),
+    ("rerank", _INVOKE._replace(operation="rerank")),
+    ("titan-text", _INVOKE._replace(operation="text_completion")),
+    ("titan-tg1", _INVOKE._replace(operation="text_completion")),
+    ("titan-image", _PICTURES),
+    ("nova-canvas", _PICTURES),
+    ("stability.", _PICTURES),
+)
 
 
 def _vertex_claude(path: str) -> Facts | None:
@@ -157,10 +169,8 @@ _FETCH = Route("fetch_response", OPENAI_RESPONSES)
 VERBS: Final[dict[str, tuple[PathRoute, ...]]] = {
     "converse": (PathRoute(_CONVERSE, _bedrock),),
     "converse-stream": (PathRoute(_CONVERSE, _bedrock_stream),),
-    "invoke": (PathRoute(_INVOKE, _bedrock, bedrock_invoke.OPERATIONS),),
-    "invoke-with-response-stream": (
-        PathRoute(_INVOKE, _bedrock_stream, bedrock_invoke.OPERATIONS),
-    ),
+    "invoke": (PathRoute(_INVOKE, _bedrock, _INVOKED),),
+    "invoke-with-response-stream": (PathRoute(_INVOKE, _bedrock_stream, _INVOKED),),
     "generateContent": (PathRoute(_GENERATE, gemini.generates),),
     "streamGenerateContent": (PathRoute(_GENERATE, gemini.streams),),
     "embedContent": (PathRoute(_EMBED, gemini.generates),),
@@ -220,8 +230,8 @@ def match(method: str, path: str) -> Route | None:
         facts = found.read(path)
         if facts is not None:
             model = facts.get("request_model", "")
-            named = (operation for part, operation in found.operations if part in model)
-            return found.route._replace(facts=facts, operation=next(named, found.route.operation))
+            route = next((each for part, each in found.models if part in model), found.route)
+            return route._replace(facts={**route.facts, **facts})
     return None
 
 
