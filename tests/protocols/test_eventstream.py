@@ -42,6 +42,12 @@ def test_headers_of_every_type():
     assert split(prelude + fields + b"{}" + b"crc ")[0] == [{"stop": {}}]
 
 
+@pytest.mark.parametrize(("more", "known"), [(300, True), (5000, False)])
+def test_headers_of_any_size(more, known):
+    found, _ = split(frame(b"{}", event_type="stop", padding="x" * more))
+    assert found == ([{"stop": {}}] if known else [{}])
+
+
 def test_an_exception_has_a_code_and_no_message():
     [found], _ = split(exception("throttlingException"))
     assert found == {"error": {"code": "ThrottlingException"}}

@@ -24,6 +24,8 @@ _AROUND: Final = 16  # bytes of a frame besides headers and payload
 _SIZES: Final = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
 """Bytes of a header's value by its type; 6 and 7, bytes and strings, say their length."""
 _SIZED: Final = frozenset({6, 7})
+_MOST_HEADERS: Final = 4096
+"""Bytes of headers up to which they are read; those of an event are a tenth of a kilobyte."""
 _MOST_REMEMBERED: Final = 256
 """Bytes of headers up to which what they say is remembered: it is nearly always the same."""
 _UNKNOWN: Final = b"{}"
@@ -106,6 +108,8 @@ class Frames:
 
 def _event(headers: bytes, payload: bytes) -> bytes:
     """Give one event as the bytes of a JSON object."""
+    if len(headers) > _MOST_HEADERS:
+        return _UNKNOWN
     read = _kind if len(headers) <= _MOST_REMEMBERED else _kind.__wrapped__
     kind, code = read(headers)
     if code is not None:
