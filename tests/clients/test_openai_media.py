@@ -62,7 +62,17 @@ def judge(client):
     return client.moderations.create(model="tiny", input="a secret text")
 
 
+def decide(client):
+    question = {"type": "predicate", "question": "a secret question"}
+    return client.decisions.create(model="tiny", input="a secret text", questions=[question])
+
+
 WHOLE = {
+    "decisions": (
+        decide,
+        "generate_content",
+        {"output_type": "json", "input_tokens": 11, "output_tokens": 7, "cache_read_tokens": 3},
+    ),
     "images": (draw, "generate_content", DRAWN),
     "edits": (edit, "generate_content", DRAWN),
     "variations": (vary, "generate_content", DRAWN),

@@ -27,6 +27,7 @@ from sottovoce.protocols import match
         ("/v1/embeddings", "embeddings", "openai_embeddings"),
         ("/openai/deployments/e/embeddings", "embeddings", "openai_embeddings"),
         ("/v1/responses/compact", "chat", "openai_responses"),
+        ("/v1/decisions", "generate_content", "openai_responses"),
         ("/v1/images/generations", "generate_content", "openai_images"),
         ("/v1/images/edits", "generate_content", "openai_images"),
         ("/v1/images/variations", "generate_content", "openai_images"),

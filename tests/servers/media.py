@@ -8,6 +8,7 @@ import json
 from servers.provider import (
     ANSWER,
     MODEL,
+    RESPONSES_USAGE,
     WORDS,
     Handler,
     ProviderServer,
@@ -75,6 +76,18 @@ def moderation(body):
     return {"id": "modr-1", "model": MODEL, "results": [judged]}
 
 
+def decision(body):
+    answer = {"type": "predicate", "name": "a secret", "probability": 0.25}
+    return {
+        "id": "dec_1",
+        "object": "decision",
+        "created_at": 1,
+        "model": MODEL,
+        "answers": [answer],
+        "usage": RESPONSES_USAGE,
+    }
+
+
 def queued(body):
     return response(body, "queued" if body.get("background") else "completed")
 
@@ -89,6 +102,7 @@ class MediaHandler(Handler):
         "audio/speech": None,
         "audio/transcriptions": transcript,
         "audio/translations": transcript,
+        "decisions": decision,
         "moderations": moderation,
         "responses": queued,
         "responses/compact": queued,
