@@ -149,3 +149,28 @@ class TestCohere(Scenarios):
         assert seen[0] is cohere.TooManyRequestsError
         call = calls.only
         assert (call.outcome, call.error, call.attempts) == ("failed", "429", 3)
+
+
+@pytest.mark.parametrize(
+    ("cls", "provider"),
+    [(cohere.BedrockClientV2, "aws.bedrock"), (cohere.SagemakerClientV2, "custom")],
+)
+def test_on_a_cloud_the_address_is_not_coheres(cls, provider):
+    sent = []
+
+    def answer(request):
+        sent.append(request.url.host)
+        return httpx.Response(
+            200, json={"embeddings": [[0.5]], "response_type": "embeddings_floats"}
+        )
+
+    with hooked(COHERE) as calls:
+        client = cls(aws_access_key="a", aws_secret_key="b", aws_region="us-east-1")
+        http = client._client_wrapper.httpx_client.httpx_client
+        http._transport = httpx.MockTransport(answer)
+        client.rerank(model="tiny", query="a secret question", documents=["a secret"])
+        http.close()
+    assert sent[0].endswith(".amazonaws.com")
+    call = calls.only
+    assert (call.provider, call.address, call.local) == (provider, None, False)
+    assert (call.outcome, call.model) == ("completed", "tiny")

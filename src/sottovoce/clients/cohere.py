@@ -11,6 +11,7 @@ what the app has open, for which the threads have to be told what that is.
 from __future__ import annotations
 
 import functools
+import inspect
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from sottovoce import exchange, guard
 from sottovoce.clients.door import Asked
 from sottovoce.clients.late import LateDoor
+from sottovoce.exchange import Server
 from sottovoce.protocols import hosts, routes
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from sottovoce.call import Recorder
     from sottovoce.exchange import HTTPCall
     from sottovoce.guard import ImportHooks, Patches
+
+# Seen in 5.21 to 7.3; the service is the default of what the hook's own closure says.
+_CLOUDS: Final = {"cohere.aws_client": "bedrock", "cohere.oci_client": "oci"}
 
 _MODELS: Final = frozenset({"__fields__", "__pydantic_fields__"})
 """What pydantic's two majors put into the classes of models."""
@@ -107,7 +112,7 @@ class _Door(LateDoor):
         if route is None:
             return None
         facts = route.protocol.request(_body(kwargs))
-        target = exchange.server(
+        target = _cloud(client) or exchange.server(
             where.scheme, where.hostname or "", where.port, where.path, self._own_hosts
         )
         # Others have the same paths, but whoever asks with this SDK says who answers.
@@ -117,6 +122,20 @@ class _Door(LateDoor):
     def answered(self, call: HTTPCall, result: Any) -> None:
         if not 200 <= result.status_code < 300:  # noqa: PLR2004 - HTTP's successes
             call.fail(str(result.status_code))
+
+
+def _cloud(client: Any) -> Server | None:
+    """Say which cloud's client this is: it sends to another address than it says.
+
+    Those clients rewrite each request in a hook of their httpx client.
+    """
+    for hook in getattr(client.httpx_client, "event_hooks", {}).get("request", ()):
+        service = _CLOUDS.get(getattr(hook, "__module__", ""))
+        if service is not None:
+            given = inspect.getclosurevars(hook).nonlocals.get("service", service)
+            provider = "aws.bedrock" if given == "bedrock" else "custom"
+            return Server(None, None, provider, third_party=True, local=False)
+    return None
 
 
 def _where(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
