@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sottovoce.protocols.clip import HEAD, TAIL, Clip
+from sottovoce.protocols.edges import shape
 from sottovoce.protocols.elements import Elements
 from sottovoce.protocols.eventstream import CONTENT_TYPE as FRAMES
 from sottovoce.protocols.eventstream import Frames
@@ -45,11 +44,6 @@ _SHORT = 32
 _BOM = b"\xef\xbb\xbf"
 _NEWLINE = 10
 
-_REASON = re.compile(rb'"finish_reason"\s*:\s*"([A-Za-z_]{1,64})"')
-_MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]{1,512}")')
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,63}").fullmatch
-_MOST_FINDS = 8
-_MOST_VALUE_BYTES = 4096
 _LINES = frozenset(
     {
         "application/x-ndjson",
@@ -61,7 +55,6 @@ _LINES = frozenset(
 """Content types of streams with an event on each line."""
 
 _parse = json.JSONDecoder().decode
-_parse_first = json.JSONDecoder().raw_decode
 
 
 def request_facts(
@@ -458,26 +451,8 @@ class Reader:
         return None
 
     def _shape(self, head: bytes, tail: bytes) -> dict[str, Any]:
-        """Give what can be known of a body from its beginning and its end.
-
-        No quote inside a JSON string stands without a backslash, so the patterns cannot
-        match in text, wherever the end begins.
-        """
-        body = skeleton(head)
-        inner = body.get("response")
-        for key in self._protocol.tail_keys:
-            value = _last_value(key, tail)
-            if value is not None:
-                (inner if isinstance(inner, dict) else body)[key] = value
-        if self._protocol.flat and "model" not in body:
-            model = _MODEL.match(tail, max(0, tail.rfind(b'"model"')))
-            if model is not None:
-                body["model"] = json.loads(model[1])
-        reasons = _REASON.findall(tail) or _REASON.findall(head)
-        # Which choice a reason belongs to is known only when there is one.
-        if reasons and "choices" not in body and "request_choice_count" not in self._call.facts:
-            body["choices"] = [{"finish_reason": reasons[-1].decode()}]
-        return body
+        several = "request_choice_count" in self._call.facts
+        return shape(self._protocol, head, tail, several=several)
 
     def _tell(self, reason: Reason) -> None:
         if self._on_malformed is not None:
@@ -490,39 +465,3 @@ class Reader:
         self._held = Clip(self._held.limit)
         with contextlib.suppress(Exception):
             self._tell("reader")
-
-
-@lru_cache(maxsize=64)
-def _value_of(key: str) -> re.Pattern[bytes]:
-    return re.compile(rb'"%s"\s*:\s*(?=[{"0-9])' % re.escape(key.encode()))
-
-
-def _last_value(key: str, tail: bytes) -> dict[str, Any] | str | int | None:
-    """Find the last value of `key` that says something: a count, a word, an object of counts."""
-    end = len(tail)
-    for _ in range(_MOST_FINDS):
-        end = tail.rfind(b'"%s"' % key.encode(), 0, end)
-        if end < 0:
-            return None
-        match = _value_of(key).match(tail, end)
-        if match is None:
-            continue
-        text = tail[match.end() : match.end() + _MOST_VALUE_BYTES].decode("utf-8", "replace")
-        try:
-            value, _ = _parse_first(text)
-        except (ValueError, RecursionError):
-            continue
-        # A tool's schema may have a property of this name; it holds no numbers.
-        if type(value) is int or (isinstance(value, dict) and _counts(value)):
-            return value
-        if isinstance(value, str) and _WORD(value):
-            return value
-    return None
-
-
-def _counts(value: dict[str, Any]) -> bool:
-    return any(
-        type(item) is int
-        or (isinstance(item, dict) and any(type(inner) is int for inner in item.values()))
-        for item in value.values()
-    )

@@ -1,0 +1,86 @@
+"""What can be known of a long JSON body from its beginning and its end alone.
+
+No quote inside a JSON string stands without a backslash, so what is looked for by its key
+cannot be found in text, wherever the end begins.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from sottovoce.protocols.skeleton import skeleton
+
+if TYPE_CHECKING:
+    from sottovoce.protocols.protocol import Protocol
+
+_REASON = re.compile(rb'"finish_reason"\s*:\s*"([A-Za-z_]{1,64})"')
+_MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]{1,512}")')
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,63}").fullmatch
+_MOST_FINDS = 8
+_MOST_VALUE_BYTES = 4096
+
+_parse_first = json.JSONDecoder().raw_decode
+
+
+def shape(protocol: Protocol, head: bytes, tail: bytes, *, several: bool) -> dict[str, Any]:
+    """Give what `protocol` can read of a body.
+
+    Args:
+        protocol: says which keys are looked for at the end.
+        head: the beginning.
+        tail: the end.
+        several: more than one choice was asked for: which of them a reason belongs to is unknown.
+    """
+    body = skeleton(head)
+    inner = body.get("response")
+    for key in protocol.tail_keys:
+        value = _last_value(key, tail)
+        if value is not None:
+            (inner if isinstance(inner, dict) else body)[key] = value
+    if protocol.flat and "model" not in body:
+        model = _MODEL.match(tail, max(0, tail.rfind(b'"model"')))
+        if model is not None:
+            body["model"] = json.loads(model[1])
+    reasons = _REASON.findall(tail) or _REASON.findall(head)
+    if reasons and "choices" not in body and not several:
+        body["choices"] = [{"finish_reason": reasons[-1].decode()}]
+    return body
+
+
+@lru_cache(maxsize=64)
+def _value_of(key: str) -> re.Pattern[bytes]:
+    return re.compile(rb'"%s"\s*:\s*(?=[{"0-9])' % re.escape(key.encode()))
+
+
+def _last_value(key: str, tail: bytes) -> dict[str, Any] | str | int | None:
+    """Find the last value of `key` that says something: a count, a word, an object of counts."""
+    end = len(tail)
+    for _ in range(_MOST_FINDS):
+        end = tail.rfind(b'"%s"' % key.encode(), 0, end)
+        if end < 0:
+            return None
+        match = _value_of(key).match(tail, end)
+        if match is None:
+            continue
+        text = tail[match.end() : match.end() + _MOST_VALUE_BYTES].decode("utf-8", "replace")
+        try:
+            value, _ = _parse_first(text)
+        except (ValueError, RecursionError):
+            continue
+        # A tool's schema may have a property of this name; it holds no numbers.
+        if type(value) is int or (isinstance(value, dict) and _counts(value)):
+            return value
+        if isinstance(value, str) and _WORD(value):
+            return value
+    return None
+
+
+def _counts(value: dict[str, Any]) -> bool:
+    return any(
+        type(item) is int
+        or (isinstance(item, dict) and any(type(inner) is int for inner in item.values()))
+        for item in value.values()
+    )
