@@ -58,6 +58,7 @@ class LateDoor(Door):
 
     def _reading(self, stream: Any, given: Given) -> Generator[Any, Any, Any]:
         opened = self._open(*given)
+        del given  # what is asked is not ours to keep
         if opened is None:
             return (yield from stream)
         try:
@@ -77,6 +78,7 @@ class LateDoor(Door):
 
     async def _reading_async(self, stream: Any, given: Given) -> AsyncIterator[Any]:
         opened = self._open(*given)
+        del given  # what is asked is not ours to keep
         try:
             if opened is not None:
                 try:
@@ -98,6 +100,7 @@ class LateDoor(Door):
     def _entering(self, manager: Any, given: Given) -> Iterator[Any]:
         with ExitStack() as stack:
             opened = self._open(*given)
+            del given
             try:
                 result = stack.enter_context(manager)
             except BaseException as error:
@@ -112,6 +115,7 @@ class LateDoor(Door):
     async def _entering_async(self, manager: Any, given: Given) -> AsyncIterator[Any]:
         async with AsyncExitStack() as stack:
             opened = self._open(*given)
+            del given
             try:
                 result = await stack.enter_async_context(manager)
             except BaseException as error:
