@@ -20,8 +20,10 @@ import uvicorn
 from hypothesis import strategies as st
 from mcp import Client, MCPError
 from mcp.client.session import ClientSession
+from mcp.client.sse import sse_client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.direct_dispatcher import create_direct_dispatcher_pair
+from mcp_types import CreateMessageResult, TextContent
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -110,12 +112,11 @@ def received():
     return []
 
 
-@pytest.fixture(scope="module")
-def url(received):
-    """The server over streamable HTTP, on loopback."""
+@contextlib.contextmanager
+def served(app):
+    """The port of `app` on loopback."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        app = make(received).streamable_http_app()
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -123,9 +124,23 @@ def url(received):
             if server.started:
                 break
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+        yield listener.getsockname()[1]
         server.should_exit = True
         thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def url(received):
+    """The server over streamable HTTP."""
+    with served(make(received).streamable_http_app()) as port:
+        yield f"http://127.0.0.1:{port}/mcp"
+
+
+@pytest.fixture(scope="module")
+def sse_url():
+    """The server over server-sent events, as older clients ask for it."""
+    with served(make().sse_app()) as port:
+        yield f"http://127.0.0.1:{port}/sse"
 
 
 def child(*args):
@@ -326,6 +341,53 @@ def test_the_session_of_one_s_own_transport(recorded, tmp_path):
     first, tool = recorded.spans(SpanKind.CLIENT)
     assert (first.name, tool.attributes["error.type"]) == ("initialize", "tool_error")
     assert first.attributes["mcp.protocol.version"] == "2025-11-25"
+
+
+async def sample(*_):
+    content = TextContent(type="text", text=CANARY)
+    return CreateMessageResult(role="assistant", content=content, model=CANARY)
+
+
+@contextlib.asynccontextmanager
+async def asked_back(url):
+    async with (
+        sse_client(url) as (read, write),
+        ClientSession(read, write, sampling_callback=sample) as session,
+    ):
+        await session.initialize()
+        yield session
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated as of 2026-07-28")
+def test_what_the_server_asks_back_is_a_request_within_the_other(recorded, sse_url):
+    async def main():
+        async with asked_back(sse_url) as session:
+            assert not (await session.call_tool("asks", {"text": CANARY})).is_error
+
+    asyncio.run(main())
+    (tool,) = recorded.spans(SpanKind.CLIENT, "tools/call")
+    (server,) = recorded.spans(SpanKind.SERVER, "tools/call")
+    (asked,) = recorded.spans(SpanKind.CLIENT, "sampling/createMessage")
+    assert tool.attributes["network.transport"] == "tcp"
+    assert tool.attributes["server.address"] == "127.0.0.1"
+    assert asked.name == "sampling/createMessage"
+    assert asked.parent.span_id == server.context.span_id
+    assert server.parent.span_id == tool.context.span_id
+
+
+def test_it_can_be_applied_and_undone_while_a_session_is_open(sse_url):
+    async def main():
+        async with asked_back(sse_url) as session:
+            with instrumented() as recorded:
+                await session.call_tool("bash", {"text": CANARY})
+                task = asyncio.create_task(session.call_tool("bash", {"text": CANARY}))
+                await asyncio.sleep(0)
+            assert not (await task).is_error
+            assert not (await session.call_tool("bash", {"text": CANARY})).is_error
+            return recorded
+
+    recorded = asyncio.run(main())
+    assert len(recorded.spans(SpanKind.CLIENT, "tools/call")) == 2
 
 
 def test_a_child_that_dies_is_an_error_of_the_connection(recorded):

@@ -12,7 +12,7 @@ import anyio
 from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.prompts.base import UserMessage
-from mcp_types import INVALID_PARAMS
+from mcp_types import INVALID_PARAMS, SamplingMessage, TextContent
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -49,6 +49,12 @@ def make(received=None):
     async def sleeps(seconds: float) -> str:
         await anyio.sleep(seconds)
         return CANARY
+
+    @server.tool(name="asks")
+    async def asks(text: str, ctx: Context) -> str:
+        message = SamplingMessage(role="user", content=TextContent(type="text", text=text))
+        answer = await ctx.session.create_message(messages=[message], max_tokens=5)
+        return answer.model
 
     @server.resource(f"test://{CANARY}")
     def resource() -> str:
