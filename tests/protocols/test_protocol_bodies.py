@@ -293,6 +293,22 @@ BODIES = {
         {"text": CANARY, "usage": {"type": "duration", "seconds": 6}},
         {},
     ),
+    "a transcript of Mistral's": (
+        OPENAI_AUDIO,
+        {
+            "model": "voxtral-mini-2507",
+            "text": CANARY,
+            "language": None,
+            "segments": [{"text": CANARY, "start": 0, "end": 1}],
+            "usage": {
+                "prompt_audio_seconds": 203,
+                "prompt_tokens": 4,
+                "completion_tokens": 635,
+                "total_tokens": 3264,
+            },
+        },
+        {"response_model": "voxtral-mini-2507", "input_tokens": 4, "output_tokens": 635},
+    ),
     "moderations": (
         OPENAI_MODERATIONS,
         {

@@ -35,6 +35,8 @@ ANSWERED: Final[Table] = rows(
     ("response_model", at("model")),
     ("input_tokens", at("usage", "input_tokens")),
     ("output_tokens", at("usage", "output_tokens")),
+    ("input_tokens", at("usage", "prompt_tokens")),  # Mistral
+    ("output_tokens", at("usage", "completion_tokens")),
     ("input_text_tokens", at("usage", "input_token_details", "text_tokens")),
     ("input_audio_tokens", at("usage", "input_token_details", "audio_tokens")),
 )
