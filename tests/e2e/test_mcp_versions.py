@@ -62,6 +62,16 @@ def test_so_is_every_request_that_the_server_answers(spans):
     assert of(spans, "SERVER", "tcp")[:3] == CLIENT[1:4]
 
 
+def test_what_the_two_sides_agreed_on_is_said_of_every_request(spans):
+    versions = {
+        span["attributes"].get("mcp.protocol.version")
+        for span in spans
+        if span["kind"] == "SpanKind.CLIENT"
+    }
+    assert len(versions) == 1
+    assert versions <= {"2025-03-26", "2025-11-25"}
+
+
 def test_both_sides_name_one_session(spans):
     sessions = {span["attributes"].get("mcp.session.id") for span in spans} - {None}
     assert len(sessions) == 1

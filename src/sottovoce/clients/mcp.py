@@ -119,7 +119,10 @@ class _Sides:
         @functools.wraps(original)
         async def send(session: Any, *args: Any, **kwargs: Any) -> Any:
             opened = self._sent_typed(session, args, kwargs)
-            return await _run(opened, original(session, *args, **kwargs))
+            result = await _run(opened, original(session, *args, **kwargs))
+            if opened is not None and opened[0].method == "initialize":
+                mcp_peers.agreed(session, opened[0].version)
+            return result
 
         return send
 
@@ -158,7 +161,7 @@ class _Sides:
             return None
         peer = mcp_peers.HERE if dispatcher is None else mcp_peers.behind(dispatcher)
         step = self._client_step(recorder, peer, method, _of(params, "name"))
-        step.version = _text(_of(_of(opts, "headers"), _VERSION_HEADER))
+        step.version = _text(_of(_of(opts, "headers"), _VERSION_HEADER)) or step.version
         return step, steps.enter(step)
 
     @guard.never_raise("mcp.sent_typed")
@@ -187,6 +190,7 @@ class _Sides:
             address=peer.host,
             port=peer.port,
             transport=peer.transport,
+            version=peer.version,
             session=_text(peer.session()) if peer.session is not None else None,
         )
 

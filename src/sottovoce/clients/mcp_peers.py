@@ -34,6 +34,8 @@ class Peer:
         host: of its URL.
         port: of its URL, or the scheme's own.
         session: gives the protocol's id of the session, once there is one.
+        version: of the protocol, once the two sides agreed; kept for 1.x, of which no request
+            says it.
     """
 
     transport: str | None = None
@@ -41,11 +43,11 @@ class Peer:
     host: str | None = None
     port: int | None = None
     session: Callable[[], Any] | None = None
+    version: str | None = None
 
 
 UNKNOWN: Final = Peer()
 HERE: Final = Peer(local=True)
-_CHILD: Final = Peer("pipe", local=True)
 
 _behind: WeakKeyDictionary[Any, Peer] = WeakKeyDictionary()
 _connecting: ContextVar[Peer | None] = ContextVar("sottovoce_mcp_connecting", default=None)
@@ -60,6 +62,14 @@ def behind(session: Any) -> Peer:
     stream = getattr(session, "_write_stream", None)
     found: Peer | None = _behind.get(getattr(stream, "_inner", stream))
     return UNKNOWN if found is None else found
+
+
+@guard.never_raise("mcp.agreed")
+def agreed(session: Any, version: str | None) -> None:
+    """Keep the version on which a session agreed. Never raises."""
+    peer = behind(session)
+    if peer is not UNKNOWN:
+        peer.version = version
 
 
 def install(hooks: ImportHooks, patches: Patches, own_hosts: tuple[str, ...]) -> None:
@@ -90,7 +100,7 @@ def install(hooks: ImportHooks, patches: Patches, own_hosts: tuple[str, ...]) ->
 
 
 def _child(*_args: Any, **_kwargs: Any) -> Peer:
-    return _CHILD
+    return Peer("pipe", local=True)
 
 
 def _at(own_hosts: tuple[str, ...], url: Any = "", *_args: Any, **_kwargs: Any) -> Peer:
