@@ -1,6 +1,7 @@
 """The instrumentors as a user applies them, with providers of his own."""
 
 import sys
+from importlib.metadata import entry_points
 
 import httpx
 import httpx2
@@ -265,3 +266,14 @@ def test_what_is_applied_together_shares_a_recorder():
     chosen = [Settings(key="a key of these tests") for _ in range(2)]
     first, second = (instrumentors._recorder(tracers, meters, one) for one in chosen)
     assert first is second
+
+
+def test_every_instrumentor_is_a_public_name_and_an_entry_point():
+    import sottovoce
+
+    names = {kind.__name__ for kind in instrumentors.ALL}
+    assert {name for name in sottovoce.__all__ if name.endswith("Instrumentor")} == names
+    assert all(getattr(sottovoce, name) is getattr(instrumentors, name) for name in names)
+    found = entry_points(group="opentelemetry_instrumentor")
+    ours = {entry.value for entry in found if entry.name.startswith("sottovoce_")}
+    assert ours == {f"sottovoce.instrumentors:{name}" for name in names}

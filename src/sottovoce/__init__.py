@@ -11,19 +11,53 @@ if TYPE_CHECKING:
 
     from sottovoce.handle import Handle, start
     from sottovoce.instrumentors import (
+        AioHTTPInstrumentor,
+        AnthropicInstrumentor,
+        AzureInferenceInstrumentor,
+        BedrockInstrumentor,
+        CerebrasInstrumentor,
+        CohereInstrumentor,
+        GoogleGenAIInstrumentor,
+        GroqInstrumentor,
+        HTTPClientInstrumentor,
         HTTPXInstrumentor,
+        HuggingFaceInstrumentor,
         LlamaCppInstrumentor,
+        LM15Instrumentor,
+        MCPInstrumentor,
+        MistralInstrumentor,
         MLXInstrumentor,
+        OllamaInstrumentor,
         OpenAIInstrumentor,
+        RequestsInstrumentor,
+        TogetherInstrumentor,
+        URLLib3Instrumentor,
     )
     from sottovoce.scopes import agent, conversation, tool
 
 __all__ = [
+    "AioHTTPInstrumentor",
+    "AnthropicInstrumentor",
+    "AzureInferenceInstrumentor",
+    "BedrockInstrumentor",
+    "CerebrasInstrumentor",
+    "CohereInstrumentor",
+    "GoogleGenAIInstrumentor",
+    "GroqInstrumentor",
+    "HTTPClientInstrumentor",
     "HTTPXInstrumentor",
     "Handle",
+    "HuggingFaceInstrumentor",
+    "LM15Instrumentor",
     "LlamaCppInstrumentor",
+    "MCPInstrumentor",
     "MLXInstrumentor",
+    "MistralInstrumentor",
+    "OllamaInstrumentor",
     "OpenAIInstrumentor",
+    "RequestsInstrumentor",
+    "TogetherInstrumentor",
+    "URLLib3Instrumentor",
     "__version__",
     "agent",
     "conversation",
@@ -38,16 +72,14 @@ _HOMES = {
     "agent": "sottovoce.scopes",
     "conversation": "sottovoce.scopes",
     "tool": "sottovoce.scopes",
-    "HTTPXInstrumentor": "sottovoce.instrumentors",
-    "LlamaCppInstrumentor": "sottovoce.instrumentors",
-    "MLXInstrumentor": "sottovoce.instrumentors",
-    "OpenAIInstrumentor": "sottovoce.instrumentors",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use: `import sottovoce` alone costs next to nothing."""
     home = _HOMES.get(name)
+    if home is None and name in __all__:
+        home = "sottovoce.instrumentors"
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415 - as lazy as the rest
