@@ -15,4 +15,6 @@ otel() { grep -oE '^opentelemetry[a-z-]*==[^ ]+' requirements/test.txt; }
 for name in frameworks sdks-oldest sdks-httpx sdks-httpx2 mcp-oldest mcp-v1; do
   compile -c <(otel) "requirements/$name.in" -o "requirements/$name.txt"
 done
+# Put into a folder beside the tests' environment.
+compile requirements/local-servers.in -o requirements/local-servers.txt
 compile --no-deps requirements/llama.in -o requirements/llama.txt

@@ -36,8 +36,12 @@ breaks off, a value of a wrong type, a fault of the reader itself."""
 
 MAX_EVENT: Final = 1 << 20
 """Bytes of an event up to which it is parsed."""
+
 MAX_PARSED_REQUEST: Final = 64 * 1024
 """Bytes of a request's body up to which it is parsed."""
+
+_CUT: Final = "http.client.IncompleteRead"
+"""The error of a stream that was cut off where HTTP itself cannot tell."""
 
 _FIRST_EVENTS = 4
 _SHORT = 32
@@ -91,6 +95,7 @@ class Reader:
 
     Attributes:
         done: the last event, or an error event, has been seen.
+        cut: the stream ended before.
         error: the code of the error that the answer is (see `Protocol.error`), else None.
         json: the answer is JSON.
         streaming: the answer is a stream of events.
@@ -110,6 +115,7 @@ class Reader:
         "_on_malformed",
         "_protocol",
         "_seen",
+        "cut",
         "done",
         "error",
         "json",
@@ -137,7 +143,7 @@ class Reader:
             self._frames = Elements(MAX_EVENT)
             self.json = False
         self.streaming = self._lines or kind == "text/event-stream" or self._frames is not None
-        self.done = False
+        self.done = self.cut = False
         self.error: str | None = None
         self._seen = Seen()
         # How many more may be parsed for the model's name: an event in a frame says what it is.
@@ -207,8 +213,13 @@ class Reader:
         except Exception:  # noqa: BLE001 - the promise of this class
             self._broken()
 
-    def finish(self) -> None:
-        """The body is complete: read what is still held, and end the call if it is streamed."""
+    def finish(self, *, by_closing: bool = False) -> None:
+        """The body is complete: read what is still held, and end the call if it is streamed.
+
+        Args:
+            by_closing: it ended when the server closed the connection, as it also does when
+                the server dies: a stream whose last event has not come has failed then.
+        """
         try:
             if self.streaming and not self.done:
                 self._flush()
@@ -218,6 +229,8 @@ class Reader:
             self._broken()
         self.close()
         if self.streaming:
+            if self.cut and by_closing:
+                self._call.fail(_CUT)
             self._call.end()  # does nothing where the last event has ended it
 
     def close(self) -> None:
@@ -401,6 +414,7 @@ class Reader:
 
     def _flush(self) -> None:
         """The stream ended: take what lacks its line ends, unless it breaks off."""
+        self.cut = True
         if self._frames is not None and not self._frames.whole:
             self._tell("sse")
             return
@@ -414,7 +428,8 @@ class Reader:
                 self._tell("sse")
                 return
         self._dispatch()
-        if not self.done and "finish_reasons" not in self._call.facts:
+        self.cut = not self.done and "finish_reasons" not in self._call.facts
+        if self.cut:
             self._tell("sse")
 
     # JSON bodies.

@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS
+from sottovoce.transports import TRANSPORTS, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,12 @@ def _answered(begun: Sending, response: Any, session: Any, asked: dict[str, Any]
         return
     headers = response.headers
     coding = None if _decompressed(session, asked) else headers.get("content-encoding")
-    watch = begun.watch(headers.get("content-type"), coding)
+    version = "HTTP/{}.{}".format(*response.version) if response.version else ""
+    watch = begun.watch(
+        headers.get("content-type"),
+        coding,
+        open_ended=wire.open_ended(headers, version),
+    )
     buffer = _WatchedBuffer(content._buffer)
     buffer.watch = watch
     buffer.feed = watch.feeder()

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS
+from sottovoce.transports import TRANSPORTS, wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -112,8 +112,15 @@ class _Library:
         stream = response.stream
         for base, watched in zip(self._streams, self._watched, strict=True):
             if isinstance(stream, base):
-                coding = response.headers.get("content-encoding")
-                response.stream = watched(stream, begun.watch(content_type, coding))
+                headers = response.headers
+                # Absent where the app answers with a transport of its own.
+                version = response.extensions.get("http_version", b"").decode()
+                watch = begun.watch(
+                    content_type,
+                    headers.get("content-encoding"),
+                    open_ended=wire.open_ended(headers, version),
+                )
+                response.stream = watched(stream, watch)
                 return
 
 

@@ -110,9 +110,11 @@ class Sending:
             # Answered with a success all the same: no SDK tries again, most don't raise.
             self.call.fail(error)
 
-    def watch(self, content_type: str | None, coding: str | None) -> Watch:
+    def watch(
+        self, content_type: str | None, coding: str | None, *, open_ended: bool = False
+    ) -> Watch:
         """Watch a body that the app is going to read; see `wire.watch`. May raise."""
-        return wire.watch(self.call, self.route, content_type, coding)
+        return wire.watch(self.call, self.route, content_type, coding, open_ended=open_ended)
 
     def tap(self, response: Any) -> None:
         """Watch the body of a response of http.client's; see `tap.tap`. May raise."""

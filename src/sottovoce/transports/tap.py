@@ -54,7 +54,13 @@ def tap(call: HTTPCall, route: Route, response: Any) -> bool:
         return False
     framing = Framing(None if response.chunked else length, chunked=bool(response.chunked))
     headers = response.headers
-    watch = wire.watch(call, route, headers.get("content-type"), headers.get("content-encoding"))
+    watch = wire.watch(
+        call,
+        route,
+        headers.get("content-type"),
+        headers.get("content-encoding"),
+        open_ended=framing.open_ended,
+    )
     response.fp = io.BufferedReader(_Tap(reader, framing, watch))
     return True
 

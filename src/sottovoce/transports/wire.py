@@ -17,7 +17,7 @@ from sottovoce.protocols.reader import Reader
 from sottovoce.transports import codings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sottovoce.call import Call
     from sottovoce.exchange import HTTPCall
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _UNTOLD: Final = frozenset({"", "text/plain", "application/octet-stream"})
 """Content types that say nothing, as simple servers and some gateways send them."""
 
+_CLOSING: Final = frozenset({"HTTP/1.0", "HTTP/1.1"})
+
 
 class Watch:
     """Reads one response's body in passing, and ends its call exactly once, however it ends.
@@ -35,18 +37,25 @@ class Watch:
         call: whose facts the body holds.
         reader: turns the body's bytes into facts.
         decompress: undoes the body's content coding; ``None`` when it has none.
+        open_ended: the body ends when the server closes the connection.
     """
 
-    __slots__ = ("_answered_ns", "_call", "_decompress", "_given_up", "_reader")
+    __slots__ = ("_answered_ns", "_call", "_decompress", "_given_up", "_open_ended", "_reader")
 
     def __init__(
-        self, call: HTTPCall, reader: Reader | None, decompress: Decompress | None
+        self,
+        call: HTTPCall,
+        reader: Reader | None,
+        decompress: Decompress | None,
+        *,
+        open_ended: bool,
     ) -> None:
         self._answered_ns = perf_counter_ns()
         self._call = call
         self._reader = reader
         self._decompress = decompress
         self._given_up = False
+        self._open_ended = open_ended
         dropped.keep(call)
 
     def feeder(self) -> Callable[[bytes], None]:
@@ -72,7 +81,7 @@ class Watch:
         """The body has been read to its end."""
         reader, self._reader = self._reader, None
         if reader is not None:
-            reader.finish()
+            reader.finish(by_closing=self._open_ended)
             if reader.error is not None:
                 self._call.fail(reader.error)
         self._call.end()
@@ -113,7 +122,14 @@ class Watch:
             pass
 
 
-def watch(call: HTTPCall, route: Route, content_type: str | None, coding: str | None) -> Watch:
+def watch(
+    call: HTTPCall,
+    route: Route,
+    content_type: str | None,
+    coding: str | None,
+    *,
+    open_ended: bool = False,
+) -> Watch:
     """Watch the body of a response that the app is going to read; that ends the call.
 
     Args:
@@ -121,6 +137,7 @@ def watch(call: HTTPCall, route: Route, content_type: str | None, coding: str | 
         route: of its request.
         content_type: its header.
         coding: its ``Content-Encoding`` header, unless the library has undone it.
+        open_ended: it ends when the server closes the connection, see `open_ended`.
     """
     reader: Reader | None = Reader(
         call, route.protocol, _kind(call, route, content_type), _malformed
@@ -131,9 +148,23 @@ def watch(call: HTTPCall, route: Route, content_type: str | None, coding: str | 
     except Exception:  # noqa: BLE001 - it is a module of the app's choice that is asked
         guard.undecodable["encoding"] += 1
         reader = None
-    found = Watch(call, reader, decompress)
+    found = Watch(call, reader, decompress, open_ended=open_ended)
     call.watched = True
     return found
+
+
+def open_ended(headers: Mapping[str, str], version: str) -> bool:
+    """Whether a body ends when the server closes the connection: HTTP/1 with no length told.
+
+    Args:
+        headers: of the response.
+        version: of HTTP, as ``HTTP/1.0``; empty when it cannot be told.
+    """
+    return (
+        version in _CLOSING
+        and "content-length" not in headers
+        and "transfer-encoding" not in headers
+    )
 
 
 def read_whole(
