@@ -113,6 +113,61 @@ EMBEDDINGS = {
 }
 
 
+SPENT = {
+    "total_input_tokens": 11,
+    "input_tokens_by_modality": [
+        {"modality": "text", "tokens": 8},
+        {"modality": "image", "tokens": 3},
+    ],
+    "total_cached_tokens": 3,
+    "cached_tokens_by_modality": [{"modality": "text", "tokens": 3}],
+    "total_output_tokens": 7,
+    "output_tokens_by_modality": [{"modality": "text", "tokens": 7}],
+    "total_tool_use_tokens": 5,
+    "tool_use_tokens_by_modality": [{"modality": "text", "tokens": 5}],
+    "total_thought_tokens": 2,
+    "total_tokens": 25,
+}
+THOUGHT = {"type": "thought", "signature": "c2VjcmV0"}
+CALLED = {"type": "function_call", "id": "c1", "name": "weather", "arguments": {"place": "secret"}}
+
+
+def interaction(body, status="completed"):
+    said = {"type": "model_output", "content": [{"type": "text", "text": ANSWER}]}
+    called = bool(body.get("tools"))
+    return {
+        "id": "v1_1",
+        "object": "interaction",
+        "model": MODEL,
+        "status": "requires_action" if called and status == "completed" else status,
+        "created": "2026-11-21T12:00:00Z",
+        "updated": "2026-11-21T12:00:00Z",
+        "steps": [THOUGHT, CALLED if called else said],
+        "usage": SPENT,
+    }
+
+
+def interaction_events(body):
+    whole = interaction(body)
+    begun = {key: whole[key] for key in ("id", "object", "model")}
+    yield {"event_type": "interaction.created", "interaction": {**begun, "status": "in_progress"}}
+    yield {
+        "event_type": "interaction.status_update",
+        "interaction_id": "v1_1",
+        "status": "in_progress",
+    }
+    if body.get("tools"):
+        yield {"event_type": "step.start", "index": 0, "step": CALLED}
+    else:
+        yield {"event_type": "step.start", "index": 0, "step": {"type": "model_output"}}
+        for _ in range(WORDS):
+            delta = {"type": "text", "text": "secret word "}
+            yield {"event_type": "step.delta", "index": 0, "delta": delta}
+    yield {"event_type": "step.stop", "index": 0}
+    end = {**begun, "status": whole["status"], "usage": SPENT}
+    yield {"event_type": "interaction.completed", "interaction": end}
+
+
 def error(status, message="the secret reason"):
     return {"error": {"code": status, "message": message, "status": STATUSES[status]}}
 
@@ -136,8 +191,14 @@ class GeminiHandler(Handler):
             self.answer(int(scenario), pretty(refusal), "application/json; charset=UTF-8")
         elif scenario == "disconnect":
             self.hang_up()
+        elif path.endswith("/interactions") and body.get("stream"):
+            failed = {"event_type": "error", "error": {"code": "503", "message": "secret"}}
+            self.stream_events(interaction_events(body), scenario, True, failed)
+        elif path.endswith("/interactions"):
+            self.give(interaction(body), scenario)
         elif verb == "streamGenerateContent":
-            self.stream_events(body, scenario, sse="alt=sse" in query)
+            given = [BLOCKED] if scenario == "blocked" else events(body)
+            self.stream_events(given, scenario, "alt=sse" in query, error(503))
         elif verb == "generateContent":
             self.give(BLOCKED if scenario == "blocked" else whole(body), scenario)
         elif verb in EMBEDDINGS and not re.search("/imagen", path):
@@ -165,14 +226,13 @@ class GeminiHandler(Handler):
         else:
             self.answer(200, data, "application/json; charset=UTF-8")
 
-    def stream_events(self, body, scenario, sse):
+    def stream_events(self, given, scenario, sse, failed):
         self.send_response(200)
         kind = "text/event-stream" if sse else "application/json; charset=UTF-8"
         self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
-            given = [BLOCKED] if scenario == "blocked" else events(body)
             for count, event in enumerate(given):
                 if scenario == "cut" and count == 3:
                     self.hang_up()
@@ -183,7 +243,7 @@ class GeminiHandler(Handler):
                 if scenario == "held" and count == 3:
                     self.provider.gate.wait(10)
                 if scenario == "error" and count == 2:
-                    event = error(503)
+                    event = failed
                 if scenario == "bare_error" and count == 2:
                     self.chunk(pretty(error(503)) + b"\n")
                     break

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
+from sottovoce.clients.speakeasy import RequestDoor
 from sottovoce.protocols import hosts, routes
 
 if TYPE_CHECKING:
@@ -44,7 +45,15 @@ def install(
         patches.wrap(owner, "_request", door.wrap)
         patches.wrap(owner, "_async_request", door.wrap_async)
 
+    generated = RequestDoor(recorder, hooks, own_hosts, "gcp.gemini")
+
+    def patch_generated(module: ModuleType, _late: bool) -> None:
+        # `interactions`, by another generator; seen in 2.34 and 3.4.
+        patches.wrap(module.BaseSDK, "do_request", generated.wrap)
+        patches.wrap(module.AsyncBaseSDK, "do_request_async", generated.wrap_async)
+
     hooks.when_imported("google.genai._api_client", patch)
+    hooks.when_imported("google.genai._gaos.basesdk", patch_generated)
 
 
 class _Door(Door):

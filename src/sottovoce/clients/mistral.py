@@ -16,16 +16,13 @@ import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import exchange
-from sottovoce.clients.door import Asked, Door
-from sottovoce.protocols import hosts, routes
-from sottovoce.protocols.reader import request_facts
+from sottovoce.clients.speakeasy import RequestDoor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import ModuleType
 
     from sottovoce.call import Recorder
-    from sottovoce.exchange import HTTPCall
     from sottovoce.guard import ImportHooks, Patches
 
 
@@ -48,7 +45,7 @@ def install(
         modules: where the SDK has its base class, one for each cloud.
         own_hosts: hosts of the operator's own, besides this machine.
     """
-    door = _Door(recorder, hooks, own_hosts)
+    door = RequestDoor(recorder, hooks, own_hosts, "mistral_ai")
 
     def patch(module: ModuleType, _late: bool) -> None:
         # Seen in 1.0 to 1.12, whose SDKs for clouds are packages of their own, and in 2.0 to 3.7.
@@ -74,27 +71,3 @@ def _none_in_our_calls(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return traced_request
-
-
-class _Door(Door):
-    def asked(self, _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
-        # `do_request(hook_ctx, request, …)`, an httpx or httpx2 request.
-        request = kwargs["request"] if "request" in kwargs else args[1]
-        url = request.url
-        route = routes.match(request.method, url.path)
-        if route is None:
-            return None
-        # Set by the constructor for bodies given whole; uploads have none.
-        body = getattr(request, "_content", None)
-        facts = request_facts(route.protocol, body) if isinstance(body, bytes) else {}
-        server = exchange.server(url.scheme, url.host, url.port, url.path, self._own_hosts)
-        if url.fragment == "fim":
-            # On Vertex AI code is completed at the path of a chat.
-            route = route._replace(operation="text_completion")
-        named = "mistral_ai" if server.provider == hosts.UNKNOWN else None
-        return Asked(route, facts, server, named)
-
-    def answered(self, call: HTTPCall, result: Any) -> None:
-        # Of an answer that is an error the method above makes an exception.
-        if result.status_code >= 400:  # noqa: PLR2004 - HTTP's errors
-            call.fail(str(result.status_code))

@@ -16,6 +16,7 @@ from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.bedrock_invoke import BEDROCK_EMBEDDINGS, BEDROCK_INVOKE
 from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
 from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
+from sottovoce.protocols.gemini_interactions import GEMINI_INTERACTIONS
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
 from sottovoce.protocols.mistral import MISTRAL_OCR
 from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
@@ -91,6 +92,7 @@ ROUTES: Final[dict[str, Route]] = {
     "fim/completions": Route(
         "text_completion", OPENAI_COMPLETIONS, "mistral_ai", unmistakable=True
     ),
+    "interactions": Route("generate_content", GEMINI_INTERACTIONS, "gcp.gen_ai"),
     "ocr": Route("generate_content", MISTRAL_OCR, "mistral_ai"),
     "images/generations": _IMAGES,
     "images/edits": _IMAGES,
