@@ -57,7 +57,7 @@ class Seen:
     def error(self, raised):
         while raised is not None:
             text = re.sub(
-                r"0x[0-9a-f]+|port[ =:]+\d+|timeout=[0-9.]+|127\.0\.0\.1[:']*,? *\d*",
+                r"0x[0-9a-f]+|port[ =:]+\d+|timeout=[0-9.]+|\(\d{4,}\)|127\.0\.0\.1[:']*,? *\d*",
                 "",
                 str(raised),
             )

@@ -7,7 +7,7 @@ server broke off or that the app closed the response, which need not be reading 
 
 Bodies are decompressed before they get there, unless the session is told not to.
 
-Seen in aiohttp 3.8 to 3.14.
+Seen in aiohttp 3.8 and 3.14.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ connection remembers for which call. urllib3 has its own `request` (since 2.0) a
 urllib follows redirects with requests of their own, which are GETs: a POST that is redirected is
 a call that failed with that status.
 
-Seen in CPython 3.10 to 3.14.
+Seen in CPython 3.10 to 3.13.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ for each redirect. What was not asked for as a stream has been read when it retu
 watched where http.client reads it (`tap.py`), below `iter_content`, `iter_lines` and `raw` alike.
 Other bodies, which an adapter of the app's own makes up, are not read.
 
-Seen in requests 2.20 to 2.34.
+Seen in requests 2.28 and 2.34.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ the response, its type and its methods stay as they are, and no reference cycle 
 
 What passes is HTTP's framing as well: `Framing` takes it off.
 
-Seen in CPython 3.10 to 3.14.
+Seen in CPython 3.10 to 3.13.
 """
 
 from __future__ import annotations

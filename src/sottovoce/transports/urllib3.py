@@ -7,7 +7,7 @@ botocore sit on the pool as well: their requests are theirs, and their tries are
 A body that is read on request is watched where http.client reads it (`tap.py`); a preloaded one
 is there. Responses over HTTP/2, which is experimental in urllib3 2, are not read.
 
-Seen in urllib3 1.26 to 2.8.
+Seen in urllib3 1.26 and 2.8.
 """
 
 from __future__ import annotations
