@@ -51,6 +51,9 @@ def test_it_says_where_to_and_what_differs(found):
     assert found["destinations"]["logs"] == ""
     assert found["settings"]["SOTTOVOCE_KEY"] == "(set)"
     assert any(each["name"] == "anthropic" for each in found["others"])
+    assert {"chat", "embeddings", "execute_tool"} <= set(found["spans"])
+    assert "gen_ai.client.token.usage" in found["metrics"]
+    assert "gen_ai.client.inference.duration" not in found["metrics"]
 
 
 def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):

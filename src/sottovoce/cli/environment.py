@@ -14,7 +14,7 @@ from importlib.metadata import entry_points, packages_distributions, version
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from sottovoce import rivals, settings
+from sottovoce import registry, rivals, settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_S: Final = 120
 _GROUPS: Final = ("opentelemetry_distro", "opentelemetry_configurator")
+_NO_SPANS: Final = frozenset({"off", "aggregate"})
 _ELSEWHERE: Final = ("opentelemetry.", "sottovoce.")
 
 
@@ -64,6 +65,9 @@ class Environment:
         settings: what is not a default: variable -> value as shown.
         warnings: settings that could not be used.
         destinations: signal -> exporter and host, empty for none.
+        spans: what spans would be of, by `gen_ai.operation.name` or MCP method; none in a
+            profile without spans.
+        metrics: names of the metrics of the chosen vocabulary.
         libraries: those that are installed.
         others: other distributions, rivals, native telemetry of SDKs.
         missing: entry points of ours that nothing installed asks for.
@@ -74,6 +78,8 @@ class Environment:
     settings: Mapping[str, str]
     warnings: tuple[str, ...]
     destinations: Mapping[str, str]
+    spans: tuple[str, ...]
+    metrics: tuple[str, ...]
     libraries: tuple[Library, ...]
     others: tuple[Other, ...]
     missing: tuple[str, ...] = ()
@@ -97,6 +103,8 @@ def look() -> Environment:
         settings=settings.chosen_by_operator(chosen),
         warnings=tuple(warnings),
         destinations={signal: _destination(chosen, signal) for signal in settings.SIGNALS},
+        spans=() if chosen.profile in _NO_SPANS else tuple(registry.SPANS),
+        metrics=() if chosen.profile == "off" else _metrics(chosen.semconv),
         libraries=tuple(libraries),
         others=tuple(_others(chosen, {each.name: each.version for each in libraries})),
         missing=tuple(name for name, each in found.items() if each["library"] is None),
@@ -106,6 +114,11 @@ def look() -> Environment:
             for name in ("sottovoce", "opentelemetry-sdk", "opentelemetry-instrumentation")
         },
     )
+
+
+def _metrics(vocabulary: str) -> tuple[str, ...]:
+    chosen = {"v1.41", "latest"} if vocabulary == "both" else {vocabulary}
+    return tuple(name for name, each in registry.METRICS.items() if chosen & each.vocabulary)
 
 
 def _probed() -> tuple[dict[str, Any], str | None]:
