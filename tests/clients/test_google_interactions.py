@@ -2,7 +2,6 @@
 
 import asyncio
 
-import httpx2
 import pytest
 
 from servers.calls import Calls
@@ -13,7 +12,10 @@ from sottovoce.clients import google_genai
 from sottovoce.guard import ImportHooks, Patches
 
 genai = pytest.importorskip("google.genai")
+basesdk = pytest.importorskip("google.genai._gaos.basesdk")  # since 2.0
 from google.genai import types
+
+http = basesdk.httpx  # httpx2 since 3.0
 
 # The SDK's own, with and without us.
 pytestmark = [
@@ -51,8 +53,8 @@ def make(driver, server, **options):
         api_key="key",
         http_options=types.HttpOptions(
             base_url=server.url,
-            httpx_client=httpx2.Client(verify=False),
-            httpx_async_client=httpx2.AsyncClient(verify=False),
+            httpx_client=http.Client(verify=False),
+            httpx_async_client=http.AsyncClient(verify=False),
             retry_options=types.HttpRetryOptions(**{"attempts": 1, **options}),
         ),
     )
