@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -21,6 +20,8 @@ from sottovoce.call import current_call
 from sottovoce.clients import mistral
 from sottovoce.guard import ImportHooks, Patches
 from sottovoce.instrumentors import MistralInstrumentor
+from sottovoce.privacy import gate
+from sottovoce.privacy.policy import activate
 from sottovoce.settings import Settings
 
 try:
@@ -396,7 +397,7 @@ def test_other_requests_are_left_alone(driver, server, calls):
 def spans(monkeypatch):
     """The spans of a process that has a global tracer provider, with our instrumentor's."""
     exporter = InMemorySpanExporter()
-    provider = TracerProvider()
+    provider = gate.gated_tracer_provider(activate(Settings(key="a key of these tests")))
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
     monkeypatch.delenv("MISTRAL_SDK_TELEMETRY", raising=False)
@@ -419,6 +420,7 @@ def test_its_own_spans_are_made_when_somebody_asked_for_them(
     driver.items(do(driver, client.chat, "stream", **ASKED))
     close(driver, client)
     found = sorted(span.instrumentation_scope.name for span in spans.get_finished_spans())
+    assert "secret" not in "".join(span.to_json() for span in spans.get_finished_spans())
     theirs = ["mistralai_sdk_tracer"] * 2 if asked and OPTIONAL else []
     assert found == [*theirs, "sottovoce", "sottovoce"]
 
