@@ -36,6 +36,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from e2e.conftest import free_ports
 from sottovoce import guard, instrumentors
 from sottovoce.call import current_call
+from sottovoce.privacy import policy
 from sottovoce.settings import read
 
 pytestmark = pytest.mark.e2e
@@ -130,11 +131,6 @@ SERVERS = {
 }
 
 
-def example(name):
-    """One of the examples, as a program: what it imports stays out of this process."""
-    return str(ROOT / "examples" / f"{name}.py")
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with tiny models of random weights, and what the servers need beside ours."""
@@ -200,6 +196,7 @@ def server(request, home):
 def recording():
     """Instruments everything that is asked with here; gives the spans."""
     exporter, kinds = InMemorySpanExporter(), []
+    before = list(policy._active)
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(exporter))
     guard.failures.clear()
@@ -228,6 +225,7 @@ def recording():
     for kind in kinds:
         kind.uninstrument()
     tracers.shutdown()
+    policy._active[:] = before
     assert current_call.get() is None
     assert not guard.failures
     assert guard.undecodable.keys() <= {"sse"}  # a stream that breaks off
