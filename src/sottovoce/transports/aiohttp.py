@@ -99,6 +99,7 @@ def _answered(begun: Sending, response: Any, session: Any, asked: dict[str, Any]
         open_ended=wire.open_ended(headers, version),
     )
     buffer = _WatchedBuffer(content._buffer)
+    buffer.protocol = content._protocol
     buffer.watch = watch
     buffer.feed = watch.feeder()
     content._buffer = buffer
@@ -109,30 +110,35 @@ def _answered(begun: Sending, response: Any, session: Any, asked: dict[str, Any]
 class _WatchedBuffer(deque[bytes]):
     """What arrived and was not taken out yet. Tells a `Watch` of what is."""
 
-    __slots__ = ("feed", "seen", "watch", "whole")
+    __slots__ = ("at_end", "feed", "protocol", "seen", "watch")
 
+    at_end: Callable[[], None] | None
     feed: Callable[[bytes], None]
+    protocol: Any
     seen: int  # bytes at the beginning that the watch was told of already
     watch: Watch | None
-    whole: bool
 
     def __init__(self, chunks: deque[bytes]) -> None:
         super().__init__(chunks)
         self.seen = 0
         self.watch = None
-        self.whole = False
+        self.at_end = None
 
+    @guard.never_raise("aiohttp.complete")
     def complete(self) -> None:
-        """All has arrived."""
-        self.whole = True
-        if not self and self.watch is not None:
-            self.watch.exhausted()
+        """All has arrived, or the app closed the session: then the connection is no more."""
+        watch = self.watch
+        if watch is not None:
+            closed = self.protocol.transport is None
+            self.at_end = watch.closed if closed else watch.exhausted
+            if not self:
+                self.at_end()
 
     def popleft(self) -> bytes:
         chunk = super().popleft()
         self._take(chunk)
-        if self.whole and not self and self.watch is not None:
-            self.watch.exhausted()
+        if self.at_end is not None and not self:
+            self.at_end()
         return chunk
 
     def __getitem__(self, index: Any) -> Any:
