@@ -127,7 +127,9 @@ def refused(call):
 @pytest.mark.parametrize("vocabulary", ["v1.41", "latest", "both"])
 @pytest.mark.parametrize("end", [completed, streamed, abandoned, failed, refused])
 @pytest.mark.parametrize("where", [HTTP, LOCAL, ENGINE], ids=["remote", "local", "in_process"])
-@pytest.mark.parametrize("operation", ["chat", "text_completion"])
+@pytest.mark.parametrize(
+    "operation", ["chat", "text_completion", "generate_content", "fetch_response"]
+)
 def test_a_generation(operation, where, end, vocabulary):
     gated = Gated(semconv=vocabulary)
     call = gated.call(operation=operation, **where)
@@ -145,6 +147,27 @@ def test_embeddings(end, vocabulary):
     call.facts.update(request_dimensions=256, request_encoding_formats=["base64"], input_tokens=9)
     end(call)
     assert gated.violations(vocabulary) == []
+
+
+@pytest.mark.parametrize("vocabulary", ["v1.41", "latest", "both"])
+@pytest.mark.parametrize("operation", ["rerank", "moderation"])
+@pytest.mark.parametrize("end", [completed, failed])
+def test_ranks_and_judgements(operation, end, vocabulary):
+    gated = Gated(semconv=vocabulary)
+    call = gated.call(operation=operation, **HTTP)
+    call.facts.update(input_tokens=9, output_tokens=1)
+    end(call)
+    assert len(gated.spans.get_finished_spans()) == 1
+    assert gated.violations(vocabulary) == []
+
+
+def test_every_operation_of_a_route_has_a_span():
+    from sottovoce.protocols import routes
+    from sottovoce.registry import SPANS
+
+    asked = {route.operation for route in routes.ROUTES.values()}
+    asked |= {each.route.operation for rows in routes.VERBS.values() for each in rows}
+    assert asked <= set(SPANS)
 
 
 def test_our_own_counters(monkeypatch):

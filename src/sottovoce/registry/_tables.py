@@ -129,10 +129,11 @@ _A24: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.provider.name', '
 _A25: Final[frozenset[str]] = frozenset({'gen_ai.provider.name'})
 _A26: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.output.type', 'gen_ai.provider.name', 'gen_ai.request.choice.count', 'gen_ai.request.frequency_penalty', 'gen_ai.request.max_tokens', 'gen_ai.request.model', 'gen_ai.request.presence_penalty', 'gen_ai.request.reasoning.level', 'gen_ai.request.stream', 'gen_ai.request.temperature', 'gen_ai.request.top_k', 'gen_ai.request.top_p', 'gen_ai.response.finish_reasons', 'gen_ai.response.model', 'gen_ai.response.time_to_first_chunk', 'gen_ai.usage.audio.cache_read.input_tokens', 'gen_ai.usage.audio.input_tokens', 'gen_ai.usage.audio.output_tokens', 'gen_ai.usage.cache_read.input_tokens', 'gen_ai.usage.cache_write.input_tokens', 'gen_ai.usage.image.cache_read.input_tokens', 'gen_ai.usage.image.input_tokens', 'gen_ai.usage.image.output_tokens', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'gen_ai.usage.reasoning.output_tokens', 'gen_ai.usage.text.cache_read.input_tokens', 'gen_ai.usage.text.input_tokens', 'gen_ai.usage.text.output_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.request.stop_sequences.count', 'sottovoce.request.tools.count', 'sottovoce.request.user_turn', 'sottovoce.response.chunks', 'sottovoce.response.tool_calls.count', 'sottovoce.response.tool_calls.names', 'sottovoce.usage.video.input_tokens'})
 _A27: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.embeddings.dimension.count', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.encoding_formats', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
-_A28: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
-_A29: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
-_A30: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
-_A31: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.agent.name', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.finish_reasons', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A28: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'http.request.resend_count', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
+_A29: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
+_A30: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A31: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A32: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.agent.name', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.finish_reasons', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
 
 ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('ai.model.id', 'string', None, _R0, _S0),
@@ -499,27 +500,30 @@ SPANS: Final[tuple[tuple[str, frozenset[str], frozenset[str], frozenset[str]], .
     ('chat', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A26),
     ('text_completion', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A26),
     ('generate_content', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A26),
+    ('fetch_response', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A26),
     ('embeddings', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A27),
-    ('execute_tool', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A28, _A29),
-    ('initialize', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('ping', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('tools/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('prompts/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('prompts/get', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('resources/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('resources/templates/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('resources/read', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('resources/subscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('resources/unsubscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('logging/setLevel', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('completion/complete', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('server/discover', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('subscriptions/listen', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('sampling/createMessage', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('elicitation/create', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('roots/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('_OTHER', frozenset({'CLIENT', 'SERVER'}), _A10, _A30),
-    ('invoke_agent', frozenset({'CLIENT', 'INTERNAL'}), _A28, _A31),
+    ('rerank', frozenset({'CLIENT'}), _A3, _A28),
+    ('moderation', frozenset({'CLIENT'}), _A3, _A28),
+    ('execute_tool', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A29, _A30),
+    ('initialize', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('ping', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('tools/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('prompts/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('prompts/get', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('resources/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('resources/templates/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('resources/read', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('resources/subscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('resources/unsubscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('logging/setLevel', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('completion/complete', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('server/discover', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('subscriptions/listen', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('sampling/createMessage', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('elicitation/create', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('roots/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('_OTHER', frozenset({'CLIENT', 'SERVER'}), _A10, _A31),
+    ('invoke_agent', frozenset({'CLIENT', 'INTERNAL'}), _A29, _A32),
 )
 
 EVENTS: Final[frozenset[str]] = frozenset({'exception', 'gen_ai.client.inference.operation.details', 'gen_ai.client.operation.exception', 'gen_ai.evaluation.result'})
