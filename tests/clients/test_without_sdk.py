@@ -1,5 +1,7 @@
 """Ollama, Cohere and Hugging Face asked without an SDK: each request is one call all the same."""
 
+import asyncio
+
 import httpx
 import pytest
 import requests
@@ -165,3 +167,30 @@ def test_a_stream_whose_type_is_not_told(servers, raw, path):
     by_httpx(servers[wire].url + path, {**body, "stream": True}, stream=True)
     assert {**raw.only.facts, **facts} == raw.only.facts
     assert (raw.only.stream, raw.only.chunks) == (True, chunks)
+
+
+def test_a_reader_that_is_gone_while_the_response_is_kept(servers, raw):
+    with httpx.Client(verify=False) as client:
+        request = client.build_request("POST", servers[ollama].url + "/api/chat", json=ASK)
+        response = client.send(request, stream=True)
+        lines = response.iter_lines()
+        next(lines)
+        del lines
+        assert raw.wait().outcome == "abandoned"
+        response.close()
+    assert raw.only.chunks
+
+
+async def test_an_async_reader_that_is_gone_while_the_response_is_kept(servers, raw):
+    async with httpx.AsyncClient(verify=False) as client:
+        request = client.build_request("POST", servers[ollama].url + "/api/chat", json=ASK)
+        response = await client.send(request, stream=True)
+        lines = response.aiter_lines()
+        await anext(lines)
+        await lines.aclose()
+        del lines
+        for _ in range(10):  # the loop closes the generators beneath in tasks
+            await asyncio.sleep(0)
+        assert (await asyncio.to_thread(raw.wait)).outcome == "abandoned"
+        await response.aclose()
+    assert raw.only.chunks

@@ -151,7 +151,9 @@ def _watched_stream(base: type[Any]) -> type[Any]:
                     feed(chunk)
                     yield chunk
             except GeneratorExit:
-                # Thrown by whoever stopped reading, not by the stream: closing follows.
+                # Thrown by whoever stopped reading, not by the stream. Most close the response
+                # then; who keeps it open (huggingface_hub 1.x) cannot read on either.
+                watch.closed()
                 raise
             except BaseException as error:
                 watch.broken(error)
@@ -212,6 +214,13 @@ class _WatchedIterator:
             raise
         self._feed(chunk)
         return chunk
+
+    def __del__(self) -> None:
+        # Who was reading is gone; the response may be kept.
+        try:  # noqa: SIM105 - when the interpreter goes away, imported names may be gone
+            self._watch.closed()
+        except Exception:  # noqa: BLE001, S110 - half-built, or the interpreter is going away
+            pass
 
 
 class _WatchedGenerator(_WatchedIterator):
