@@ -104,7 +104,11 @@ def _answered(begun: Sending, response: Any, session: Any, asked: dict[str, Any]
     buffer.feed = watch.feeder()
     content._buffer = buffer
     content._timer = _WatchedTimer(content._timer, watch)
-    content.on_eof(buffer.complete)
+    if content.is_eof():
+        buffer.arrived(by_closing=False)
+    else:
+        # Before aiohttp's own, which gives the connection back.
+        content._eof_callbacks.insert(0, buffer.complete)
 
 
 class _WatchedBuffer(deque[bytes]):
@@ -127,10 +131,13 @@ class _WatchedBuffer(deque[bytes]):
     @guard.never_raise("aiohttp.complete")
     def complete(self) -> None:
         """All has arrived, or the app closed the session: then the connection is no more."""
+        self.arrived(by_closing=self.protocol.transport is None)
+
+    def arrived(self, *, by_closing: bool) -> None:
+        """Nothing more comes: what there is may still be read."""
         watch = self.watch
         if watch is not None:
-            closed = self.protocol.transport is None
-            self.at_end = watch.closed if closed else watch.exhausted
+            self.at_end = watch.closed if by_closing else watch.exhausted
             if not self:
                 self.at_end()
 
