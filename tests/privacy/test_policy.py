@@ -277,11 +277,11 @@ def test_an_error_inside_a_rule_drops_the_item_alone(policy):
 
         __hash__ = __eq__ = None
 
-    class Mapping(dict):
-        def get(self, *_):
+    class Reasons(list):
+        def __iter__(self):
             raise RuntimeError("acme")
 
-    given = Mapping({"gen_ai.request.model": "x", "gen_ai.usage.input_tokens": 1})
+    given = {"gen_ai.response.finish_reasons": Reasons(["x"]), "gen_ai.usage.input_tokens": 1}
     assert policy.attributes(given, "span") == {"gen_ai.usage.input_tokens": 1}
     assert policy.dropped == {("span", "rule_error"): 1}
     assert policy.attributes({"gen_ai.operation.name": Explosive("chat")}, "span") == {

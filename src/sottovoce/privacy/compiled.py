@@ -2,10 +2,16 @@
 
 A policy exchanges it as a whole: whoever works with one finishes with it, and what is begun
 afterwards finds the tighter one.
+
+An instrumentation gives the same keys time after time. What becomes of each is found out once
+for a sequence of keys, and remembered by its hash alone, since keys of others may say anything;
+a value is judged every time. A plan reads only declared attributes, by their names: if ever two
+sequences had one hash, attributes could be missed, and none that may not leave could.
 """
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,13 +20,17 @@ from sottovoce.privacy import buckets, ranges, rules
 from sottovoce.registry import ATTRIBUTES, DIALECTS, PROFILES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Callable, Container, Mapping, Sequence
 
+    from sottovoce.privacy.dialects import Alone
     from sottovoce.privacy.pseudonyms import Pseudonyms
 
 SIGNALS: Final = ("span", "event", "link", "log", "metric", "resource", "scope")
 
 _TYPES: Final = {"string": str, "int": int, "double": float, "boolean": bool, "string[]": tuple}
+MOST_PLANS: Final = 256
+"""Sequences of keys that are remembered for a signal."""
+
 _WITH_TEXT: Final = frozenset({str, tuple})
 
 
@@ -28,7 +38,7 @@ class Entry:
     """How one attribute is judged: its declared type, and the rule for its strings."""
 
     __slots__ = (
-        "bounds", "counted_as", "drops", "foreign", "judge", "kind", "lasts", "lists", "most", "name", "passed", "rule", "special", "unkept"
+        "beaten", "bounds", "counted_as", "drops", "foreign", "judge", "key", "kind", "lasts", "lists", "most", "name", "passed", "rule", "unkept", "way", "words"
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +54,9 @@ class Entry:
         self.foreign = foreign
         # What leaves is this very string: one that only claims to equal it may hold anything.
         self.name = name
-        self.kind = kind
+        # Where its value is found.
+        self.key = name
+        self.kind: Any = kind
         self.rule = rule
         self.judge = judge
         # The same without a memory, in which a long string would stay for good.
@@ -61,14 +73,58 @@ class Entry:
         self.bounds: tuple[float, ...] = ()
         if rule == "bucket" and name not in ranges.SCORES:
             self.bounds = buckets.COUNTS if kind is int else buckets.SECONDS
-        # What the loop of `Policy.attributes` leaves to `_slow`.
+        # See `dialects.Alone`.
+        self.words: Mapping[Any, Any] = {}
+        self.beaten: tuple[str, ...] = ()
         self.drops = rule not in rules.NAMES
-        self.special = kind is tuple or (kind is not str and rule != "keep") or self.drops
+        # The list of a `Plan` that it is in.
+        self.way = "bucketed" if self.bounds else _WAYS.get((kind, rule), "others")
+        if kind is str:
+            self.way = "texts"
 
     def text(self, value: str) -> rules.Verdict:
         """What the rule says of a string, which may be of a type of its own."""
         text = str.__str__(value)
         return (self.judge if len(text) <= rules.LONGEST else self.unkept)(text)
+
+    def under(self, alone: Alone) -> Entry:
+        """The same for a value that a dialect has under a key of its own."""
+        entry = copy.copy(self)
+        entry.foreign = True
+        entry.key, entry.words, entry.beaten = alone.key, alone.words, alone.beaten
+        return entry
+
+
+class Plan(NamedTuple):
+    """What becomes of the attributes of one sequence of keys; the lists say how each is judged.
+
+    Attributes:
+        size: how many keys there are.
+        unknown: how many are not declared.
+        withheld: how many are dropped, whatever they hold.
+        foreign: keys of dialects, whose values decide what is heard.
+    """
+
+    size: int
+    unknown: int
+    withheld: int
+    foreign: tuple[str, ...]
+    texts: tuple[Entry, ...]
+    wholes: tuple[Entry, ...]
+    reals: tuple[Entry, ...]
+    flags: tuple[Entry, ...]
+    bucketed: tuple[Entry, ...]
+    lists: tuple[Entry, ...]
+    words: tuple[Entry, ...]
+    others: tuple[Entry, ...]
+
+
+_WAYS: Final = {
+    (int, "keep"): "wholes",
+    (float, "keep"): "reals",
+    (bool, "keep"): "flags",
+    (tuple, "enum"): "lists",
+}
 
 
 class Compiled(NamedTuple):
@@ -83,6 +139,7 @@ class Compiled(NamedTuple):
         hourly: metric points say the hour alone.
         late: it was chosen after exact numbers may have been recorded.
         tables: signal → attribute → how it is judged.
+        plans: signal → hash of keys → what becomes of them.
     """
 
     profile: str
@@ -93,6 +150,16 @@ class Compiled(NamedTuple):
     hourly: bool
     late: bool
     tables: Mapping[str, Mapping[str, Entry]]
+    plans: Mapping[str, dict[int, Plan]]
+
+    def plan(self, signal: str, keys: tuple[Any, ...]) -> Plan:
+        """What becomes of attributes with these keys on `signal`; it is remembered."""
+        made = _plan(self.tables[signal], keys)
+        plans = self.plans[signal]
+        if len(plans) >= MOST_PLANS:
+            plans.clear()
+        plans[hash(keys)] = made
+        return made
 
 
 class Choice:
@@ -154,7 +221,34 @@ def compile_profile(
         hourly=chosen == "aggregate",
         late=late,
         tables=_tables(chosen, pseudonyms, allowed, user_ids=user_ids),
+        plans={signal: {} for signal in SIGNALS},
     )
+
+
+def _plan(table: Mapping[str, Entry], keys: Sequence[Any]) -> Plan:
+    lists: dict[str, list[Entry]] = {way: [] for way in Plan._fields[4:]}
+    unknown = withheld = 0
+    foreign = []
+    for key in keys:
+        entry = table.get(key)
+        if entry is None:
+            unknown += 1
+        elif entry.foreign:
+            foreign.append(entry.key)
+        elif entry.drops:
+            withheld += 1
+        else:
+            lists[entry.way].append(entry)
+    if foreign:
+        from sottovoce.privacy import dialects  # noqa: PLC0415 - at the first span of a dialect
+
+        for alone in dialects.alone(foreign, frozenset(keys), table):
+            entry = table[alone.name].under(alone)
+            lists["words" if entry.words else entry.way].append(entry)
+            withheld += len(alone.beaten)
+            foreign = [key for key in foreign if key not in (alone.key, *alone.beaten)]
+    ways = {way: tuple(entries) for way, entries in lists.items()}
+    return Plan(len(keys), unknown, withheld, tuple(foreign), **ways)
 
 
 def _tables(

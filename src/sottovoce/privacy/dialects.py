@@ -9,13 +9,15 @@ and a string of digits is no count.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sottovoce.privacy.patterns import Pattern
 from sottovoce.registry import ATTRIBUTES, DIALECTS, FOREIGN_WORDS, USAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+
+    from sottovoce.privacy.compiled import Entry
 
 Said = tuple[str, Any]
 """A key of the conventions and what is said under it."""
@@ -65,6 +67,64 @@ def said(found: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
                     facts[ours] = fact
                 heard[ours] = rank
     return facts
+
+
+class Alone(NamedTuple):
+    """A foreign key that is heard whatever else is said, if its value can be.
+
+    Attributes:
+        key: it.
+        name: ours.
+        words: value → what leaves for it, where it is a word of theirs; else empty, and it says
+            what it holds.
+        beaten: other foreign keys that say the same, which are heard only if its value cannot be.
+    """
+
+    key: str
+    name: str
+    words: Mapping[Any, Any]
+    beaten: tuple[str, ...]
+
+
+def alone(
+    foreign: Iterable[str], taken: Container[str], table: Mapping[str, Entry]
+) -> Iterator[Alone]:
+    """Those of `foreign` of which it is plain, without their values, what they say.
+
+    Args:
+        foreign: foreign keys that come together.
+        taken: all keys that do.
+        table: our key → how it is judged.
+    """
+    said: dict[str, list[str]] = {}
+    for key in sorted(foreign, key=lambda key: _READ[key][0]):
+        _, name, _, read, _ = _READ[key]
+        for each in _SEVERAL.get(read, (name,)):
+            said.setdefault(each, []).append(key)
+    for name, keys in said.items():
+        entry = table.get(name)
+        reads = {_READ[key][3] for key in keys}
+        if entry is None or entry.drops or name in taken or reads & _SEVERAL.keys():
+            continue
+        key, *beaten = keys
+        _, _, _, read, theirs = _READ[key]
+        words: dict[Any, Any] = {}
+        if read is _word:
+            words = {each: ours for word, ours in (theirs or {}).items() for each in _spelled(word)}
+        elif read is _one and entry.rule == "enum":
+            words = {word: (word,) for word in ATTRIBUTES[name].values or ()}
+        words = {word: ours for word, ours in words.items() if _leaves(ours, entry)}
+        if read is None or words:
+            yield Alone(key, name, words, tuple(beaten))
+
+
+def _spelled(word: str) -> tuple[str, ...]:
+    return word, word.upper(), word.capitalize()
+
+
+def _leaves(ours: Any, entry: Entry) -> bool:
+    (word,) = ours if isinstance(ours, tuple) else (ours,)
+    return entry.lasts and entry.text(word) is word
 
 
 def elements(value: str) -> list[str] | None:
@@ -148,6 +208,8 @@ _HOW: Final[dict[str, Callable[[str, Any, Any], Iterable[Said]] | None]] = {
     "flag": _flag,
     "usage": _usage,
 }
+_SEVERAL: Final[dict[Any, Iterable[str]]] = {_url: (_ADDRESS, _PORT), _usage: set(USAGE.values())}
+"""How values are read that may say several things → of what."""
 _READ: Final = {
     key: (rank, name, _TYPES.get(ATTRIBUTES[name].type, ()), _HOW[how], FOREIGN_WORDS.get(key))
     for rank, (key, (name, how)) in enumerate(DIALECTS.items())

@@ -28,7 +28,7 @@ from sottovoce.registry import PROFILES, SCOPES
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from sottovoce.privacy.compiled import Compiled, Entry
     from sottovoce.settings import Settings
@@ -190,64 +190,120 @@ class Policy:
             self.count(signal, "drop")
         return kept
 
-    def _judged(  # noqa: C901, PLR0912, PLR0915 - one loop, flat, because it runs for every span
+    def _judged(  # noqa: C901, PLR0912, PLR0915 - flat, because it runs for every span
         self, mapping: Mapping[str, Any], signal: str, around: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
+        if type(mapping) is not dict:
+            mapping = dict(mapping.items())
+        compiled = self.choice.now
+        keys = tuple(mapping)
+        plan = compiled.plans[signal].get(hash(keys))
+        if plan is None or plan.size != len(keys):
+            plan = compiled.plan(signal, keys)
         kept: dict[str, Any] = {}
-        foreign: dict[str, Any] | None = None
-        get = self.choice.now.tables[signal].get
-        drop = self._drops.news.append
-        unknown = withheld = bucketed = 0
-        extensible = signal == "resource"
-        verdict: Any
+        # What is not as it mostly is.
+        late: list[tuple[Entry, Any]] = []
+        bucketed = 0
+        value: Any
         # Every branch below is paid for each attribute of every span: no call that can be spared.
-        for key, value in mapping.items():
-            entry = get(key)
-            if entry is None:
-                if extensible:
-                    self._unknown(key, value, signal, kept)
-                else:
-                    unknown += 1
+        for entry in plan.texts:
+            value = mapping[entry.key]
+            # Most strings leave as they are, and have before.
+            if type(value) is str and value in entry.passed:
+                kept[entry.name] = value
+            else:
+                late.append((entry, value))
+        for entry in plan.wholes:
+            value = mapping[entry.key]
+            if type(value) is int and 0 <= value < entry.most:
+                kept[entry.name] = value
+            else:
+                late.append((entry, value))
+        for entry in plan.reals:
+            value = mapping[entry.key]
+            # As `ranges.real`.
+            if type(value) is float and -entry.most < value < entry.most:
+                kept[entry.name] = (value * 1e6 + 0.5) // 1 / 1e6
+            else:
+                late.append((entry, value))
+        for entry in plan.flags:
+            value = mapping[entry.key]
+            if type(value) is bool:
+                kept[entry.name] = value
+            else:
+                late.append((entry, value))
+        for entry in plan.bucketed:
+            value = mapping[entry.key]
+            bounds = entry.bounds
+            if type(value) is entry.kind and 0 <= value <= bounds[-1]:
+                kept[entry.name] = shown = bounds[bisect_left(bounds, value)]
+                if shown != value:
+                    bucketed += 1
+            else:
+                late.append((entry, value))
+        for entry in plan.lists:
+            value = mapping[entry.key]
+            try:
+                known = entry.lists.get(value) if type(value) is tuple else None
+            except Exception:  # noqa: BLE001 - it holds what cannot be looked up
+                known = None
+            if known is not None:
+                kept[entry.name] = known
+            else:
+                late.append((entry, value))
+        for entry in plan.words:
+            value = mapping[entry.key]
+            word = entry.words.get(value) if type(value) is str else None
+            if word is not None:
+                kept[entry.name] = word
+            else:
+                late.append((entry, value))
+        if plan.others:
+            late += [(entry, mapping[entry.key]) for entry in plan.others]
+        foreign = {key: mapping[key] for key in plan.foreign}
+        withheld = plan.withheld
+        if late:
+            for entry, value in late:
+                if entry.foreign:
+                    foreign[entry.key] = value
+                    foreign.update((key, mapping[key]) for key in entry.beaten)
+                    withheld -= len(entry.beaten)
+            self._late(late, signal, around or mapping, kept)
+        if plan.unknown:
+            if signal == "resource":
+                table = compiled.tables[signal]
+                for key in keys:
+                    if key not in table:
+                        self._unknown(key, mapping[key], signal, kept)
+            else:
+                self._drops.news.append((signal, "unknown", plan.unknown))
+        if withheld:
+            self._drops.news.append((signal, rules.DROPPED.rule, withheld))
+        if bucketed:
+            self._drops.news.append((signal, "bucket", bucketed))
+        if foreign:
+            self._said(foreign, mapping, signal, kept)
+        if len(self._drops.news) > FOLD_AT:
+            self._drops.tidy()
+        return kept
+
+    def _late(
+        self,
+        late: Iterable[tuple[Entry, Any]],
+        signal: str,
+        mapping: Mapping[str, Any],
+        kept: dict[str, Any],
+    ) -> None:
+        drop = self._drops.news.append
+        verdict: Any
+        for entry, value in late:
+            if entry.foreign:
                 continue
             try:
-                kind = type(value)
-                if kind is not entry.kind or entry.special:
-                    if entry.foreign:
-                        if foreign is None:
-                            foreign = {}
-                        foreign[entry.name] = value
-                        continue
-                    if entry.drops:
-                        withheld += 1
-                        continue
-                    bounds = entry.bounds
-                    if bounds and kind is entry.kind and 0 <= value <= bounds[-1]:
-                        shown = bounds[bisect_left(bounds, value)]
-                        if shown != value:
-                            bucketed += 1
-                        kept[entry.name] = shown
-                        continue
-                    verdict = self._slow(signal, value, entry, around or mapping, kept)
-                elif kind is str:
-                    # Most strings leave as they are, and have before.
-                    if value in entry.passed:
-                        kept[entry.name] = value
-                        continue
-                    verdict = self._text(value, entry, around or mapping)
-                elif kind is int:
-                    if 0 <= value < entry.most:
-                        kept[entry.name] = value
-                        continue
-                    verdict = ranges.whole(value, entry.most)
-                elif kind is float:
-                    # As `ranges.real`.
-                    if -entry.most < value < entry.most:
-                        kept[entry.name] = (value * 1e6 + 0.5) // 1 / 1e6
-                        continue
-                    verdict = ranges.real(value, entry.most)
+                if type(value) is str and entry.kind is str:
+                    verdict = self._text(value, entry, mapping)
                 else:
-                    kept[entry.name] = value
-                    continue
+                    verdict = self._slow(signal, value, entry, mapping, kept)
                 kind = type(verdict)
                 if kind is Drop:
                     drop((signal, verdict.rule, 1))
@@ -258,17 +314,6 @@ class Policy:
                     kept[entry.name] = verdict
             except Exception:  # noqa: BLE001 - fail closed: the item is dropped
                 drop((signal, "rule_error", 1))
-        if unknown:
-            drop((signal, "unknown", unknown))
-        if withheld:
-            drop((signal, rules.DROPPED.rule, withheld))
-        if bucketed:
-            drop((signal, "bucket", bucketed))
-        if foreign is not None:
-            self._said(foreign, mapping, signal, kept)
-        if len(self._drops.news) > FOLD_AT:
-            self._drops.tidy()
-        return kept
 
     def _said(
         self,
@@ -286,8 +331,9 @@ class Policy:
                 # Whether a model is local depends on what else the span says.
                 around = facts
                 for key in (ADDRESS, PROVIDER):
-                    if key in mapping:
-                        around = {**around, key: mapping[key]}
+                    # What of a dialect was heard already leaves as it came.
+                    if key in mapping or key in kept:
+                        around = {**around, key: mapping.get(key, kept.get(key))}
                 kept.update(self._judged(facts, signal, around))
         except Exception:  # noqa: BLE001 - fail closed: nothing of the dialect leaves
             self.count(signal, "rule_error", len(foreign))
@@ -342,17 +388,9 @@ class Policy:
         return verdict
 
     def _elements(self, signal: str, value: Any, entry: Entry, kept: dict[str, Any]) -> Any:
-        if type(value) is not tuple or entry.rule != "enum":
-            return self._each(signal, value, entry, kept)
-        try:
-            known = entry.lists.get(value)
-        except TypeError:
-            return rules.WRONG_TYPE
-        if known is not None:
-            # What is handed on is what was judged, not what claims to equal it.
-            return known
         verdict = self._each(signal, value, entry, kept)
-        if type(verdict) is tuple and len(entry.lists) < rules.REMEMBERED:
+        if entry.way == "lists" and type(verdict) is tuple and len(entry.lists) < rules.REMEMBERED:
+            # What is handed on is what was judged, not what claims to equal it.
             entry.lists[verdict] = verdict
         return verdict
 

@@ -42,6 +42,7 @@ COARSE_NS: Final = 10**8
 OPERATION: Final = "gen_ai.operation.name"
 MODEL: Final = "gen_ai.request.model"
 LASTED: Final = "sottovoce.duration.bucket"
+_SOME: Final = "?"
 _NAMED_BY: Final = (
     ("db.operation.name", ""),
     ("db.system.name", ""),
@@ -153,7 +154,10 @@ class SpanCleaner:
             return None
         attributes = policy.attributes(_plain(span.attributes), "span")
         scope = span.instrumentation_scope
-        status, events, links = span.status, span.events, span.links
+        status = span.status
+        # Most have none, and the SDK copies either item by item (1.30 to 1.45).
+        events = span.events if len(getattr(span, "_events", _SOME)) else ()
+        links = span.links if len(getattr(span, "_links", _SOME)) else ()
         if status.description:
             policy.count("span", "status_description")
         context = origins.context(span.context)
@@ -163,7 +167,10 @@ class SpanCleaner:
         if not isinstance(kind, SpanKind):
             policy.count("span", "type")
             kind = SpanKind.INTERNAL
-        started, ended = self._time(span.start_time), self._time(span.end_time)
+        started, ended = span.start_time, span.end_time
+        # As `is_time`, for every span.
+        if not (type(started) is type(ended) is int and 0 <= started <= ended < 1 << 63):
+            started, ended = self._time(started), self._time(ended)
         if compiled.coarse and started is not None and ended is not None:
             attributes[LASTED] = buckets.lasted(ended - started)
             if self.policy.coarse_span_times:

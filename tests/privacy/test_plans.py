@@ -1,0 +1,107 @@
+"""What becomes of a sequence of keys is remembered, and none of the keys and values of others."""
+
+import gc
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sottovoce.privacy.compiled import MOST_PLANS
+from sottovoce.privacy.policy import Policy
+from sottovoce.registry import ATTRIBUTES, DIALECTS
+from sottovoce.settings import Settings
+
+WORDS = ["LLM", "llm", "tool", "stop", '"stop"', "length", "openai", "mlx", "gpt-4o", "a b c", ""]
+KEYS = st.sampled_from([*ATTRIBUTES, *DIALECTS, "acme.note"]) | st.sampled_from([
+    "openinference.span.kind", "llm.provider", "llm.system", "llm.vendor", "llm.model_name",
+    "llm.token_count.prompt", "llm.finish_reason", "gen_ai.openai.api_base", "server.address",
+    "gen_ai.provider.name", "gen_ai.usage.raw", "ai.operationId",
+])  # fmt: skip
+VALUES = (
+    st.sampled_from(WORDS)
+    | st.integers(-2, 10**10)
+    | st.floats()
+    | st.booleans()
+    | st.none()
+    | st.lists(st.sampled_from(WORDS), max_size=3).map(tuple)
+    | st.sampled_from(["http://127.0.0.1:8080/v1", "localhost", '{"input_tokens": 3}'])
+)
+SIGNALS = st.sampled_from(["span", "event", "log", "metric", "resource"])
+
+
+def fresh(profile):
+    return Policy(Settings(key="a secret of the tests", profile=profile))
+
+
+PROFILES = st.sampled_from(["aggregate", "strict", "standard"])
+STEADY = {profile: fresh(profile) for profile in ("aggregate", "strict", "standard")}
+
+
+@given(st.lists(KEYS, unique=True, max_size=8), st.data(), PROFILES, SIGNALS)
+def test_what_leaves_does_not_depend_on_what_was_judged_before(keys, data, profile, signal):
+    for _ in range(3):
+        attributes = {key: data.draw(VALUES) for key in keys}
+        first, steady = fresh(profile), STEADY[profile]
+        before = steady.dropped
+        left = steady.attributes(attributes, signal)
+        assert repr(left) == repr(first.attributes(attributes, signal))
+        assert steady.dropped - before == first.dropped
+
+
+@given(
+    st.lists(KEYS, unique=True, min_size=1, max_size=6),
+    st.lists(KEYS, unique=True, min_size=1, max_size=6),
+    st.data(),
+)
+@example(["gen_ai.operation.name"], ["gen_ai.input.messages"], None)
+def test_sequences_of_one_hash_let_nothing_else_leave(keys, others, data):
+    policy = fresh("standard")
+    table = policy.choice.now.plans["span"]
+    policy.attributes(dict.fromkeys(keys, "x"), "span")
+    table[hash(tuple(others))] = table[hash(tuple(keys))]
+    attributes = {key: data.draw(VALUES) if data else "chat" for key in others}
+    whole = fresh("standard").attributes(attributes, "span")
+    left = policy.attributes(attributes, "span")
+    assert {key: repr(value) for key, value in left.items()}.items() <= {
+        key: repr(value) for key, value in whole.items()
+    }.items()
+
+
+def test_no_key_of_others_is_kept(policy):
+    said = b"the quick brown fox".decode()
+    policy.attributes({said: 1, "gen_ai.operation.name": "chat"}, "span")
+    assert [plan.unknown for plan in policy.choice.now.plans["span"].values()] == [1]
+    holders = [
+        each for each in gc.get_referrers(said) if isinstance(each, (tuple, list, dict, set))
+    ]
+    assert all(holder is locals() or "said" in holder for holder in holders)
+
+
+def test_few_sequences_are_remembered(policy):
+    for n in range(3 * MOST_PLANS):
+        policy.attributes({f"acme.{n}": 1}, "span")
+    assert 0 < len(policy.choice.now.plans["span"]) <= MOST_PLANS
+
+
+def test_of_two_that_say_the_same_the_second_is_heard_where_the_first_cannot_be(policy):
+    keys = ("llm.provider", "llm.system")
+    for first, second, heard in (
+        ("openai", "anthropic", "openai"),
+        ("openai", "anthropic", "openai"),
+        (7, "anthropic", "anthropic"),
+        ("openai", 7, "openai"),
+    ):
+        left = policy.attributes(dict(zip(keys, (first, second), strict=True)), "span")
+        assert left == {"gen_ai.provider.name": heard}
+    assert policy.dropped == {("span", "drop"): 4}
+
+
+def test_a_model_of_this_process_is_local_whoever_says_where_it_runs(policy):
+    for _ in range(3):
+        left = policy.attributes(
+            {"llm.provider": "mlx", "llm.model_name": "mlx-community/Qwen3-4B-4bit"}, "span"
+        )
+        assert left["gen_ai.request.model"] == "mlx-community/Qwen3-4B-4bit"
+        left = policy.attributes(
+            {"llm.provider": "openai", "llm.model_name": "mlx-community/Qwen3-4B-4bit"}, "span"
+        )
+        assert left["gen_ai.request.model"].startswith("h:")
