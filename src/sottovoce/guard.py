@@ -3,8 +3,9 @@
 Rules that every hook keeps:
 
 * `never_raise` around everything of ours, never around the app's own call;
-* an error is counted in `failures` and logged once per place, at debug level, with no
-  argument of the app in the message;
+* an error is counted in `failures` and logged once per place, at debug level, by its class and
+  where it was raised: its message may quote the app, and handlers of logs that are given the
+  exception itself show its message, its cause and the variables of its frames;
 * a patch is made through `Patches`, so that `uninstrument()` restores everything and a
   second `instrument()` cannot double it.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -34,13 +35,32 @@ undecodable: Counter[str] = Counter()
 ``sse``, ``encoding``, ``type``, ``reader``): exported as `sottovoce.decode.errors`."""
 
 _MARK = "__sottovoce_original__"
+_PLACES = 16
 
 
 def failed(place: str) -> None:
     """Count the exception being handled under `place`; log it the first time. Never raises."""
     failures[place] += 1
     if failures[place] == 1:
-        log.debug("sottovoce: %s failed and was skipped", place, exc_info=True)  # noqa: LOG014 - called in handlers
+        log.debug("sottovoce: %s failed and was skipped (%s)", place, handled())
+
+
+def handled() -> str:
+    """Say what exception is being handled: its class, and the functions that it passed.
+
+    Its message is never asked for. Never raises.
+    """
+    kind, _, traceback = sys.exc_info()
+    if kind is None:
+        return "nothing"
+    places: deque[str] = deque(maxlen=_PLACES)
+    while traceback is not None:
+        frame = traceback.tb_frame
+        module = dict.get(frame.f_globals, "__name__")
+        known = module if type(module) is str else "?"
+        places.append(f"{known}.{frame.f_code.co_name}:{traceback.tb_lineno}")
+        traceback = traceback.tb_next
+    return " > ".join((type.__dict__["__name__"].__get__(kind), *places))
 
 
 def never_raise(place: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:

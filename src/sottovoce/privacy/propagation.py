@@ -15,6 +15,8 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
+from sottovoce import guard
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
@@ -47,8 +49,8 @@ class GatedPropagator(TextMapPropagator):
         """What `inner` extracts; incoming context is the app's own affair. Never raises."""
         try:
             return self._inner.extract(carrier, context, getter)
-        except Exception:
-            log.debug("sottovoce: extracting trace context failed", exc_info=True)
+        except Exception:  # noqa: BLE001 - see above
+            log.debug("sottovoce: extracting trace context failed (%s)", guard.handled())
             return context_api.get_current() if context is None else context
 
     def inject(
@@ -63,8 +65,8 @@ class GatedPropagator(TextMapPropagator):
                 self._policy.count("propagation", "withheld")
                 return
             self._inner.inject(carrier, context, setter)
-        except Exception:
-            log.debug("sottovoce: injecting trace context failed", exc_info=True)
+        except Exception:  # noqa: BLE001 - see above
+            log.debug("sottovoce: injecting trace context failed (%s)", guard.handled())
 
     @property
     def fields(self) -> set[str]:

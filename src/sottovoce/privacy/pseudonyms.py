@@ -20,6 +20,7 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from sottovoce import guard
 from sottovoce.settings import state_dir
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def from_settings(settings: Settings) -> Pseudonyms:
         if directory is not None:
             return Pseudonyms(_kept(directory), public=public)
     except (OSError, ValueError):
-        log.debug("sottovoce: the secret of the state directory cannot be used", exc_info=True)
+        log.debug("sottovoce: the state directory's secret cannot be used (%s)", guard.handled())
     log.warning(
         "sottovoce: no secret could be kept in the state directory; pseudonyms of this process "
         "will not match those of any other. Set SOTTOVOCE_KEY or SOTTOVOCE_KEY_FILE."
@@ -219,7 +220,7 @@ def _file(settings: Settings) -> bytes | None:
     try:
         return _bytes(settings.key_file)
     except (OSError, ValueError):
-        log.debug("sottovoce: the key file cannot be read", exc_info=True)
+        log.debug("sottovoce: the key file cannot be read (%s)", guard.handled())
         return b""
 
 
