@@ -105,6 +105,10 @@ SCENARIOS = {
     "stream_cut_in_chunk": lambda _: [*list(streamed(EVENTS))[:4], b"50\r\ndata: {", STOP],
     "stream_reset": lambda _: [*list(streamed(EVENTS))[:4], "reset"],
     "stream_hangs": lambda _: [*list(streamed(EVENTS))[:4], "hang"],
+    "stream_open_hangs": lambda _: [
+        head("Content-Type: text/event-stream", "Connection: close") + EVENTS[0],
+        "hang",
+    ],
     "hangs": lambda _: ["hang"],
     "no_answer": lambda _: [STOP],
     "400": lambda _: [whole(b'{"error": {}}', status="400 Bad Request")],

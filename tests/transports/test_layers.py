@@ -482,6 +482,20 @@ async def test_a_cancelled_task(calls, server):
             calls.ended_calls.clear()
 
 
+@pytest.mark.parametrize("scenario", ["stream_hangs", "stream_open_hangs"])
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_session_that_is_closed_before_its_answer_was_read(calls, server, scenario, kept):
+    async with aiohttp.ClientSession() as session:
+        response = await session.post(server.at(scenario), json=STREAM)
+        if not kept:
+            del response
+    for _ in range(5):
+        await asyncio.sleep(0)
+    response = None
+    gc.collect()
+    assert (calls.wait().outcome, calls.only.error) == ("abandoned", None)
+
+
 async def test_a_timeout_for_all_of_it(calls, server):
     timeout = aiohttp.ClientTimeout(total=0.2)
     async with aiohttp.ClientSession(timeout=timeout) as session:
