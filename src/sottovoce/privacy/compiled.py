@@ -95,7 +95,7 @@ class Entry:
         return entry
 
 
-class Plan(NamedTuple):
+class Plan:
     """What becomes of the attributes of one sequence of keys; the lists say how each is judged.
 
     Attributes:
@@ -103,20 +103,47 @@ class Plan(NamedTuple):
         unknown: how many are not declared.
         withheld: how many are dropped, whatever they hold.
         foreign: keys of dialects, whose values decide what is heard.
+        said: what hears them.
     """
 
-    size: int
-    unknown: int
-    withheld: int
-    foreign: tuple[str, ...]
-    texts: tuple[Entry, ...]
-    wholes: tuple[Entry, ...]
-    reals: tuple[Entry, ...]
-    flags: tuple[Entry, ...]
-    bucketed: tuple[Entry, ...]
-    lists: tuple[Entry, ...]
-    words: tuple[Entry, ...]
-    others: tuple[Entry, ...]
+    __slots__ = (
+        "bucketed", "flags", "foreign", "lists", "others", "reals", "said", "size", "texts", "unknown", "wholes", "withheld", "words"
+    )  # fmt: skip
+
+    def __init__(self, table: Mapping[str, Entry], keys: Sequence[Any]) -> None:
+        self.size = len(keys)
+        self.unknown = self.withheld = 0
+        self.said: Callable[..., dict[str, Any]] = dict
+        ways: dict[str, list[Entry]] = {}
+        foreign = []
+        for key in keys:
+            entry = table.get(key)
+            if entry is None:
+                self.unknown += 1
+            elif entry.foreign:
+                foreign.append(entry.key)
+            elif entry.drops:
+                self.withheld += 1
+            else:
+                ways.setdefault(entry.way, []).append(entry)
+        if foreign:
+            from sottovoce.privacy import dialects  # noqa: PLC0415 - few apps have any
+
+            self.said = dialects.said
+            for alone in dialects.alone(foreign, frozenset(keys), table):
+                entry = table[alone.name].under(alone)
+                ways.setdefault("words" if entry.words else entry.way, []).append(entry)
+                self.withheld += len(alone.beaten)
+                foreign = [key for key in foreign if key not in (alone.key, *alone.beaten)]
+        self.foreign = tuple(foreign)
+        self.texts = ways.get("texts", ())
+        self.wholes = ways.get("wholes", ())
+        self.reals = ways.get("reals", ())
+        self.flags = ways.get("flags", ())
+        self.bucketed = ways.get("bucketed", ())
+        self.lists = ways.get("lists", ())
+        self.words = ways.get("words", ())
+        self.others = ways.get("others", ())
 
 
 _WAYS: Final = {
@@ -154,7 +181,7 @@ class Compiled(NamedTuple):
 
     def plan(self, signal: str, keys: tuple[Any, ...]) -> Plan:
         """What becomes of attributes with these keys on `signal`; it is remembered."""
-        made = _plan(self.tables[signal], keys)
+        made = Plan(self.tables[signal], keys)
         plans = self.plans[signal]
         if len(plans) >= MOST_PLANS:
             plans.clear()
@@ -223,32 +250,6 @@ def compile_profile(
         tables=_tables(chosen, pseudonyms, allowed, user_ids=user_ids),
         plans={signal: {} for signal in SIGNALS},
     )
-
-
-def _plan(table: Mapping[str, Entry], keys: Sequence[Any]) -> Plan:
-    lists: dict[str, list[Entry]] = {way: [] for way in Plan._fields[4:]}
-    unknown = withheld = 0
-    foreign = []
-    for key in keys:
-        entry = table.get(key)
-        if entry is None:
-            unknown += 1
-        elif entry.foreign:
-            foreign.append(entry.key)
-        elif entry.drops:
-            withheld += 1
-        else:
-            lists[entry.way].append(entry)
-    if foreign:
-        from sottovoce.privacy import dialects  # noqa: PLC0415 - at the first span of a dialect
-
-        for alone in dialects.alone(foreign, frozenset(keys), table):
-            entry = table[alone.name].under(alone)
-            lists["words" if entry.words else entry.way].append(entry)
-            withheld += len(alone.beaten)
-            foreign = [key for key in foreign if key not in (alone.key, *alone.beaten)]
-    ways = {way: tuple(entries) for way, entries in lists.items()}
-    return Plan(len(keys), unknown, withheld, tuple(foreign), **ways)
 
 
 def _tables(

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import settings as settings_
-from sottovoce.privacy import dialects, errors, ranges, rules, tripwire
+from sottovoce.privacy import errors, ranges, rules, tripwire
 from sottovoce.privacy.compiled import Choice, Names, compile_profile
 from sottovoce.privacy.drops import FOLD_AT, Drops
 from sottovoce.privacy.frames import Frames
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Container, Iterable, Mapping
 
-    from sottovoce.privacy.compiled import Compiled, Entry
+    from sottovoce.privacy.compiled import Compiled, Entry, Plan
     from sottovoce.settings import Settings
 
 PROVIDER: Final = "gen_ai.provider.name"
@@ -282,7 +282,7 @@ class Policy:
         if bucketed:
             self._drops.news.append((signal, "bucket", bucketed))
         if foreign:
-            self._said(foreign, mapping, signal, kept)
+            self._said(plan, foreign, mapping, signal, kept)
         if len(self._drops.news) > FOLD_AT:
             self._drops.tidy()
         return kept
@@ -317,6 +317,7 @@ class Policy:
 
     def _said(
         self,
+        plan: Plan,
         foreign: Mapping[str, Any],
         mapping: Mapping[str, Any],
         signal: str,
@@ -324,7 +325,7 @@ class Policy:
     ) -> None:
         """Add to `kept` what a dialect says, judged as if it had been said in our words."""
         try:
-            facts = dialects.said(foreign, mapping)
+            facts = plan.said(foreign, mapping)
             if len(facts) < len(foreign):
                 self.count(signal, "drop", len(foreign) - len(facts))
             if facts:
@@ -396,6 +397,8 @@ class Policy:
 
     def _each(self, signal: str, value: Any, entry: Entry, kept: dict[str, Any]) -> Any:
         if isinstance(value, str):
+            from sottovoce.privacy import dialects  # noqa: PLC0415 - lists are seldom written so
+
             value = dialects.elements(value)
         if not isinstance(value, (tuple, list)):
             return rules.WRONG_TYPE

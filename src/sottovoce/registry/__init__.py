@@ -7,9 +7,14 @@ Texts that nothing reads at run time (what an attribute is, why it may leave) st
 
 # No postponed annotations: `NamedTuple` would compile each of them, in every process.
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from . import _dialects, _tables
+
+if TYPE_CHECKING:
+    from ._rare import PREFIXES as PREFIXES
+    from ._rare import SPANS as SPANS
+    from ._rare import Span as Span
 
 PROFILES: Final = ("aggregate", "strict", "standard", "content")
 """The privacy profiles that have rules, the tightest first."""
@@ -46,29 +51,11 @@ class Metric(NamedTuple):
     """What must be on every point."""
 
 
-class Span(NamedTuple):
-    """The span of one `gen_ai.operation.name`."""
-
-    kinds: frozenset[str]
-    """``CLIENT``, ``INTERNAL`` or both."""
-    required: frozenset[str]
-    """Attributes that must be there."""
-    attributes: frozenset[str]
-    """Attributes that may be there."""
-
-
 ATTRIBUTES: Final = {
     name: Attribute(type_, values, rules[2], signals)
     for name, type_, values, rules, signals in _tables.ATTRIBUTES
 }
 """Every declared attribute; what is not here may not leave."""
-
-PREFIXES: Final = {
-    name: Attribute(type_, values, rules[2], signals)
-    for name, type_, values, rules, signals in _tables.PREFIXES
-}
-"""Attributes whose key ends in a variable part (``http.request.header.<key>``), by what comes
-before it. None of them may leave; they are here so that a drop has a name."""
 
 
 @lru_cache(maxsize=len(PROFILES))
@@ -84,9 +71,6 @@ def rules(profile: str) -> dict[str, str]:
 
 METRICS: Final = {row[0]: Metric(*row[1:]) for row in _tables.METRICS}
 """Every metric that may leave, by name."""
-
-SPANS: Final = {operation: Span(*row) for operation, *row in _tables.SPANS}
-"""Spans of ours, by `gen_ai.operation.name`, else by `mcp.method.name`."""
 
 EVENTS: Final = _tables.EVENTS
 """Names of events that may leave."""
@@ -119,3 +103,12 @@ SCHEMA_URLS: Final = _tables.SCHEMA_URLS
 
 UPSTREAM: Final = _tables.UPSTREAM
 """Upstream repository → the version or commit that the registry agrees with."""
+
+
+def __getattr__(name: str) -> Any:
+    # What no call needs is made for who asks.
+    if name in {"PREFIXES", "SPANS", "Span"}:
+        from . import _rare  # noqa: PLC0415
+
+        return getattr(_rare, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
