@@ -63,14 +63,8 @@ ATTRIBUTE_OF: Final[Mapping[str, str]] = {
     "request_presence_penalty": "gen_ai.request.presence_penalty",
     "request_choice_count": "gen_ai.request.choice.count",
     "request_stop_count": "sottovoce.request.stop_sequences.count",
-    "request_reasoning_level": "gen_ai.request.reasoning.level",
-    "request_encoding_formats": "gen_ai.request.encoding_formats",
     "request_dimensions": "gen_ai.embeddings.dimension.count",
-    "request_service_tier": "openai.request.service_tier",
     "request_tool_count": "sottovoce.request.tools.count",
-    "output_type": "gen_ai.output.type",
-    "response_service_tier": "openai.response.service_tier",
-    "finish_reasons": "gen_ai.response.finish_reasons",
     "input_tokens": "gen_ai.usage.input_tokens",
     "output_tokens": "gen_ai.usage.output_tokens",
     "cache_read_tokens": "gen_ai.usage.cache_read.input_tokens",
@@ -89,18 +83,25 @@ ATTRIBUTE_OF: Final[Mapping[str, str]] = {
     "tool_call_count": "sottovoce.response.tool_calls.count",
     "user_turn": "sottovoce.request.user_turn",
     "passes": "sottovoce.engine.passes",
-    "model_architecture": "sottovoce.model.architecture",
-    "model_quantization": "sottovoce.model.quantization",
-    "model_parameters": "sottovoce.model.parameters",
     "context_size": "sottovoce.model.context_size",
 }
-"""Fact → span attribute, for the facts that are exported as they are."""
+"""Fact → span attribute, for the facts that are exported as they are: numbers and flags."""
 
 JUDGED: Final[Mapping[str, str]] = {
     "conversation": "gen_ai.conversation.id",
+    "request_reasoning_level": "gen_ai.request.reasoning.level",
+    "request_encoding_formats": "gen_ai.request.encoding_formats",
+    "request_service_tier": "openai.request.service_tier",
+    "output_type": "gen_ai.output.type",
+    "response_service_tier": "openai.response.service_tier",
+    "finish_reasons": "gen_ai.response.finish_reasons",
+    "model_architecture": "sottovoce.model.architecture",
+    "model_quantization": "sottovoce.model.quantization",
+    "model_parameters": "sottovoce.model.parameters",
     "tool_names": "sottovoce.response.tool_calls.names",
 }
-"""Fact → span attribute, for those of which the policy decides what is exported."""
+"""Fact → span attribute, for words: an app, a server or a model's file can say anything where
+one is expected, so the policy decides what is exported, also where nobody gates the provider."""
 
 _MODEL_FACTS: Final = ("model_architecture", "model_quantization", "model_parameters")
 _NS: Final = 1e-9
@@ -243,12 +244,14 @@ class SpanRecorder(Recording):
 
     def _finish_span(self, call: Call, handle: Handle, error: str | None) -> None:
         attributes: dict[str, Any] = {OUTCOME: call.outcome}
+        words: dict[str, Any] = {}
         for fact, value in call.facts.items():
             name = ATTRIBUTE_OF.get(fact)
             if name is not None:
                 attributes[name] = value
             elif fact in JUDGED:
-                attributes.update(self._policy.attributes({JUDGED[fact]: value}, "span"))
+                words[JUDGED[fact]] = value
+        attributes.update(self._policy.attributes(words, "span"))
         if RESPONSE_MODEL in handle.attributes:
             attributes[RESPONSE_MODEL] = handle.attributes[RESPONSE_MODEL]
         if call.stream:
@@ -282,9 +285,8 @@ class SpanRecorder(Recording):
         attributes: dict[str, Any] = {PROVIDER: provider}
         if "request_model" in facts:
             attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
-        for fact in _MODEL_FACTS:
-            if fact in facts:
-                attributes[ATTRIBUTE_OF[fact]] = facts[fact]
+        words = {JUDGED[fact]: facts[fact] for fact in _MODEL_FACTS if fact in facts}
+        attributes.update(self._policy.attributes(words, "metric"))
         if error is not None:
             kind = type(error) if isinstance(error, BaseException) else error
             attributes[ERROR_TYPE] = self._policy.error(kind)

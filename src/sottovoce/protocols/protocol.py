@@ -121,7 +121,7 @@ def checked(candidates: Candidates, on_malformed: Callable[[str], None] | None =
         good = _CHECKS[fact](value)
         if good is None:
             # Servers send "" for what they do not know (Azure's first event: the model).
-            wrong = wrong or not (isinstance(value, str) and len(value) == 0)
+            wrong = wrong or not (isinstance(value, str) and str.__len__(value) == 0)
         else:
             facts[fact] = good
     if wrong and on_malformed is not None:
@@ -268,13 +268,15 @@ def _word(value: Any) -> str | None:
 
 
 def _model(value: Any) -> str | None:
-    good = isinstance(value, str) and 0 < len(value) <= _MAX_MODEL and value.isprintable()
-    return str.__str__(value) if good else None
+    # The characters themselves: a subclass of the app's answers what it likes.
+    text = str.__str__(value) if isinstance(value, str) else ""
+    return text if 0 < len(text) <= _MAX_MODEL and text.isprintable() else None
 
 
 def _words(value: Any) -> list[str] | None:
-    good = isinstance(value, list) and 0 < len(value) <= _MAX_INDEX and all(map(_word, value))
-    return [str.__str__(item) for item in value] if good else None
+    good = isinstance(value, list) and 0 < list.__len__(value) <= _MAX_INDEX
+    words = [_word(item) for item in list.__iter__(value)] if good else []
+    return [word for word in words if word] if words and all(words) else None
 
 
 _CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
