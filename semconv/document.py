@@ -46,9 +46,9 @@ leave a process, why, and what becomes of each value; what is not listed here ca
 ## How to read the tables
 
 **Profiles.** `aggregate`, `strict`, `standard` and `content`, the tightest first; `standard` is
-the default. This version runs `standard` or `off` (`SOTTOVOCE_PROFILE`); what the others will do
-is declared already, so that it can be reviewed. `content` sends nothing more than `standard`:
-what it adds goes to a local, encrypted, short-lived buffer and never leaves by OTLP.
+the default, `SOTTOVOCE_PROFILE` chooses, and with `off` nothing leaves at all. `content` sends
+nothing more than `standard`: what it is to add goes to a local, encrypted, short-lived buffer,
+which does not exist yet, and never leaves by OTLP.
 """
 
 _BESIDES = """\

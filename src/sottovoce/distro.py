@@ -171,7 +171,8 @@ def _is_rival(entry_point: EntryPoint) -> bool:
     told = (
         f"{theirs} is not applied: {ours} records the same calls, which would all leave twice. "
         f"SOTTOVOCE_RIVALS=run applies it too; OTEL_PYTHON_DISABLED_INSTRUMENTATIONS={ours} "
-        "applies it instead."
+        "applies it instead; name the HTTP library there too (such as sottovoce_httpx), or its "
+        "requests are recorded beside it."
     )
     report([told])
     return True

@@ -161,10 +161,10 @@ def test_a_command_runs_instrumented_sends_here_and_keeps_its_exit_code(tmp_path
     assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+", seen["OTEL_EXPORTER_OTLP_ENDPOINT"])
     assert "not for this command: OTEL_EXPORTER_OTLP_ENDPOINT" in done.stderr
     # The span went through the launcher, our distribution and its gate.
-    assert "1 spans" in rest
+    assert "1 span" in rest
     assert "violet" not in rest
     again = command("view", env=environment)
-    assert "1 spans" in again.stdout
+    assert "1 span" in again.stdout
 
 
 def test_a_command_that_sends_nothing_is_told_why_that_may_be(tmp_path):

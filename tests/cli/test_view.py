@@ -121,6 +121,33 @@ def test_the_tree_shows_what_is_worth_knowing_of_every_call(filled):
     assert "shop" in text and "3 spans" in text
 
 
+def test_a_detail_longer_than_the_line_goes_on_below_its_span(store):
+    answered = "gpt-4o-mini-2024-07-18"
+    call = {
+        "gen_ai.provider.name": "openai_compatible", "gen_ai.request.model": "gpt-4o-mini",
+        "gen_ai.response.model": answered, "gen_ai.usage.cache_read.input_tokens": 4,
+        "gen_ai.response.finish_reasons": ["stop"],
+        "server.address": "127.0.0.1", "server.port": 35851,
+    }  # fmt: skip
+    spans = [
+        (trace, key, parent, "n", 3, start, 10**18 + 9, 0, "", "", json.dumps(facts), "{}", "[]")
+        for start, (trace, key, parent, facts) in enumerate(
+            (("t", "a", "", {}), ("t", "b", "a", call), ("t", "c", "a", {}), ("u", "d", "", {})),
+            10**18,
+        )
+    ]
+    store.add(request(), Rows(spans=spans))
+    text = seen(store)
+    lines = text.splitlines()
+    first = next(at for at, line in enumerate(lines) if f"answered by {answered}" in line)
+    assert lines[first].startswith("│     openai_compatible")
+    assert lines[first + 1].startswith("│     127.0.0.1:35851")
+    assert all(len(line) <= view.WIDTH for line in lines)
+    assert re.search(r"  3 spans$", text, re.MULTILINE) and re.search(
+        r"  1 span$", text, re.MULTILINE
+    )
+
+
 def test_histograms_are_drawn_with_their_real_buckets(filled):
     text = seen(filled)
     assert "gen_ai.client.operation.duration  s" in text

@@ -116,7 +116,7 @@ def _parts(store: Store, out: Console, after: int, limit: int) -> Iterator[Rende
     if not trees:
         yield Text("no spans arrived", style="yellow")
     for spans in trees:
-        yield from _trace(spans, out.width, ascii_only=out.options.ascii_only)
+        yield from _trace(spans, out)
     yield Rule("metrics", align="left", style="cyan")
     if not points:
         yield Text("no metrics arrived", style="yellow")
@@ -129,32 +129,34 @@ def _parts(store: Store, out: Console, after: int, limit: int) -> Iterator[Rende
     yield from _received(store, after)
 
 
-def _trace(spans: list[Span], width: int, *, ascii_only: bool) -> Iterator[Text]:
+def _trace(spans: list[Span], out: Console) -> Iterator[Text]:
     start = min(span.start_ns for span in spans)
     end = max(span.end_ns for span in spans)
     service = shown.clean(spans[0].resource.get("service.name", "unknown service"), 40)
     heading = Text(f"trace {shown.clean(spans[0].trace, 32)}", style="bold cyan")
     clock = time.strftime("%H:%M:%S", time.localtime(min(start, _LAST_NS) / 1e9))
     heading.append(
-        f"  {service}  {clock}  {_duration(start, end)}  {len(spans)} spans", style="dim"
+        f"  {service}  {clock}  {_duration(start, end)}  "
+        f"{len(spans)} span{'' if len(spans) == 1 else 's'}",
+        style="dim",
     )
     yield heading
     others = sum(column[1] + 1 for column in _COLUMNS)
-    name_width = max(16, width - others)
+    name_width = max(16, out.width - others)
     header = Text(set_cell_size("span", name_width), style="dim", no_wrap=True)
     for title, size, align in _COLUMNS:
         header.append(f" {title:{align}{size}}")
     yield header
     for shown_spans, (prefix, below, span) in enumerate(
-        _tree(spans, name_width // 2, ascii_only=ascii_only)
+        _tree(spans, name_width // 2, ascii_only=out.options.ascii_only)
     ):
         if shown_spans >= _MAX_SPANS:
             yield Text(f"… and {len(spans) - shown_spans} more spans", style="dim")
             break
         yield _line(prefix, span, name_width)
         detail = _detail(span)
-        if detail:
-            yield Text.assemble((below, "dim"), detail, overflow="ellipsis", no_wrap=True)
+        for row in detail.wrap(out, max(16, out.width - len(below))) if detail else ():
+            yield Text.assemble((below, "dim"), row)
     yield Text()
 
 
@@ -225,7 +227,7 @@ def _line(prefix: str, span: Span, name_width: int) -> Text:
 
 
 def _detail(span: Span) -> Text:
-    """Whose model it was, and what is worth a word: one dim line."""
+    """Whose model it was, and what is worth a word: dim, and often one line."""
     get = span.attributes.get
     words = [
         shown.clean(value, 40)
