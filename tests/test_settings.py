@@ -130,6 +130,14 @@ def test_a_warning_never_shows_a_password():
     assert "hush" not in warning
     _, [warning] = tightened(Settings(endpoint="http://one"), endpoint="http://user:hush@two")
     assert "hush" not in warning
+    for address in (
+        "user:hush@host:4318",
+        "ftp://host/?key=hush",
+        "ftp://host/\n#hush",
+        "h#\nhush",
+    ):
+        _, [warning] = read({"OTEL_EXPORTER_OTLP_ENDPOINT": address})
+        assert "hush" not in warning and "OTEL_EXPORTER_OTLP_ENDPOINT" in warning
 
 
 def test_the_key_shows_in_no_message_and_no_repr():
@@ -197,6 +205,11 @@ LOOSER = [
     (Settings(), "endpoints", ["a.example=vllm:local"]),
     (Settings(endpoints=("localhost=litellm:remote",)), "endpoints", []),
     (Settings(endpoints=("localhost=litellm:remote",)), "endpoints", ["localhost=litellm"]),
+    (
+        Settings(endpoints=("localhost=litellm:remote",)),
+        "endpoints",
+        ["localhost:8000=vllm", "localhost=litellm:remote"],
+    ),
     (Settings(), "allow", ["span:mine"]),
     (Settings(), "stack_frames", ["shop"]),
     (Settings(stack_frames=("shop.orders",)), "stack_frames", ["shop"]),

@@ -45,7 +45,8 @@ _NAMED_ENDPOINT: Final = (
     r"(?:(?:\*\.)?[\w.\-]+|\[[0-9a-f:.%]+\])(?::\d{1,5})?(?:/[^\s=]*)?"
     r"=[a-z0-9][a-z0-9_.\-]*(?::(?:local|remote))?"
 )
-_CREDENTIALS: Final = r"//[^/@\s]*@"
+_CREDENTIALS: Final = r"(^\s*|//)[^/@\s]*@"
+_QUERY: Final = r"[?#].*"
 _NOT_OURS: Final = ("SOTTOVOCE_BACKEND", "SOTTOVOCE_CACHE", "SOTTOVOCE_COLLECTOR_")
 """Variables of the Collector's configurations and of the Makefile, not of the package."""
 
@@ -638,8 +639,9 @@ _NEUTRAL: Final = frozenset({"semconv", "exit_timeout", "local"})
 def _moves(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
     """Whether endpoints become one's own, or stop to be somebody else's."""
     own = {each for each in new if each.endswith(":local")}
-    foreign = {each for each in old if each.endswith(":remote")}
-    return not own <= set(old) or not foreign <= set(new)
+    foreign = any(each.endswith(":remote") for each in old)
+    # The first that fits counts: what code puts before them could take their place.
+    return not own <= set(old) or (foreign and new[: len(old)] != old)
 
 
 _LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
@@ -666,8 +668,8 @@ def _contradicts(old: Any, new: Any) -> bool:
 
 
 def _shown(text: str) -> str:
-    """A value as a message may show it: short, without a URL's user and password."""
-    return repr(re.sub(_CREDENTIALS, "//***@", text)[:64])
+    """A value as a message may show it: short, without a URL's user, password and query."""
+    return repr(re.sub(_QUERY, "?***", re.sub(_CREDENTIALS, r"\1***@", text), flags=re.DOTALL)[:64])
 
 
 def _bare_addresses(chosen: Settings) -> Iterator[tuple[str, str]]:
