@@ -43,6 +43,9 @@ def test_every_client_and_runtime_of_this_environment_is_hooked(found):
     openai = next(each for each in found["libraries"] if each["name"] == "openai")
     assert openai["version"].split(".")[0].isdigit()
     assert "openai._base_client.SyncAPIClient.request" in openai["hooks"]
+    assert all(each["version"] for each in found["libraries"])
+    http = next(each for each in found["libraries"] if each["name"] == "http.client")
+    assert http["version"] == found["python"]
     assert (found["problems"], found["code"]) == ([], 0)
 
 
@@ -75,6 +78,8 @@ def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):
     assert done.returncode == 1
     assert "groq" in done.stdout and "left alone" in done.stdout
     assert "There is no destination" in done.stdout
+    mend = done.stdout.partition("To mend\n")[2].splitlines()
+    assert len(mend) > 1 and all(line.startswith("  ") for line in mend if line)
     assert "sottovoce_openai records the same calls" in done.stdout
     assert "another distro" in done.stdout
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 import click
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -89,7 +90,7 @@ def _show(out: Console, found: Environment) -> None:
         ],
     )
     if found.missing:
-        out.print(Text(f"  not installed: {', '.join(found.missing)}", style="dim"))
+        out.print(_below(f"not installed: {', '.join(found.missing)}", style="dim"))
     out.print(Text("\nAs what", style="bold"))
     for kind, names in (("spans", found.spans), ("metrics", found.metrics)):
         out.print(Text(f"  {kind:8} {clean(', '.join(names), 2000) or 'none'}"))
@@ -104,7 +105,12 @@ def _show(out: Console, found: Environment) -> None:
     told = problems(found)
     out.print(Text("\nTo mend" if told else "\nNothing to mend", style="bold"))
     for each in told:
-        out.print(Text(f"  {each}"))
+        out.print(_below(each))
+
+
+def _below(text: str, style: str = "") -> Padding:
+    """Text under a heading: its second line is indented as its first."""
+    return Padding.indent(Text(text, style=style), 2)
 
 
 def _short(hooks: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points, packages_distributions, version
+from platform import python_version
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -152,8 +153,13 @@ def _library(instrumentor: str, found: Mapping[str, Any], *, off: bool) -> Libra
 
 
 def _distribution(module: str) -> tuple[str, str | None]:
-    """Name and version of what brought `module`: ``google.genai._api_client`` is google-genai."""
+    """Name and version of what brought `module`: ``google.genai._api_client`` is google-genai.
+
+    What is in the standard library has Python's version.
+    """
     parts = module.split(".")
+    if parts[0] in sys.stdlib_module_names:
+        return module, python_version()
     for count in range(len(parts), 0, -1):
         name = "-".join(parts[:count])
         found = _version(name)
