@@ -78,8 +78,10 @@ def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):
     assert done.returncode == 1
     assert "groq" in done.stdout and "left alone" in done.stdout
     assert "There is no destination" in done.stdout
+    kinds = done.stdout.partition("As what\n")[2].partition("\nOther telemetry")[0].splitlines()
     mend = done.stdout.partition("To mend\n")[2].splitlines()
-    assert len(mend) > 1 and all(line.startswith("  ") for line in mend if line)
+    for lines in (kinds, mend):
+        assert len(lines) > 2 and all(line.startswith("  ") for line in lines if line)
     assert "sottovoce_openai records the same calls" in done.stdout
     assert "another distro" in done.stdout
 

@@ -93,7 +93,7 @@ def _show(out: Console, found: Environment) -> None:
         out.print(_below(f"not installed: {', '.join(found.missing)}", style="dim"))
     out.print(Text("\nAs what", style="bold"))
     for kind, names in (("spans", found.spans), ("metrics", found.metrics)):
-        out.print(Text(f"  {kind:8} {clean(', '.join(names), 2000) or 'none'}"))
+        out.print(_below(f"{kind:8} {clean(', '.join(names), 2000) or 'none'}"))
     out.print(Text("\nOther telemetry", style="bold"))
     _table(
         out,
