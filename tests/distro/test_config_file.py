@@ -122,6 +122,20 @@ def test_a_file_that_cannot_be_used_is_refused(configuration):
     assert sink.requests == []
 
 
+@pytest.mark.parametrize(
+    "headers",
+    ["headers: api-key=hush", "headers: [{name: api-key, value: [hush]}]", "headers: {hush: hush}"],
+)
+def test_a_refusal_quotes_no_key(configuration, headers):
+    """Headers as the variable has them, in the place of a list: the commonest mistake."""
+    text = FILE.replace("endpoint: ENDPOINT/v1/traces", headers)
+    ran = run(PROGRAM, OTEL_CONFIG_FILE=configuration("http://127.0.0.1:9", text))
+    assert ran.code == 0
+    assert "cannot be used" in ran.err
+    assert "otlp_http -> headers" in ran.err
+    assert "hush" not in ran.err + ran.out
+
+
 def test_a_half_configured_sdk_is_shut_down_again(configuration):
     """The tracer provider is global before the meter provider turns out to be unusable."""
     half = FILE.replace(

@@ -20,6 +20,7 @@ from opentelemetry.metrics import _internal as metrics_api
 
 from sottovoce._version import __version__
 from sottovoce.delivery import exit as ending
+from sottovoce.delivery import variables
 from sottovoce.guard import Patches
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def from_file(chosen: Settings) -> Pipeline | None:
     try:
         configure_sdk(load_config_file(chosen.config_file))
     except Exception as error:  # noqa: BLE001 - someone else's code, and the app must start
-        what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        what = variables.told(error)
         refuse(_since(before), f"OTEL_CONFIG_FILE: {chosen.config_file!r} cannot be used ({what})")
         return None
     made = _since(before)

@@ -33,7 +33,7 @@ from opentelemetry.util._importlib_metadata import entry_points
 
 from sottovoce import settings
 from sottovoce._version import __version__
-from sottovoce.delivery import adopt
+from sottovoce.delivery import adopt, variables
 from sottovoce.delivery import exit as ending
 from sottovoce.delivery.adopt import Providers
 from sottovoce.privacy import gate, policy
@@ -241,16 +241,16 @@ def _made(chosen: Settings, signal: str) -> Iterator[Any]:
             yield found.load()()
         except Exception as error:  # noqa: BLE001 - someone else's code, and the app must start
             log.warning(
-                "sottovoce: %s: exporter %r could not be made (%s: %s). Using none.",
-                variable, name, type(error).__name__, error,
+                "sottovoce: %s: exporter %r could not be made (%s). Using none.",
+                variable, name, variables.told(error),
             )  # fmt: skip
 
 
-def _batched(processor: Callable[..., Any], exporter: Any, variables: str) -> Any:
+def _batched(processor: Callable[..., Any], exporter: Any, named: str) -> Any:
     try:
         return processor(exporter)
     except ValueError as error:
-        log.warning("sottovoce: %s: %s Using the defaults.", variables, error)
+        log.warning("sottovoce: %s: %s Using the defaults.", named, error)
         return processor(exporter, **_BATCH)
 
 

@@ -1,5 +1,7 @@
 """Variables of the SDK's own that it fails on, or sends nothing by, when it cannot use them.
 
+And what may be said of an error that the operator's configuration makes in somebody's code.
+
 OpenTelemetry would have an unusable value ignored, with a warning; its Python SDK raises an
 error at import or when a provider is made (1.45), and the app would start without telemetry.
 """
@@ -37,6 +39,27 @@ _SDKS: Final = tuple(
         ),
     )
 )
+
+
+_QUOTED: Final = r"([\"'`]).*\1"
+_CUT: Final = r"[\"'`].*\Z"
+_WHERE_AND_WHO: Final = r"://\S*|\S*@\S*|\d{3,}"
+_WORDS: Final = r"[\"'`]([a-z]{1,16}(?:_[a-z]{1,16}){1,3})[\"'`]"
+_LONGEST: Final = 200
+
+
+def told(error: Exception) -> str:
+    """What an error says of the operator's configuration, without the values that it quotes.
+
+    Keys, headers and addresses are among those: its first line without what stands in quotation
+    marks, addresses after their scheme, and long numbers; of what was quoted the first name, such
+    as ``otlp_http``, at the end.
+    """
+    line = str(error).strip().partition("\n")[0][:_LONGEST]
+    name = re.search(_WORDS, line)
+    for pattern in (_QUOTED, _CUT, _WHERE_AND_WHO):
+        line = re.sub(pattern, "…", line)
+    return f"{type(error).__name__}: {line}" + (f": {name[1]}" if name else "")
 
 
 def unusable(environ: Mapping[str, str]) -> dict[str, str]:
