@@ -1,6 +1,9 @@
 """Telemetry made to deceive: what only claims to be allowed, and what would break a batch."""
 
+import contextlib
+import os
 import sys
+from uuid import uuid4
 
 import pytest
 from opentelemetry._logs import LogRecord
@@ -9,12 +12,14 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 
 from sottovoce.privacy import gate
+from sottovoce.privacy.origin import Origins
 
 CANARY = "kanarienvogel"
 
@@ -173,13 +178,44 @@ def test_what_is_very_long_is_not_remembered(policy):
     assert sys.getrefcount(long) == held
 
 
-@pytest.mark.parametrize(
-    ("given", "leaves"),
-    [
-        ("f81d4fae-7dec-41d0-a765-00a0c91e6bf6", True),
-        ("f81d4fae-7dec-11d0-a765-00a0c91e6bf6", False),
-    ],
-)
-def test_an_instance_is_known_by_a_random_id_only(policy, given, leaves):
-    """A UUID of another version is a machine's."""
-    assert bool(policy.attributes({"service.instance.id": given}, "resource")) is leaves
+def test_an_instance_is_known_by_the_random_id_of_its_process_only(policy):
+    """A UUID of another version is a machine's, and one of the same may be."""
+    key = "service.instance.id"
+    own = Resource.create().attributes[key]
+    machine, kept = "f81d4fae-7dec-41d0-a765-00a0c91e6bf6", "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"
+    for _ in range(2):
+        assert policy.attributes({key: machine}, "resource") == {key: own}
+        assert policy.attributes({key: own}, "resource") == {key: own}
+        assert policy.attributes({key: kept}, "resource") == {}
+    assert policy.dropped == {("resource", "shape"): 4}
+
+
+def test_an_instance_of_the_environment_is_no_other(policy, monkeypatch):
+    own = Resource.create().attributes["service.instance.id"]
+    machine = "f81d4fae-7dec-41d0-a765-00a0c91e6bf6"
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", f"service.instance.id={machine}")
+    resource = Resource.create()
+    assert resource.attributes["service.instance.id"] == machine
+    left = Origins(policy, "span").resource(resource)
+    assert left.attributes["service.instance.id"] == own
+
+
+def test_a_forked_child_is_an_instance_of_its_own(policy):
+    key = "service.instance.id"
+    parent = Resource.create().attributes[key]
+    assert policy.attributes({key: parent}, "resource") == {key: parent}
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            mine = Resource.create().attributes[key]
+            others = policy.attributes({key: str(uuid4())}, "resource")[key]
+            begun = policy.attributes({key: parent}, "resource")[key]
+            told = [mine != parent, others == mine, begun == parent]
+            os.write(writing, repr(told).encode())
+        os._exit(0)
+    os.close(writing)
+    told = os.read(reading, 100)
+    os.close(reading)
+    os.waitpid(child, 0)
+    assert told == b"[True, True, True]"

@@ -3,6 +3,7 @@
 import gc
 
 from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from sottovoce.privacy.compiled import MOST_PLANS
@@ -40,6 +41,7 @@ def shown(attributes):
 PROFILES = st.sampled_from(["aggregate", "strict", "standard"])
 
 
+@hypothesis_settings(deadline=None, max_examples=60)
 @given(st.lists(KEYS, unique=True, max_size=8), st.data(), PROFILES, SIGNALS)
 def test_what_leaves_does_not_depend_on_what_was_judged_before(keys, data, profile, signal):
     steady = fresh(profile)
@@ -52,6 +54,7 @@ def test_what_leaves_does_not_depend_on_what_was_judged_before(keys, data, profi
         assert steady.dropped - before == first.dropped
 
 
+@hypothesis_settings(deadline=None, max_examples=60)
 @given(
     st.lists(KEYS, unique=True, min_size=1, max_size=6),
     st.lists(KEYS, unique=True, min_size=1, max_size=6),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import registry
 from sottovoce.privacy import buckets, ranges, rules
@@ -154,7 +154,7 @@ _WAYS: Final = {
 }
 
 
-class Compiled(NamedTuple):
+class Compiled:
     """What one profile decides.
 
     Attributes:
@@ -169,15 +169,23 @@ class Compiled(NamedTuple):
         plans: signal → hash of keys → what becomes of them.
     """
 
-    profile: str
-    off: bool
-    spans: bool
-    logs: bool
-    coarse: bool
-    hourly: bool
-    late: bool
-    tables: Mapping[str, Mapping[str, Entry]]
-    plans: Mapping[str, dict[int, Plan]]
+    __slots__ = (
+        "coarse", "hourly", "late", "logs", "off", "plans", "profile", "spans", "tables"
+    )  # fmt: skip
+
+    def __init__(
+        self, profile: str, tables: Mapping[str, Mapping[str, Entry]], *, late: bool
+    ) -> None:
+        chosen = _chosen(profile)
+        self.profile = profile
+        self.off = chosen == "off"
+        self.spans = chosen in {"strict", "standard"}
+        self.logs = chosen == "standard"
+        self.coarse = chosen != "standard"
+        self.hourly = chosen == "aggregate"
+        self.late = late
+        self.tables = tables
+        self.plans: Mapping[str, dict[int, Plan]] = {signal: {} for signal in SIGNALS}
 
     def plan(self, signal: str, keys: tuple[Any, ...]) -> Plan:
         """What becomes of attributes with these keys on `signal`; it is remembered."""
@@ -237,19 +245,13 @@ def compile_profile(
         user_ids: ids of users leave as pseudonyms, where the profile has them.
         late: see `Compiled`.
     """
+    tables = _tables(_chosen(profile), pseudonyms, allowed, user_ids=user_ids)
+    return Compiled(profile, tables, late=late)
+
+
+def _chosen(profile: str) -> str:
     # What `content` keeps besides goes to no exporter.
-    chosen = "standard" if profile == "content" else profile
-    return Compiled(
-        profile=profile,
-        off=chosen == "off",
-        spans=chosen in {"strict", "standard"},
-        logs=chosen == "standard",
-        coarse=chosen != "standard",
-        hourly=chosen == "aggregate",
-        late=late,
-        tables=_tables(chosen, pseudonyms, allowed, user_ids=user_ids),
-        plans={signal: {} for signal in SIGNALS},
-    )
+    return "standard" if profile == "content" else profile
 
 
 def _tables(

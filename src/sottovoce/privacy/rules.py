@@ -61,7 +61,8 @@ SHAPE: Final = Drop("shape")
 ROUTE: Final = Drop("route")
 TRIPWIRE: Final = Drop("tripwire")
 
-_CHANGING: Final = frozenset({"sottovoce.hook.place"})
+_INSTANCE: Final = "service.instance.id"
+_CHANGING: Final = frozenset({"sottovoce.hook.place", _INSTANCE})
 """Attributes of which a value may be let through later that was not before."""
 
 _ROTATING: Final = frozenset({"hash_rot", "hash_user"})
@@ -203,6 +204,9 @@ def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[
         # Our own words, of which there is no list: those that were counted.
         return lambda value: value if value in guard.failures else SHAPE
 
+    if name == _INSTANCE:
+        return lambda value: _instance(value) if shape and shape.fullmatch(value) else SHAPE
+
     def keep(value: str) -> Verdict:
         if values is not None:
             return value if value in values else DROPPED
@@ -214,6 +218,12 @@ def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[
         return TRIPWIRE if _NO_NAME.search(value) else value
 
     return keep
+
+
+def _instance(value: str) -> Verdict:
+    from sottovoce.privacy import instance  # noqa: PLC0415 - once for a resource
+
+    return value if instance.is_ours(value) else Changed(instance.current(), "shape")
 
 
 UNNAMED: Final = "unknown_service"
