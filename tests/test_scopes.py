@@ -659,6 +659,14 @@ async def in_a_task(work):
     await asyncio.create_task(task())
 
 
+def test_a_conversation_is_not_offered_to_metrics(bench):
+    before = dict(bench.steps._policy.dropped)
+    with sottovoce.conversation("c-1"), sottovoce.agent("clerk"):
+        pass
+    new = {key for key, count in bench.steps._policy.dropped.items() if before.get(key) != count}
+    assert not {signal for signal, _ in new if signal == "metric"}
+
+
 def test_one_conversation_object_in_many_tasks(bench):
     conversation = sottovoce.conversation("c-1")
 

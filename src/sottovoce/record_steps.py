@@ -78,7 +78,7 @@ class StepRecorder(Recording):
     def opened(self, call: Call) -> None:
         """Start the span; the outcome follows when the step ends."""
         step = cast("Step", call)
-        said = self._policy.attributes(_said(step), "span")
+        said = self._policy.attributes(_said(step) | _conversation(step), "span")
         said.update(self._where(step))
         parent = _parent(step)
         span = self._tracer.start_span(
@@ -133,11 +133,13 @@ def _said(step: Step) -> dict[str, Any]:
     named = _NAMED.get(step.method or step.kind)
     if step.name is not None and named is not None:
         said[named] = step.name
-    if step.kind == "agent":
-        conversation = current_conversation.get()
-        if conversation is not None:
-            said[CONVERSATION] = conversation
     return said
+
+
+def _conversation(step: Step) -> dict[str, Any]:
+    """The app's conversation that an agent runs in: for its span, too many for a metric."""
+    conversation = current_conversation.get() if step.kind == "agent" else None
+    return {} if conversation is None else {CONVERSATION: conversation}
 
 
 def _late(step: Step) -> dict[str, Any]:
