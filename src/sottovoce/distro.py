@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.instrumentation.distro import BaseDistro
 from opentelemetry.util._importlib_metadata import entry_points
 
-from sottovoce import rivals, settings
+from sottovoce import settings
 from sottovoce.guard import failed
 
 if TYPE_CHECKING:
@@ -163,6 +163,8 @@ class SottovoceDistro(BaseDistro):  # type: ignore[misc]
 
 def _is_rival(entry_point: EntryPoint) -> bool:
     """Whether ours records the same calls, and the operator wants them once; says so, once."""
+    from sottovoce import rivals  # noqa: PLC0415 - few apps have an instrumentation of others
+
     chosen = from_environment()
     ours = rivals.covered_by(entry_point, chosen.disabled_instrumentations)
     if ours is None or chosen.rivals == "run" or not _has_pipeline():

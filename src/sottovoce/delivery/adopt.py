@@ -20,7 +20,6 @@ from opentelemetry.metrics import _internal as metrics_api
 
 from sottovoce._version import __version__
 from sottovoce.delivery import exit as ending
-from sottovoce.delivery import variables
 from sottovoce.guard import Patches
 
 if TYPE_CHECKING:
@@ -183,6 +182,8 @@ def from_file(chosen: Settings) -> Pipeline | None:
     try:
         configure_sdk(load_config_file(chosen.config_file))
     except Exception as error:  # noqa: BLE001 - someone else's code, and the app must start
+        from sottovoce.delivery import variables  # noqa: PLC0415 - only for what went wrong
+
         what = variables.told(error)
         refuse(_since(before), f"OTEL_CONFIG_FILE: {chosen.config_file!r} cannot be used ({what})")
         return None

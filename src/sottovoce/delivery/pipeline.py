@@ -33,7 +33,7 @@ from opentelemetry.util._importlib_metadata import entry_points
 
 from sottovoce import settings
 from sottovoce._version import __version__
-from sottovoce.delivery import adopt, variables
+from sottovoce.delivery import adopt
 from sottovoce.delivery import exit as ending
 from sottovoce.delivery.adopt import Providers
 from sottovoce.privacy import gate, policy
@@ -240,6 +240,8 @@ def _made(chosen: Settings, signal: str) -> Iterator[Any]:
         try:
             yield found.load()()
         except Exception as error:  # noqa: BLE001 - someone else's code, and the app must start
+            from sottovoce.delivery import variables  # noqa: PLC0415 - only for what went wrong
+
             log.warning(
                 "sottovoce: %s: exporter %r could not be made (%s). Using none.",
                 variable, name, variables.told(error),

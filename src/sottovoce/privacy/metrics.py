@@ -30,7 +30,6 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from sottovoce import guard
-from sottovoce.privacy import coarse
 from sottovoce.privacy.ledger import NAME as LEDGER
 from sottovoce.privacy.ledger import Ledger
 from sottovoce.privacy.origin import Origins, schema_url
@@ -90,6 +89,8 @@ class MetricGate:
                 resource = self._origins.resource(data.resource_metrics[0].resource)
                 clean = self._ledger.closed(metric_reader, clean, resource, told_by)
             if clean is not None and self.policy.choice.now.hourly:
+                from sottovoce.privacy import coarse  # noqa: PLC0415 - of two profiles
+
                 clean = coarse.by_the_hour(clean)
         except Exception:  # noqa: BLE001 - fail closed
             self.policy.count("metric", "gate_error")
@@ -141,6 +142,8 @@ class MetricGate:
         if not compiled.coarse:
             return metric
         try:
+            from sottovoce.privacy import coarse  # noqa: PLC0415 - of two profiles
+
             # What our recorder counts is bucketed already, unless it began before `tighten`.
             return coarse.reduced(metric, counted=scope == SCOPE and not compiled.late)
         except Exception:  # noqa: BLE001 - fail closed: this metric alone is dropped

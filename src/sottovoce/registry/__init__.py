@@ -5,9 +5,10 @@ Texts that nothing reads at run time (what an attribute is, why it may leave) st
 `semconv/` and in `docs/TELEMETRY.md`.
 """
 
-# No postponed annotations: `NamedTuple` would compile each of them, in every process.
+from __future__ import annotations
+
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from . import _dialects, _tables
 
@@ -20,35 +21,69 @@ PROFILES: Final = ("aggregate", "strict", "standard", "content")
 """The privacy profiles that have rules, the tightest first."""
 
 
-class Attribute(NamedTuple):
-    """One attribute: what its value must look like, and what profile `standard` does with it."""
+class Attribute:
+    """One attribute: what its value must look like, and what profile `standard` does with it.
 
-    type: str
-    """``string``, ``int``, ``double``, ``boolean``, ``string[]`` or, for what never leaves, ``any``."""
-    values: frozenset[str] | None
-    """The closed vocabulary, else ``None``."""
-    rule: str
-    """The rule of profile `standard`; `rules` gives those of the others."""
-    signals: frozenset[str]
-    """Where it may be: of ``span event link log metric resource scope``."""
+    Attributes:
+        type: ``string``, ``int``, ``double``, ``boolean``, ``string[]`` or, for what never
+            leaves, ``any``.
+        values: the closed vocabulary, else ``None``.
+        rule: of profile `standard`; `rules` gives those of the others.
+        signals: where it may be: of ``span event link log metric resource scope``.
+    """
+
+    # No NamedTuple: making one costs every process as much as filling all of these.
+
+    __slots__ = ("rule", "signals", "type", "values")
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - what the registry calls it
+        values: frozenset[str] | None,
+        rule: str,
+        signals: frozenset[str],
+    ) -> None:
+        self.type = type
+        self.values = values
+        self.rule = rule
+        self.signals = signals
 
 
-class Metric(NamedTuple):
-    """One metric: how its instrument is made and what its points may carry."""
+class Metric:
+    """One metric: how its instrument is made and what its points may carry.
 
-    instrument: str
-    """``histogram``, ``counter``, ``updowncounter`` or ``gauge``."""
-    unit: str
-    """Unit in UCUM."""
-    description: str
-    boundaries: tuple[float, ...] | None
-    """Upper bounds of a histogram's buckets, in `unit`."""
-    attributes: frozenset[str]
-    """What may be on a point."""
-    vocabulary: frozenset[str]
-    """``v1.41``, ``latest`` or both; empty: never recorded by us, let through from others."""
-    required: frozenset[str]
-    """What must be on every point."""
+    Attributes:
+        instrument: ``histogram``, ``counter``, ``updowncounter`` or ``gauge``.
+        unit: in UCUM.
+        description: for backends.
+        boundaries: upper bounds of a histogram's buckets, in `unit`.
+        attributes: what may be on a point.
+        vocabulary: ``v1.41``, ``latest`` or both; empty: never recorded by us, let through
+            from others.
+        required: what must be on every point.
+    """
+
+    __slots__ = (
+        "attributes", "boundaries", "description", "instrument", "required", "unit", "vocabulary",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        instrument: str,
+        unit: str,
+        description: str,
+        boundaries: tuple[float, ...] | None,
+        attributes: frozenset[str],
+        vocabulary: frozenset[str],
+        required: frozenset[str],
+    ) -> None:
+        self.instrument = instrument
+        self.unit = unit
+        self.description = description
+        self.boundaries = boundaries
+        self.attributes = attributes
+        self.vocabulary = vocabulary
+        self.required = required
 
 
 ATTRIBUTES: Final = {
