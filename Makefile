@@ -17,14 +17,14 @@ test: ## The whole suite; builds llama-cpp-python and the Collector once
 	@tools/environment.sh test
 	@$(PY) tools/collector.py --optional >/dev/null
 	@$(MAKE) -s lint
-	@$(PY) -m pytest -q $(ARGS)
+	@$(PY) -m pytest -q -n auto --dist loadfile $(ARGS)
 
 UNIT := $(wildcard tests/test_*.py) tests/protocols tests/transports tests/clients tests/privacy tests/conformance/test_emitted.py
 
 check: ## The quick inner loop, under a minute: lint, types, unit tests
 	@tools/environment.sh check
 	@$(MAKE) -s lint
-	@$(PY) -m pytest -q -x -m "not e2e" $(UNIT) $(ARGS)
+	@$(PY) -m pytest -q -x -n auto --dist loadfile -m "not e2e" $(UNIT) $(ARGS)
 
 .PHONY: lint
 lint:
