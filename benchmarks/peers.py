@@ -58,7 +58,14 @@ PEERS = {
         {"default": {}},
     ),
     "official openai-v2": Peer(
-        ("opentelemetry-instrumentation-openai-v2", "openai", "anthropic"), {"default": {}}
+        # With the version of its shared part that it was made for.
+        (
+            "opentelemetry-instrumentation-openai-v2",
+            "opentelemetry-util-genai<1.2",
+            "openai",
+            "anthropic",
+        ),
+        {"default": {}},
     ),
     "OpenLLMetry": Peer(
         (

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 NAME, SETTING, URL = sys.argv[1:4]
 PROMPT = [{"role": "user", "content": "planted secret words " * 12}]
@@ -149,12 +150,9 @@ def both(pipeline, *kinds):
 def openlit(pipeline):
     import openlit
 
-    openlit.init(
-        tracer=pipeline.tracers.get_tracer("openlit"),
-        meter=pipeline.meters.get_meter("openlit"),
-        capture_message_content=SETTING != "off",
-        disabled_instrumentors=None,
-    )
+    # It takes the providers that are global already; its prices would come from the network.
+    prices = Path(__file__).with_name("no_prices.json")
+    openlit.init(capture_message_content="off" not in SETTING, pricing_json=str(prices))
 
 
 def logfire(pipeline):
