@@ -393,11 +393,11 @@ def report(peers, results, rounds):
                 for key, cases in kept.items()
             ],
         ),
-        "Which facts each one gets (● yes):",
+        "Which facts each one gets (● yes, ? none of its spans reached the exporter of the check):",
         table(
             ["", *map(label, checks)],
             [
-                [fact, *("●" if judged(check, found) else "–" for found in checks.values())]
+                [fact, *(judged(check, found) for found in checks.values())]
                 for fact, check in FACTS.items()
             ],
         ),
@@ -408,10 +408,12 @@ def report(peers, results, rounds):
 
 
 def judged(check, found):
+    if not found["chat"]["spans"]:
+        return "?"
     try:
-        return check(found)
+        return "●" if check(found) else "–"
     except (KeyError, TypeError):
-        return False
+        return "–"
 
 
 def versions(peers, failed):
