@@ -19,7 +19,7 @@ test: ## The whole suite; builds llama-cpp-python and the Collector once
 	@$(MAKE) -s lint
 	@$(PY) -m pytest -q -n auto --dist loadfile $(ARGS)
 
-UNIT := $(wildcard tests/test_*.py) tests/protocols tests/transports tests/clients tests/privacy tests/conformance/test_emitted.py
+UNIT := $(wildcard tests/test_*.py) tests/protocols $(filter-out %/test_mutations.py %/test_leak_corpus.py %/test_dialects.py %/test_catalogue.py %/test_profiles.py,$(wildcard tests/privacy/test_*.py)) tests/clients/test_openai.py tests/transports/test_httpx.py
 
 check: ## The quick inner loop, under a minute: lint, types, unit tests
 	@tools/environment.sh check
