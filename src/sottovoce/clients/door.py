@@ -8,6 +8,7 @@ SDK's own exception, or its return, ends a call whose body nobody is left to rea
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sottovoce import exchange, guard
@@ -39,7 +40,7 @@ class Asked(NamedTuple):
     provider: str | None = None
 
 
-class Door:
+class Door(ABC):
     """Opens and closes the calls of one method; a subclass says what it was called for.
 
     Args:
@@ -55,11 +56,11 @@ class Door:
         self._hooks = hooks
         self._own_hosts = own_hosts
 
+    @abstractmethod
     def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
         """Say what the method was called for; ``None`` when that is no model call. May raise."""
-        raise NotImplementedError
 
-    def answered(self, call: HTTPCall, result: Any) -> None:
+    def answered(self, call: HTTPCall, result: Any) -> None:  # noqa: B027 - most results say nothing more
         """Learn what only the SDK's result says. May raise."""
 
     def error(self, raised: BaseException) -> BaseException | str:

@@ -31,11 +31,7 @@ def install(
 ) -> None:
     """Open a call for every model request of the SDK, now or once it is imported.
 
-    Args:
-        recorder: what turns the calls into telemetry.
-        hooks: registers the import hooks; once it is stopped, kept wrappers pass through.
-        patches: undoes everything.
-        own_hosts: hosts of the operator's own, besides this machine.
+    Arguments as in `generated.install`.
     """
     door = _Door(recorder, hooks, own_hosts)
 

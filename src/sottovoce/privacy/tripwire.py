@@ -67,7 +67,7 @@ PATTERNS: Final[tuple[tuple[str, str], ...]] = (
     ("JWT", rf"{_START}eyJ{_TOKEN}{{10}}"),
     ("password in a URL", r"://[^ /@]{1,64}@"),
     ("home, POSIX", r"(?:/|%2[Ff])(?:home|Users)(?:/|%2[Ff])[^ /{<:]"),
-    ("home, root's", r"[^0-9A-Za-z.}>]/root/"),
+    ("home, root's", r"[^0-9A-Za-z.}>]/(?:root)/"),
     ("home, Windows", r"[A-Za-z]:[/\\]{1,2}(?:Users|Documents and Settings)[/\\]"),
     ("home, short", rf"[^0-9A-Za-z.}}>/]~{_TOKEN}{{0,32}}[/\\]"),
     ("IPv4 address", rf"[^0-9A-Za-z.]{_FIRST_OCTET}(?:\.{_OCTET}){{3}}(?:[^0-9A-Za-z.]|\.[^0-9A-Za-z])"),
