@@ -647,6 +647,8 @@ asyncio.run(main())
 """,
 }
 
+CLOSED_TOO_EARLY = "RuntimeError: aclose(): asynchronous generator is already running"
+
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", OPEN)
@@ -661,9 +663,10 @@ def test_the_process_ends_with_a_stream_open(server, name):
     assert (told.code, bare.code) == (0, 0)
     if name != "a loop that is left":
         assert told.err == bare.err
-    elif told.err:
-        # asyncio closes generators one inside the other at once, and reports that of the library.
-        assert bare.err
+    else:
+        # asyncio closes generators one inside the other in the order of a set, by address: with or
+        # without us, whether one of the library's is closed too early is chance.
+        assert set(re.findall(r"^\w*Error: .*", told.err, re.MULTILINE)) <= {CLOSED_TOO_EARLY}
         assert "sottovoce" not in told.err
     assert [span.name.split(" ")[0] for _, _, span in sink.spans] == ["chat"]
     [(_, _, span)] = sink.spans
