@@ -148,6 +148,7 @@ class Call:
         model: the requested model id exactly as the app gave it; the recorder and the gate
             decide what of it may be seen. ``None`` when the app named none.
         in_process: the model runs in this process (span kind INTERNAL, server metrics).
+        served: this process answers a request for it (span kind SERVER, no client metrics).
         local: the model runs on this machine or on a host of the operator's own.
         address: host name of the server, ``None`` in process.
         port: TCP port of the server.
@@ -175,6 +176,7 @@ class Call:
         "port",
         "provider",
         "recorder",
+        "served",
         "start_ns",
         "start_unix_ns",
         "stream",
@@ -188,6 +190,7 @@ class Call:
         provider: str,
         model: str | None = None,
         in_process: bool = False,
+        served: bool = False,
         local: bool = False,
         address: str | None = None,
         port: int | None = None,
@@ -199,6 +202,7 @@ class Call:
         self.provider = provider
         self.model = model
         self.in_process = in_process
+        self.served = served
         self.local = local
         self.address = address
         self.port = port

@@ -162,6 +162,22 @@ class Recording:
         if token is not None:
             otel_context.detach(token)
 
+    @guard.never_raise("record.join")
+    def join(self, headers: Mapping[str, str]) -> Any:
+        """Make the caller's span, as a request's headers name it, the parent of what begins here.
+
+        Not where a span is current: whoever made it has read the headers. Baggage is left
+        where it is. Returns a token for `leave`.
+        """
+        from opentelemetry import propagate  # noqa: PLC0415 - only servers need it
+
+        if trace.get_current_span().get_span_context().is_valid:
+            return None
+        caller = trace.get_current_span(propagate.extract(headers, otel_context.Context()))
+        if not caller.get_span_context().is_valid:
+            return None
+        return otel_context.attach(trace.set_span_in_context(caller))
+
     def withholds(self, call: Call) -> bool:
         """Whether trace context must not go where this call goes."""
         return self._withhold and not call.local
@@ -211,7 +227,7 @@ class SpanRecorder(Recording):
         span = self._tracer.start_span(
             name,
             context=parent,
-            kind=SpanKind.INTERNAL if call.in_process else SpanKind.CLIENT,
+            kind=_kind(call),
             attributes=attributes,
             start_time=call.start_unix_ns,
         )
@@ -237,7 +253,8 @@ class SpanRecorder(Recording):
             handle.span.end(call.start_unix_ns + call.duration_ns)
         point = Point(common, handle.context)
         failed = point if error is None else Point({**common, ERROR_TYPE: error}, handle.context)
-        for vocabulary in self._vocabularies:
+        # Who asked records the client's metrics.
+        for vocabulary in () if call.served else self._vocabularies:
             vocabulary.record(call, point, failed)
         if call.in_process:
             self._engine.record(call, point, failed)
@@ -291,6 +308,12 @@ class SpanRecorder(Recording):
             kind = type(error) if isinstance(error, BaseException) else error
             attributes[ERROR_TYPE] = self._policy.error(kind)
         self._engine.load_duration.record(seconds, Point(attributes, otel_context.get_current()))
+
+
+def _kind(call: Call) -> SpanKind:
+    if call.served:
+        return SpanKind.SERVER
+    return SpanKind.INTERNAL if call.in_process else SpanKind.CLIENT
 
 
 _observed: weakref.WeakSet[Any] = weakref.WeakSet()
