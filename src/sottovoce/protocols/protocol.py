@@ -259,6 +259,16 @@ def _number(value: Any) -> float | None:
     return value if type(value) is float and math.isfinite(value) else None
 
 
+def _amount(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and number >= 0 else None
+
+
+def _share(value: Any) -> float | None:
+    number = _amount(value)
+    return number if number is not None and number <= 1 else None
+
+
 def _flag(value: Any) -> bool | None:
     return value if type(value) is bool else None
 
@@ -317,4 +327,9 @@ _CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "tool_call_count": _count,
     "tool_names": _words,
     "user_turn": _flag,
+    "prefill_rate": _amount,
+    "decode_rate": _amount,
+    "draft_accepted_share": _share,
+    "engine_duration_s": _amount,
+    "load_s": _amount,
 }
