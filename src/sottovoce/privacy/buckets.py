@@ -7,7 +7,8 @@ and a bucketed number is its own bucket: who buckets twice changes nothing.
 ================  ==================================================================
 counts            0, 1, 4, 16, 64, … (each four times the one before)
 seconds           1, 5, 15, 60, 300; 3600 stands for all that is longer
-scores            one significant digit, and nothing finer than 0.1
+throughputs       0, 1, 2, 4, 8, … (each twice the one before)
+scores, shares    one significant digit, and nothing finer than 0.1
 histograms        the upper bound of the metric's own bucket; twice the last bound above it
 ================  ==================================================================
 """
@@ -26,6 +27,9 @@ COUNTS: Final = (0, *(4**power for power in range(15)))
 its own in a histogram, but of what is said of one call it is the most useful and the most
 harmless number: no tokens came from a cache, none were used for reasoning."""
 
+THROUGHPUTS: Final = (0.0, *(float(2**power) for power in range(21)))
+"""Upper bounds of the buckets of what is done each second; what is faster is none."""
+
 SECONDS: Final = (1.0, 5.0, 15.0, 60.0, 300.0)
 LONGER: Final = 3600.0
 _BOUNDS_NS: Final = tuple(int(bound) * 10**9 for bound in SECONDS)
@@ -41,6 +45,12 @@ def count(value: int) -> int | None:
     """The bucket of a count that is not negative; None for one that is too large."""
     place = bisect_left(COUNTS, value)
     return COUNTS[place] if place < len(COUNTS) else None
+
+
+def throughput(value: float) -> float | None:
+    """The bucket of a throughput; None for one that is negative or too large."""
+    place = bisect_left(THROUGHPUTS, value)
+    return THROUGHPUTS[place] if value >= 0 and place < len(THROUGHPUTS) else None
 
 
 def seconds(value: float) -> float | None:

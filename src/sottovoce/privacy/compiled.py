@@ -72,7 +72,13 @@ class Entry:
         # Upper bounds of the buckets that a number leaves as; those of `ranges.bucketed`.
         self.bounds: tuple[float, ...] = ()
         if rule == "bucket" and name not in ranges.SCORES:
-            self.bounds = buckets.COUNTS if kind is int else buckets.SECONDS
+            self.bounds = (
+                buckets.COUNTS
+                if kind is int
+                else buckets.THROUGHPUTS
+                if name in ranges.THROUGHPUTS
+                else buckets.SECONDS
+            )
         # See `dialects.Alone`.
         self.words: Mapping[Any, Any] = {}
         self.beaten: tuple[str, ...] = ()

@@ -29,13 +29,25 @@ MOST: Final[Mapping[str, int]] = {
     "http.response.status_code": 600,
     "rpc.grpc.status_code": 17,
     "server.port": 1 << 16,
+    "sottovoce.context.utilization": 2,
+    "sottovoce.draft.acceptance_rate": 2,
     "sottovoce.engine.passes": 10**4,
+    "sottovoce.request.batch.size": 10**5,
 }
 """What a number of an attribute stays below, where its meaning bounds it: a number that means
 something else, a person's or an account's, does not fit."""
 
-SCORES: Final = frozenset({"gen_ai.evaluation.score.value"})
-"""Attributes whose numbers are scores, and may be negative."""
+SCORES: Final = frozenset(
+    {
+        "gen_ai.evaluation.score.value",
+        "sottovoce.context.utilization",
+        "sottovoce.draft.acceptance_rate",
+    }
+)
+"""Attributes whose numbers are scores, which may be negative, or shares."""
+
+THROUGHPUTS: Final = frozenset({"sottovoce.decode.throughput", "sottovoce.prefill.throughput"})
+"""Attributes whose numbers say what is done each second."""
 
 _FINEST: Final = 1e6
 
@@ -64,6 +76,8 @@ def bucketed(name: str, kind: type, value: float) -> int | float | Drop | Change
         shown = buckets.count(int(value))
     elif name in SCORES:
         shown = buckets.score(value)
+    elif name in THROUGHPUTS:
+        shown = buckets.throughput(value)
     else:
         shown = buckets.seconds(value)
     if shown is None:
