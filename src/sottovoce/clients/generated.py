@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from sottovoce.call import Facts, Recorder
+    from sottovoce.exchange import Server
     from sottovoce.guard import ImportHooks, Patches
     from sottovoce.protocols.routes import Route
 
@@ -69,6 +70,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
 }
 
 
+_MOST_CLIENTS: Final = 64
+
+
 def install(
     recorder: Recorder,
     hooks: ImportHooks,
@@ -109,6 +113,9 @@ class _Door(Door):
     ) -> None:
         super().__init__(recorder, hooks, own_hosts)
         self._providers = family.providers
+        # By the identity of a client's base URL, which cannot be changed: asking it for its parts
+        # takes longer than all the rest.
+        self._servers: dict[int, tuple[Any, Server]] = {}
 
     def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
         # `request(cast_to, options, …)` in every version seen.
@@ -117,14 +124,23 @@ class _Door(Door):
         if route is None:
             return None
         # The SDKs let a path be given as a whole URL, which may lead elsewhere.
-        base = urlsplit(options.url) if "://" in options.url else client.base_url
-        host = base.hostname if isinstance(base, SplitResult) else base.host
-        server = exchange.server(base.scheme, host, base.port, base.path, self._own_hosts)
+        whole = "://" in options.url
+        server = self._server(urlsplit(options.url) if whole else client.base_url, keep=not whole)
         facts = _facts(route, options)
         if kwargs.get("stream"):
             # What is fetched, or uploaded as a form, has no body that says so.
             facts.setdefault("request_stream", True)
         return Asked(route, facts, server, _named_provider(client, self._providers))
+
+    def _server(self, url: Any, *, keep: bool) -> Server:
+        known = self._servers.get(id(url))
+        if known is not None and known[0] is url:
+            return known[1]
+        host = url.hostname if isinstance(url, SplitResult) else url.host
+        server = exchange.server(url.scheme, host, url.port, url.path, self._own_hosts)
+        if keep and len(self._servers) < _MOST_CLIENTS:
+            self._servers[id(url)] = url, server
+        return server
 
 
 def _facts(route: Route, options: Any) -> Facts:
@@ -140,6 +156,8 @@ def _facts(route: Route, options: Any) -> Facts:
 
 def _named_provider(client: Any, providers: Mapping[str, str]) -> str | None:
     """Say who answers by the client's class, where that is known better than by the host."""
+    if not providers:
+        return None
     for base in type(client).__mro__:
         if base.__name__ in providers:
             return providers[base.__name__]

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sottovoce.protocols.protocol import (
+    MAX_INDEX,
     Body,
     Candidates,
-    Find,
     Protocol,
     Seen,
     Table,
@@ -24,7 +24,9 @@ from sottovoce.protocols.protocol import (
     of,
     read,
     rows,
+    used,
 )
+from sottovoce.protocols.timings import TIMINGS
 
 PERSON_BLOCKS: Final = frozenset(
     {
@@ -119,8 +121,13 @@ def _format(body: Body) -> str | None:
 
 @of("choices")
 def _reasons(body: Body) -> list[str] | None:
+    choices = _choices(body)
+    if len(choices) == 1 and choices[0].get("index", 0) == 0:
+        # Nearly always: one choice, and its reason.
+        reason = choices[0].get("finish_reason")
+        return [reason[:MAX_INDEX]] if isinstance(reason, str) else None
     seen = Seen()
-    for choice in _choices(body):
+    for choice in choices:
         seen.finished(choice.get("index", 0), choice.get("finish_reason"))
     return seen.candidates().get("finish_reasons")
 
@@ -152,12 +159,6 @@ def _tool_name(call: Any) -> Any:
         return None
     called = call.get("function") or call.get("custom")
     return called.get("name") if isinstance(called, Mapping) else None
-
-
-def used(*path: str) -> Find:
-    """Find the count at `path` unless it is 0: a modality that was not used is not told of."""
-    find = at(*path)
-    return of(path[0])(lambda body: find(body) or None)
 
 
 SAMPLING: Final[Table] = rows(
@@ -202,7 +203,7 @@ CHUNK: Final[Table] = rows(
     ("output_image_tokens", used("usage", "completion_tokens_details", "image_tokens")),
     ("input_tokens", at("x_groq", "usage", "prompt_tokens")),  # Groq's streams
     ("output_tokens", at("x_groq", "usage", "completion_tokens")),
-)
+) + TIMINGS
 
 ANSWERED: Final[Table] = CHUNK + rows(
     ("finish_reasons", _reasons),
@@ -224,4 +225,5 @@ OPENAI_CHAT: Final = Protocol(
     event=event,
     error=find_error,
     may_hold_fact=MAY_HOLD_FACT,
+    tail_keys=("usage", "timings"),
 )

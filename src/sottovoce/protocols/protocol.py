@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 if TYPE_CHECKING:
     from sottovoce.call import Facts
@@ -30,8 +30,10 @@ UNNAMED_ERROR: Final = "_OTHER"
 _WRONG: Final = object()
 _MAX_MODEL = 512  # model ids can be paths; the gate never lets them through as they are
 _MAX_COUNT = (1 << 63) - 1
-_MAX_INDEX = 128
+MAX_INDEX: Final = 128
+"""How many choices, words of a list and characters of a reason are looked at."""
 _MAX_TOOLS = 1024
+_MOST_PLANS = 256
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,63}").fullmatch
 _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}").fullmatch
 
@@ -41,6 +43,7 @@ def at(*path: str) -> Find:
     key, inner = path[0], path[1:]
 
     def find(body: Body) -> Any:
+        # Asked where `read` cannot look itself: a body of the app's own kind of mapping.
         value = body.get(key)
         for name in inner:
             if value is None:
@@ -51,7 +54,19 @@ def at(*path: str) -> Find:
             value = value.get(name)
         return value
 
+    find.__dict__["path"] = path
     return of(key)(find)
+
+
+def used(*path: str) -> Find:
+    """Find the count at `path` unless it is 0: a modality that was not used is not told of."""
+    there = at(*path)
+
+    def find(body: Body) -> Any:
+        return there(body) or None
+
+    find.__dict__.update(path=path, used=True)
+    return of(path[0])(find)
 
 
 def length(key: str) -> Find:
@@ -95,16 +110,134 @@ def rows(*entries: tuple[str, Find]) -> Table:
     return tuple((fact, find.__dict__["key"], find) for fact, find in entries)
 
 
+class _Key(NamedTuple):
+    """What is looked for under one key of a mapping.
+
+    Attributes:
+        value: (fact, place of its row in the table, whether 0 says nothing) of each fact that
+            the value itself is; the place of a fact that no other row finds is None.
+        inner: what is looked for in the value, where that is a mapping.
+        finds: rows whose function looks for itself, with their places.
+        rows: those of the table that `value` and `inner` stand for, with their places.
+    """
+
+    value: tuple[tuple[str, int | None, bool], ...]
+    inner: _Plan
+    finds: tuple[_Row, ...]
+    rows: tuple[_Row, ...]
+
+
+_Row: TypeAlias = tuple[str, int | None, Find]
+_Plan: TypeAlias = dict[str, _Key]
+
+_plans: Final[dict[int, tuple[Table, _Plan]]] = {}
+"""By the identity of a table, which is a constant of its module."""
+
+
+def _planned(table: Table) -> _Plan:
+    """Group the rows of a table by the keys on their paths, so that each is looked up once."""
+    found = _plans.get(id(table))
+    if found is None or found[0] is not table:
+        facts = [fact for fact, _, _ in table]
+        placed = [
+            (fact, place if facts.count(fact) > 1 else None, find)
+            for place, (fact, _, find) in enumerate(table)
+        ]
+        found = table, _plan(placed, 0)
+        if len(_plans) < _MOST_PLANS:
+            _plans[id(table)] = found
+    return found[1]
+
+
+def _plan(rows_: list[_Row], depth: int) -> _Plan:
+    by_key: dict[str, list[_Row]] = {}
+    for row in rows_:
+        path = row[2].__dict__.get("path")
+        by_key.setdefault(path[depth] if path else row[2].__dict__["key"], []).append(row)
+    return {key: _key(group, depth) for key, group in by_key.items()}
+
+
+def _key(group: list[_Row], depth: int) -> _Key:
+    pathed = [row for row in group if "path" in row[2].__dict__]
+    deeper = [row for row in pathed if len(row[2].__dict__["path"]) > depth + 1]
+    return _Key(
+        tuple(
+            (fact, place, "used" in find.__dict__)
+            for fact, place, find in pathed
+            if len(find.__dict__["path"]) == depth + 1
+        ),
+        _plan(deeper, depth + 1),
+        tuple(row for row in group if "path" not in row[2].__dict__),
+        tuple(pathed),
+    )
+
+
 def read(table: Table, body: Body) -> Candidates:
     """Apply every row of `table` to `body`. Never raises: a row that cannot be read is absent."""
+    if type(body) is dict:
+        try:
+            found: Candidates = {}
+            _look(_planned(table), body, found, {}, body)
+        except Exception:  # noqa: BLE001 - a body may hold objects of the app
+            return _read_rows(table, body)
+        else:
+            return found
+    return _read_rows(table, body)
+
+
+def _look(
+    plan: _Plan, part: dict[str, Any], found: Candidates, places: dict[str, int], body: Body
+) -> None:
+    """Apply `plan` to a part of `body`; `places` are those of the rows that found something."""
+    for key in part if len(part) < len(plan) else plan:
+        looked_for = plan.get(key)
+        if looked_for is None or key not in part:
+            continue
+        values, inner, finds, rows_ = looked_for
+        value = part[key]
+        if value is not None:
+            for fact, place, used_only in values:
+                if place is not None:
+                    _put(found, places, fact, place, (value or None) if used_only else value)
+                elif value or not used_only:
+                    found[fact] = value
+            if inner and type(value) is dict:
+                _look(inner, value, found, places, body)
+            elif inner:
+                finds = (*rows_, *finds)
+        for fact, place, find in finds:
+            _put(found, places, fact, place, _asked(find, body))
+
+
+def _asked(find: Find, body: Body) -> Any:
+    try:
+        return find(body)
+    except Exception:  # noqa: BLE001 - a body may hold objects of the app
+        return _WRONG
+
+
+def _put(
+    found: Candidates, places: dict[str, int], fact: str, place: int | None, value: Any
+) -> None:
+    """Take what a row found, unless an earlier one of the same fact did."""
+    if value is None:
+        return
+    if place is not None:
+        if places.get(fact, place) < place:
+            return
+        places[fact] = place
+    found[fact] = value
+
+
+def _read_rows(table: Table, body: Body) -> Candidates:
+    """Apply the rows one by one."""
     found: Candidates = {}
     for fact, key, find in table:
         try:
-            if key not in body or fact in found:
-                continue
-            value = find(body)
-        except Exception:  # noqa: BLE001 - a body may hold objects of the app
-            value = _WRONG
+            there = key in body
+        except Exception:  # noqa: BLE001 - a body may be an object of the app
+            there = True
+        value = _asked(find, body) if there and fact not in found else None
         if value is not None:
             found[fact] = value
     return found
@@ -118,7 +251,12 @@ def checked(candidates: Candidates, on_malformed: Callable[[str], None] | None =
     facts: dict[str, Any] = {}
     wrong = False
     for fact, value in candidates.items():
-        good = _CHECKS[fact](value)
+        check = _CHECKS[fact]
+        # Most facts are counts.
+        if check is _count and type(value) is int and 0 <= value <= _MAX_COUNT:
+            facts[fact] = value
+            continue
+        good = check(value)
         if good is None:
             # Servers send "" for what they do not know (Azure's first event: the model).
             wrong = wrong or not (isinstance(value, str) and str.__len__(value) == 0)
@@ -162,8 +300,8 @@ class Seen:
 
     def finished(self, index: Any, reason: Any) -> None:
         """Choice number `index` ended for `reason`."""
-        if isinstance(reason, str) and type(index) is int and 0 <= index < _MAX_INDEX:
-            self.reasons[index] = reason[:_MAX_INDEX]
+        if isinstance(reason, str) and type(index) is int and 0 <= index < MAX_INDEX:
+            self.reasons[index] = reason[:MAX_INDEX]
 
     def tool(self, choice: Any, place: Any, identity: Any, name: Any = None) -> None:
         """A tool call was seen: by its place among those of a choice, and by its id.
@@ -173,8 +311,8 @@ class Seen:
         if type(choice) is int and type(place) is int and len(self.tool_places) < _MAX_TOOLS:
             self.tool_places.add((choice, place))
         if identity and isinstance(identity, str) and len(self.tool_ids) < _MAX_TOOLS:
-            self.tool_ids.add(identity[:_MAX_INDEX])
-        if _word(name) and len(self.tool_names) < _MAX_INDEX:
+            self.tool_ids.add(identity[:MAX_INDEX])
+        if _word(name) and len(self.tool_names) < MAX_INDEX:
             self.tool_names.setdefault((str(choice), str(place), str(identity)), name)
 
     def counted(self, name: str, value: Any) -> None:
@@ -274,6 +412,8 @@ def _flag(value: Any) -> bool | None:
 
 
 def _word(value: Any) -> str | None:
+    if type(value) is str:
+        return value if _WORD(value) else None
     return str.__str__(value) if isinstance(value, str) and _WORD(value) else None
 
 
@@ -284,9 +424,10 @@ def _model(value: Any) -> str | None:
 
 
 def _words(value: Any) -> list[str] | None:
-    good = isinstance(value, list) and 0 < list.__len__(value) <= _MAX_INDEX
-    words = [_word(item) for item in list.__iter__(value)] if good else []
-    return [word for word in words if word] if words and all(words) else None
+    if not isinstance(value, list) or not 0 < list.__len__(value) <= MAX_INDEX:
+        return None
+    words = [_word(item) for item in list.__iter__(value)]
+    return [word for word in words if word] if all(words) else None
 
 
 _CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {

@@ -79,6 +79,57 @@ def request_facts(
         return {}
 
 
+def read_json(
+    call: Call, protocol: Protocol, body: bytes, on_malformed: Callable[[str], None] | None = None
+) -> str | None:
+    """Read the facts of a complete JSON body; the short way of `Reader.whole`. Never raises.
+
+    Returns:
+        The code of the error that the body is, else ``None``.
+    """
+    if len(body) > protocol.parse_up_to:
+        reader = Reader(call, protocol, "application/json", on_malformed)
+        reader.whole(body)
+        return reader.error
+    try:
+        found = _parsed(protocol, body, on_malformed)
+        if found is None:
+            return None
+        error = protocol.error(found)
+        call.facts.update(protocol.response(found, on_malformed))
+    except Exception:  # noqa: BLE001 - the promise of this function
+        if on_malformed is not None:
+            on_malformed("reader")
+        return None
+    return error
+
+
+def _parsed(
+    protocol: Protocol, data: bytes, on_malformed: Callable[[str], None] | None
+) -> dict[str, Any] | None:
+    """Parse a JSON object; `on_malformed` is told why there is none."""
+    reason: Reason
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        if on_malformed is not None:
+            on_malformed("utf8")
+        text = data.decode("utf-8", "replace")
+    try:
+        body = _parse(text.removeprefix("\ufeff"))
+        reason = "type"
+    except (ValueError, RecursionError):
+        body = None
+        reason = "json"
+    if isinstance(body, dict):
+        return body
+    if protocol.batch and isinstance(body, list):
+        return body[0] if body and isinstance(body[0], dict) else {}
+    if on_malformed is not None:
+        on_malformed(reason)
+    return None
+
+
 class Reader:
     """Reads one answer for a call. No method ever raises.
 
@@ -246,7 +297,7 @@ class Reader:
                 self._split_frames(Elements(MAX_EVENT), body)
                 return
             if len(body) <= self._protocol.parse_up_to:
-                self._answer(self._parsed(body))
+                self._answer(_parsed(self._protocol, body, self._on_malformed))
                 return
             held = Clip(self._protocol.parse_up_to)
             held.add(body)
@@ -376,7 +427,7 @@ class Reader:
         elif size > MAX_EVENT:
             self._large(data[start : start + HEAD], data[-TAIL:])
         elif self._first or self._gate(data) is not None:
-            body = self._parsed(data[start:])
+            body = _parsed(self._protocol, data[start:], self._on_malformed)
             if body is None:
                 self._call.chunk()
             else:
@@ -436,7 +487,11 @@ class Reader:
 
     def _whole(self, held: Clip) -> None:
         head, rest = held.edges()
-        body = self._shape(head, rest) if held.clipped else self._parsed(rest)
+        body = (
+            self._shape(head, rest)
+            if held.clipped
+            else _parsed(self._protocol, rest, self._on_malformed)
+        )
         wanted = self._protocol.tail_keys if held.clipped else ()
         if wanted and body is not None and body.keys().isdisjoint(wanted):
             self._tell("size")
@@ -446,24 +501,6 @@ class Reader:
         if body is not None:
             self.error = self._protocol.error(body)
             self._call.facts.update(self._protocol.response(body, self._on_malformed))
-
-    def _parsed(self, data: bytes) -> dict[str, Any] | None:
-        try:
-            text = data.decode()
-        except UnicodeDecodeError:
-            self._tell("utf8")
-            text = data.decode("utf-8", "replace")
-        try:
-            body = _parse(text.removeprefix("\ufeff"))
-        except (ValueError, RecursionError):
-            self._tell("json")
-            return None
-        if isinstance(body, dict):
-            return body
-        if self._protocol.batch and isinstance(body, list):
-            return body[0] if body and isinstance(body[0], dict) else {}
-        self._tell("type")
-        return None
 
     def _shape(self, head: bytes, tail: bytes) -> dict[str, Any]:
         several = "request_choice_count" in self._call.facts

@@ -13,7 +13,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final, cast
 
 from sottovoce import dropped, exchange, guard
-from sottovoce.protocols.reader import Reader
+from sottovoce.protocols.reader import Reader, read_json
 from sottovoce.transports import codings
 
 if TYPE_CHECKING:
@@ -184,6 +184,9 @@ def read_whole(
     """
     if not body:
         return None
+    if content_type == "application/json" and not coding and not route.protocol.array:
+        # Nearly always.
+        return read_json(call, route.protocol, body, _malformed)
     kind = _kind(call, route, content_type)
     stand_in = _Buffered(call)
     reader = Reader(cast("Call", stand_in), route.protocol, kind, _malformed)
