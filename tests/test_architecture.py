@@ -28,11 +28,22 @@ OURS = {
     "settings": set(),
     "guard": set(),
     "registry": {"registry"},
+    "hardware": {"guard", "hardware"},
     "protocols": {"call", "protocols"},
     "dropped": {"call", "guard"},
     "exchange": {"call", "dropped", "guard", "protocols"},
     "clients": {"call", "clients", "exchange", "guard", "protocols", "steps"},
-    "runtimes": {"call", "dropped", "guard", "protocols", "registry", "runtimes"},
+    "loaded": set(),
+    "runtimes": {
+        "call",
+        "dropped",
+        "guard",
+        "hardware",
+        "loaded",
+        "protocols",
+        "registry",
+        "runtimes",
+    },
     "transports": {"call", "dropped", "exchange", "guard", "protocols", "transports"},
     "privacy": {"privacy", "registry", "settings", "guard"},
     "measure": {"call", "guard", "privacy"},
@@ -46,10 +57,12 @@ OURS = {
         "instruments",
         "measure",
         "privacy",
+        "record_engines",
         "registry",
         "settings",
         "steps",
     },
+    "record_engines": {"instruments", "loaded", "measure", "privacy", "record", "registry"},
     "record_steps": {"dropped", "guard", "instruments", "measure", "record", "steps"},
 }
 NO_OPENTELEMETRY = {
@@ -59,6 +72,8 @@ NO_OPENTELEMETRY = {
     "dropped",
     "exchange",
     "guard",
+    "hardware",
+    "loaded",
     "settings",
     "protocols",
     "clients",
@@ -149,7 +164,8 @@ def test_only_settings_reads_the_environment_and_only_the_distro_writes_it(modul
 
 def test_only_record_writes_gen_ai_names(module):
     path, room, tree = module
-    if room in {"registry", "record", "record_steps", "instruments", "privacy", "cli"}:
+    writers = {"record", "record_engines", "record_steps", "instruments"}
+    if room in {"registry", "privacy", "cli", *writers}:
         return
     docstrings = {
         id(node.body[0].value)

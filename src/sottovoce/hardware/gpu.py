@@ -1,0 +1,120 @@
+"""How busy the NVIDIA GPUs of this machine are, through `nvidia-ml-py` where it is installed.
+
+All that the driver shows are taken together, without name, number or identity of any. What
+failed once, a missing driver say, is not tried again in this process. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.guard import failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MOST: Final = 64
+"""Devices that are asked at most."""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What the GPUs do now; a figure that no device gives is None.
+
+    Attributes:
+        utilization: mean share of time in which kernels ran, of the last second or less: 0..1.
+        memory_used: bytes, over all devices.
+        memory_utilization: share of all their memory that is used: 0..1.
+    """
+
+    utilization: float | None
+    memory_used: int | None
+    memory_utilization: float | None
+
+
+class _Driver:
+    """`pynvml`, begun once a process: a child of a fork begins anew."""
+
+    def __init__(self) -> None:
+        self._library: Any = None
+        self._devices: tuple[Any, ...] = ()
+        self._process = 0
+        self.broken = False
+
+    def devices(self) -> tuple[Any, tuple[Any, ...]]:
+        """The library and its handles. May raise."""
+        if self._process != os.getpid():
+            library = _imported()
+            library.nvmlInit()
+            count = min(int(library.nvmlDeviceGetCount()), _MOST)
+            self._devices = tuple(
+                handle
+                for number in range(count)
+                if (handle := _asked(library.nvmlDeviceGetHandleByIndex, number)) is not None
+            )
+            self._library, self._process = library, os.getpid()
+        return self._library, self._devices
+
+
+_driver: Final = _Driver()
+
+
+def read() -> Gpus | None:
+    """What the GPUs do now; None without any, or without a way to ask them."""
+    if _driver.broken:
+        return None
+    try:
+        library, devices = _driver.devices()
+        found = _summed(library, devices)
+    except Exception as error:  # noqa: BLE001 - a driver can fail in any way
+        # That the extra or a driver is not installed is no failure.
+        if not isinstance(error, ImportError) and type(error).__name__ not in _NO_DRIVER:
+            failed("hardware.gpu")
+        found = None
+    if found is None:
+        _driver.broken = True
+    return found
+
+
+_NO_DRIVER: Final = frozenset({"NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded"})
+"""Exceptions of `nvidia-ml-py` (seen in 13.615) that say there is nothing to ask."""
+
+
+def _imported() -> Any:
+    with warnings.catch_warnings():
+        # An older package of the same name warns that it is deprecated.
+        warnings.simplefilter("ignore")
+        import pynvml  # noqa: PLC0415 - an extra, and slow to load
+    return pynvml
+
+
+def _summed(library: Any, devices: tuple[Any, ...]) -> Gpus | None:
+    # A device that is split, or one without a figure, raises.
+    rates = [_asked(library.nvmlDeviceGetUtilizationRates, device) for device in devices]
+    sizes = [_asked(library.nvmlDeviceGetMemoryInfo, device) for device in devices]
+    busy = [_share(rate.gpu, 100) for rate in rates if rate is not None]
+    held = [size for size in sizes if size is not None]
+    if not busy and not held:
+        return None
+    used, total = sum(int(size.used) for size in held), sum(int(size.total) for size in held)
+    return Gpus(
+        utilization=sum(busy) / len(busy) if busy else None,
+        memory_used=used if held else None,
+        memory_utilization=_share(used, total) if total > 0 else None,
+    )
+
+
+def _asked(function: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return function(argument)
+    except Exception as error:  # noqa: BLE001 - see `read`
+        if type(error).__name__ != "NVMLError_NotSupported":
+            failed("hardware.gpu")
+        return None
+
+
+def _share(part: float, whole: float) -> float:
+    return min(max(part / whole, 0.0), 1.0)
