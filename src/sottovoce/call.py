@@ -94,6 +94,17 @@ if TYPE_CHECKING:
         model_quantization: str
         model_parameters: str
         context_size: int
+        # Of engines, in this process or behind HTTP where they tell.
+        context_fill: float  # tokens in the context after the call / context size, 0 to 1
+        batch_size: int
+        prefill_rate: float  # tokens per second, as is the next
+        decode_rate: float
+        draft_accepted_share: float  # 0 to 1
+        model_adapter: bool
+        model_offload: str  # "none", "partial" or "full"
+        model_size: str  # a tier of memory, of `runtimes.identity`; so is the next but one
+        load_s: float  # a load that the request waited for
+        peak_memory: str
 
 else:
     # At run time nobody asks for these, and making them would cost every process a millisecond.

@@ -39,6 +39,17 @@ _SPLIT: Final[Mapping[str, Mapping[str, str]]] = {
 """Fact that is a total → modality → fact that is a part of it."""
 
 
+_PACE: Final[Mapping[str, str]] = {
+    "prefill_rate": "sottovoce.engine.prefill.throughput",
+    "decode_rate": "sottovoce.engine.decode.throughput",
+    "context_fill": "sottovoce.engine.context.utilization",
+}
+"""Fact → histogram."""
+
+PACE: Final = frozenset(_PACE)
+"""Facts that an engine's histograms are made of wherever it runs."""
+
+
 def _histogram(meter: Meter, name: str) -> Histogram:
     entry = METRICS[name]
     return meter.create_histogram(
@@ -142,6 +153,7 @@ class Engine:
         self._first = measured_as(meter, "gen_ai.server.time_to_first_token", choice)
         self._per_token = measured_as(meter, "gen_ai.server.time_per_output_token", choice)
         self.load_duration = measured_as(meter, "sottovoce.model.load.duration", choice)
+        self._pace = tuple((fact, measured_as(meter, name, choice)) for fact, name in _PACE.items())
 
     def record(self, call: Call, point: Point, failed: Point) -> None:
         """Record what the call took and used; `failed` says its error as well, if it has one."""
@@ -151,6 +163,13 @@ class Engine:
             self._first.record(facts["time_to_first_token_s"], point)
         if "time_per_output_token_s" in facts and call.error is None:
             self._per_token.record(facts["time_per_output_token_s"], point)
+
+    def record_pace(self, call: Call, point: Point) -> None:
+        """Record how fast an engine was and how full its context is, also of one behind HTTP."""
+        facts: Mapping[str, Any] = call.facts
+        for fact, measured in self._pace:
+            if fact in facts:
+                measured.record(facts[fact], point)
 
 
 def _split(call: Call, total: str) -> dict[str, int]:

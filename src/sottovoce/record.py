@@ -22,11 +22,10 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from sottovoce import guard, settings
 from sottovoce._version import __version__
-from sottovoce.instruments import Engine, Latest, Legacy
-from sottovoce.measure import Point
-from sottovoce.privacy import policy
+from sottovoce.instruments import PACE, Latest, Legacy
+from sottovoce.measure import Point, put
+from sottovoce.privacy import policy, propagation
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
-from sottovoce.privacy.propagation import WITHHOLD
 from sottovoce.registry import METRICS, SCHEMA_URLS
 from sottovoce.steps import current_conversation
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
     from sottovoce.call import Call, Facts
+    from sottovoce.record_engines import Engines, Loading
 
 SCOPE: Final = "sottovoce"
 
@@ -84,6 +84,13 @@ ATTRIBUTE_OF: Final[Mapping[str, str]] = {
     "user_turn": "sottovoce.request.user_turn",
     "passes": "sottovoce.engine.passes",
     "context_size": "sottovoce.model.context_size",
+    "context_fill": "sottovoce.context.utilization",
+    "batch_size": "sottovoce.request.batch.size",
+    "prefill_rate": "sottovoce.prefill.throughput",
+    "decode_rate": "sottovoce.decode.throughput",
+    "draft_accepted_share": "sottovoce.draft.acceptance_rate",
+    "model_adapter": "sottovoce.model.adapted",
+    "load_s": "sottovoce.model.load.wait",
 }
 """Fact → span attribute, for the facts that are exported as they are: numbers and flags."""
 
@@ -98,12 +105,14 @@ JUDGED: Final[Mapping[str, str]] = {
     "model_architecture": "sottovoce.model.architecture",
     "model_quantization": "sottovoce.model.quantization",
     "model_parameters": "sottovoce.model.parameters",
+    "model_size": "sottovoce.model.size",
+    "model_offload": "sottovoce.model.offload",
+    "peak_memory": "sottovoce.memory.peak",
     "tool_names": "sottovoce.response.tool_calls.names",
 }
 """Fact → span attribute, for words: an app, a server or a model's file can say anything where
 one is expected, so the policy decides what is exported, also where nobody gates the provider."""
 
-_MODEL_FACTS: Final = ("model_architecture", "model_quantization", "model_parameters")
 _NS: Final = 1e-9
 
 
@@ -136,6 +145,8 @@ class Recording:
         self._settings = chosen = settings_ or settings.read()[0]
         self._policy = policy.active(chosen)
         self._withhold = chosen.propagation == "own"
+        asked = (chosen.propagators or "").split(",")
+        self._baggage = "baggage" in {name.strip() for name in asked}
         schema = SCHEMA_URLS["latest" if chosen.semconv == "latest" else "v1.41"]
         self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, schema_url=schema)
         self._meters = meter_provider or metrics.get_meter_provider()
@@ -153,7 +164,7 @@ class Recording:
             return None
         context = handle.context
         if self.withholds(call):
-            context = otel_context.set_value(WITHHOLD, True, context)
+            context = otel_context.set_value(propagation.WITHHOLD, True, context)
         return otel_context.attach(context)
 
     @guard.never_raise("record.leave")
@@ -177,6 +188,19 @@ class Recording:
         if not caller.get_span_context().is_valid:
             return None
         return otel_context.attach(trace.set_span_in_context(caller))
+
+    @guard.never_raise("record.carried")
+    def carried(self, call: Call, *, local: bool) -> Mapping[str, str] | None:
+        """Give the headers that make the call's span the parent of what a server does for it.
+
+        Args:
+            call: whose request is about to be sent.
+            local: it goes to this machine or to a host of the operator's own.
+        """
+        handle: Handle | None = call.handle
+        if handle is None or (self._withhold and not local):
+            return None
+        return propagation.headers(handle.context, baggage=self._baggage)
 
     def withholds(self, call: Call) -> bool:
         """Whether trace context must not go where this call goes."""
@@ -208,7 +232,7 @@ class SpanRecorder(Recording):
             self._vocabularies.append(Legacy(meter, self._policy.choice))
         if latest:
             self._vocabularies.append(Latest(meter, self._policy.choice, with_legacy=legacy))
-        self._engine = Engine(meter, self._policy.choice)
+        self._made_engines: Engines | None = None
         _observe_ourselves(self._meters, meter, self._policy)
 
     @guard.never_raise("record.opened")
@@ -251,13 +275,26 @@ class SpanRecorder(Recording):
                 self._finish_span(call, handle, error)
         finally:
             handle.span.end(call.start_unix_ns + call.duration_ns)
-        point = Point(common, handle.context)
+        point = Point(
+            common, handle.context, sampled=handle.span.get_span_context().trace_flags.sampled
+        )
         failed = point if error is None else Point({**common, ERROR_TYPE: error}, handle.context)
         # Who asked records the client's metrics.
         for vocabulary in () if call.served else self._vocabularies:
             vocabulary.record(call, point, failed)
-        if call.in_process:
-            self._engine.record(call, point, failed)
+        if call.in_process or not PACE.isdisjoint(facts):
+            self._engines.record(call, point, failed)
+
+    @property
+    def _engines(self) -> Engines:
+        made = self._made_engines
+        if made is None:
+            from sottovoce.record_engines import Engines  # noqa: PLC0415 - most apps have none
+
+            made = self._made_engines = Engines(
+                self._tracer, self._meters, self._meter, self._policy, withhold=self._withhold
+            )
+        return made
 
     def _finish_span(self, call: Call, handle: Handle, error: str | None) -> None:
         attributes: dict[str, Any] = {OUTCOME: call.outcome}
@@ -267,7 +304,8 @@ class SpanRecorder(Recording):
             if name is not None:
                 attributes[name] = value
             elif fact in JUDGED:
-                words[JUDGED[fact]] = value
+                # As the policy remembers them.
+                words[JUDGED[fact]] = tuple(value) if type(value) is list else value
         attributes.update(self._policy.attributes(words, "span"))
         if RESPONSE_MODEL in handle.attributes:
             attributes[RESPONSE_MODEL] = handle.attributes[RESPONSE_MODEL]
@@ -288,7 +326,12 @@ class SpanRecorder(Recording):
             if found:
                 attributes[FRAMES] = found
             handle.span.set_status(Status(StatusCode.ERROR))
-        handle.span.set_attributes(attributes)
+        put(handle.span, attributes)
+
+    @guard.never_raise("record.loading")
+    def loading(self, provider: str) -> Loading | None:
+        """A model is being loaded into this process; returns what `loaded` gets in the same frame."""
+        return self._engines.begin(provider)
 
     @guard.never_raise("record.loaded")
     def loaded(
@@ -297,17 +340,10 @@ class SpanRecorder(Recording):
         facts: Facts,
         seconds: float,
         error: BaseException | str | None = None,
+        loading: Loading | None = None,
     ) -> None:
         """A model was loaded into this process, or failed to be, in `seconds` of wall time."""
-        attributes: dict[str, Any] = {PROVIDER: provider}
-        if "request_model" in facts:
-            attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
-        words = {JUDGED[fact]: facts[fact] for fact in _MODEL_FACTS if fact in facts}
-        attributes.update(self._policy.attributes(words, "metric"))
-        if error is not None:
-            kind = type(error) if isinstance(error, BaseException) else error
-            attributes[ERROR_TYPE] = self._policy.error(kind)
-        self._engine.load_duration.record(seconds, Point(attributes, otel_context.get_current()))
+        self._engines.loaded(provider, facts, seconds, error, loading)
 
 
 def _kind(call: Call) -> SpanKind:

@@ -1,0 +1,204 @@
+"""What engines tell beyond a call: their histograms, loading as a span, how many models there are.
+
+Of a load nothing is recorded but what is known of the model that came of it, or the class or
+code of its error: what was asked for may be a path.
+"""
+
+from __future__ import annotations
+
+import weakref
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from sottovoce import loaded
+from sottovoce.instruments import Engine
+from sottovoce.measure import Point
+from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
+from sottovoce.privacy.propagation import WITHHOLD
+from sottovoce.record import (
+    ATTRIBUTE_OF,
+    ERROR_TYPE,
+    JUDGED,
+    OPERATION,
+    OUTCOME,
+    PROVIDER,
+    REQUEST_MODEL,
+)
+from sottovoce.registry import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+    from opentelemetry.trace import Span, Tracer
+
+    from sottovoce.call import Call, Facts
+    from sottovoce.privacy.policy import Policy
+
+LOAD: Final = "load_model"
+COUNT: Final = "sottovoce.model.count"
+
+_MODEL: Final = ("model_architecture", "model_quantization", "model_parameters")
+"""Facts that series are grouped by: the model decides them, so there are no more series."""
+
+_REMEMBERED: Final = 256
+_NS: Final = 10**9
+
+
+class Loading:
+    """A load that has begun.
+
+    Attributes:
+        span: its span.
+        started_ns: when it began, in nanoseconds since the epoch.
+        token: what undoes that the span is current.
+    """
+
+    __slots__ = ("span", "started_ns", "token")
+
+    def __init__(self, span: Span, started_ns: int, token: Any) -> None:
+        self.span = span
+        self.started_ns = started_ns
+        self.token = token
+
+
+class Engines:
+    """Records for one recorder; made when the first engine is seen.
+
+    Args:
+        tracer: makes the spans of loads.
+        meters: where the metrics go.
+        meter: its meter of ours.
+        policy: says what may be told.
+        withhold: trace context goes to no host that a model may be downloaded from.
+    """
+
+    def __init__(
+        self, tracer: Tracer, meters: MeterProvider, meter: Meter, policy: Policy, *, withhold: bool
+    ) -> None:
+        self._tracer = tracer
+        self._policy = policy
+        self._withhold = withhold
+        self._engine = Engine(meter, policy.choice)
+        self._words: dict[tuple[Any, ...], dict[str, Any]] = {}
+        _observe_models(meters, meter, policy)
+
+    def record(self, call: Call, point: Point, failed: Point) -> None:
+        """Record what a call took in its engine; `failed` says its error too, if it has one."""
+        if call.in_process:
+            self._engine.record(call, point, failed)
+        if call.error is None:
+            words = self._model_words(call.facts)
+            shared = Point({**point.attributes, **words}, point.context) if words else point
+            self._engine.record_pace(call, shared)
+
+    def begin(self, provider: str) -> Loading:
+        """A load begins: start its span and make it current, for what is downloaded."""
+        started_ns = time_ns()
+        span = self._tracer.start_span(
+            LOAD,
+            kind=SpanKind.INTERNAL,
+            attributes={OPERATION: LOAD, PROVIDER: provider},
+            start_time=started_ns,
+        )
+        context = trace.set_span_in_context(span)
+        if self._withhold:
+            context = otel_context.set_value(WITHHOLD, True, context)
+        return Loading(span, started_ns, otel_context.attach(context))
+
+    def loaded(
+        self,
+        provider: str,
+        facts: Facts,
+        seconds: float,
+        error: BaseException | str | None,
+        loading: Loading | None,
+    ) -> None:
+        """A load is over: end its span, record how long it took."""
+        attributes: dict[str, Any] = {PROVIDER: provider}
+        if "request_model" in facts:
+            attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
+        attributes.update(self._model_words(facts))
+        if error is not None:
+            kind = type(error) if isinstance(error, BaseException) else error
+            attributes[ERROR_TYPE] = self._policy.error(kind)
+        context = otel_context.get_current()
+        try:
+            self._engine.load_duration.record(seconds, Point(attributes, context))
+        finally:
+            if loading is not None:
+                otel_context.detach(loading.token)
+                self._end(loading, facts, attributes, seconds)
+
+    def _end(
+        self, loading: Loading, facts: Facts, attributes: dict[str, Any], seconds: float
+    ) -> None:
+        span = loading.span
+        try:
+            if span.is_recording():
+                error = attributes.get(ERROR_TYPE)
+                attributes[OUTCOME] = "completed" if error is None else "failed"
+                known: Mapping[str, Any] = facts
+                words = {JUDGED[fact]: known[fact] for fact in facts if fact in JUDGED}
+                attributes.update(self._policy.attributes(words, "span"))
+                attributes.update(
+                    (ATTRIBUTE_OF[fact], known[fact]) for fact in facts if fact in ATTRIBUTE_OF
+                )
+                if error is not None:
+                    span.set_status(Status(StatusCode.ERROR))
+                    told = self._policy.frames
+                    found = told.handled(error) if told else ()
+                    if found:
+                        attributes[FRAMES] = found
+                if REQUEST_MODEL in attributes:
+                    span.update_name(f"{LOAD} {attributes[REQUEST_MODEL]}")
+                span.set_attributes(attributes)
+        finally:
+            span.end(loading.started_ns + round(seconds * _NS))
+
+    def _model_words(self, facts: Facts) -> dict[str, Any]:
+        """What may be said, on metrics, of the model that ran."""
+        known: Mapping[str, Any] = facts
+        # A tightened policy says less: what it made before is not asked for any more.
+        key = (self._policy.choice.now, *map(known.get, _MODEL))
+        words = self._words.get(key)
+        if words is None:
+            if len(self._words) >= _REMEMBERED:
+                self._words.clear()
+            given = {JUDGED[fact]: known[fact] for fact in _MODEL if fact in facts}
+            words = self._words[key] = self._policy.attributes(given, "metric")
+        return words
+
+
+_observed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _observe_models(provider: MeterProvider, meter: Meter, policy: Policy) -> None:
+    """Export how many models are loaded, once for each meter provider."""
+    if provider in _observed:
+        return
+    _observed.add(provider)
+
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        return [
+            metrics.Observation(number, _said(dict(kind), policy))
+            for kind, number in loaded.counted().items()
+        ]
+
+    entry = METRICS[COUNT]
+    meter.create_observable_up_down_counter(
+        COUNT, callbacks=[observe], unit=entry.unit, description=entry.description
+    )
+
+
+def _said(kind: dict[str, str], policy: Policy) -> dict[str, Any]:
+    attributes = {PROVIDER: kind["provider"]}
+    words = {JUDGED[fact]: kind[fact] for fact in _MODEL if fact in kind}
+    attributes.update(policy.attributes(words, "metric"))
+    if "request_model" in kind:
+        attributes[REQUEST_MODEL] = policy.model(kind["request_model"], local=True)
+    return attributes
