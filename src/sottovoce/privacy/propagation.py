@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sottovoce")
 
+_BAGGAGE: Final = "baggage"
+
 WITHHOLD: Final = context_api.create_key("sottovoce-withhold")
 """Context key: while it is true nothing is injected, neither `traceparent` nor baggage."""
 
@@ -76,3 +78,22 @@ class GatedPropagator(TextMapPropagator):
     @staticmethod
     def _withholds(context: Context | None) -> Any:
         return context_api.get_value(WITHHOLD, context)
+
+
+def headers(context: Context, *, baggage: bool) -> dict[str, str]:
+    """Give what the global propagator says of `context` to a host that may know it. May raise.
+
+    Args:
+        context: with the span that becomes the parent of what is done there.
+        baggage: whether the operator asked for it by name; OpenTelemetry's default has it.
+    """
+    from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
+
+    carrier: dict[str, str] = {}
+    # What is withheld from another host's call, in whose midst this one is made, is not from here.
+    propagate.inject(carrier, context_api.set_value(WITHHOLD, False, context))
+    return {
+        name.lower(): value
+        for name, value in carrier.items()
+        if baggage or name.lower() != _BAGGAGE
+    }

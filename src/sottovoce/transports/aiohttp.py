@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS, wire
+from sottovoce.transports import TRANSPORTS, context, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ def patch(transport: Transport, module: ModuleType) -> None:
     """Hook aiohttp."""
     closed = module.ClientConnectionError
     transport.patches.wrap(module.ClientSession, "_request", _wrap_request)
+    transport.patches.wrap(module.ClientRequest, "send", _wrap_send)
     transport.patches.wrap(
         module.StreamReader, "set_exception", functools.partial(_wrap_set_exception, closed)
     )
@@ -62,6 +63,26 @@ def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
     return request
 
 
+def _wrap_send(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def send(request: Any, *args: Any, **kwargs: Any) -> Any:
+        _carry(request)
+        return await original(request, *args, **kwargs)
+
+    return send
+
+
+@guard.never_raise("aiohttp.carry")
+def _carry(request: Any) -> None:
+    """Write into the headers of a request that aiohttp made, one for each redirect."""
+    carried = context.carried(_transport, None, _where_of, request.url)
+    # What opens a tunnel is the proxy's.
+    if carried is not None and request.method != "CONNECT":
+        headers = request.headers
+        if not context.has_any(headers, carried):
+            headers.update(carried)
+
+
 @guard.never_raise("aiohttp.begin")
 def _begin(session: Any, method: str, url: Any, asked: dict[str, Any]) -> Sending | None:
     body = asked.get("json")
@@ -72,7 +93,10 @@ def _begin(session: Any, method: str, url: Any, asked: dict[str, Any]) -> Sendin
 
 
 def _where(session: Any, url: Any) -> Where:
-    url = session._build_url(url)
+    return _where_of(session._build_url(url))
+
+
+def _where_of(url: Any) -> Where:
     return url.scheme, url.host or "", url.port, url.path
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS
+from sottovoce.transports import TRANSPORTS, context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +51,7 @@ def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
         connection: Any, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         begun = _begin(connection, method, url, body)
+        args = _carrying(connection, url, body, args, kwargs) or args
         if begun is None:
             return original(connection, method, url, body, *args, **kwargs)
         try:
@@ -64,6 +65,24 @@ def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return request
+
+
+@guard.never_raise("http_client.carrying")
+def _carrying(
+    connection: Any, url: str, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    """Give `args`, or write `kwargs`, with headers of ours in the place of the app's."""
+    carried = context.carried(_transport, body, _where, connection, url)
+    if carried is None:
+        return None
+    headers = args[0] if args else kwargs.get("headers", {})
+    if context.has_any(headers, carried):
+        return None
+    headers = {**headers, **carried}
+    if args:
+        return (headers, *args[1:])
+    kwargs["headers"] = headers
+    return None
 
 
 @guard.never_raise("http_client.await")

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS, wire
+from sottovoce.transports import TRANSPORTS, context, wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from types import ModuleType
 
     from sottovoce.transports import Transport
@@ -39,6 +39,8 @@ def patch(transport: Transport, module: ModuleType) -> None:
     library = _Library(module)
     transport.patches.wrap(module.Client, "send", library.wrap_send)
     transport.patches.wrap(module.AsyncClient, "send", library.wrap_async_send)
+    transport.patches.wrap(module.Client, "_send_single_request", _wrap_single)
+    transport.patches.wrap(module.AsyncClient, "_send_single_request", _wrap_async_single)
 
 
 @guard.never_raise("httpx.begin")
@@ -50,6 +52,76 @@ def _begin(request: Any) -> Sending | None:
 
 def _where(url: Any) -> Where:
     return url.scheme, url.host, url.port, url.path
+
+
+def _wrap_single(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def single(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        twin = _carrying(request)
+        if twin is None:
+            return original(client, request, *args, **kwargs)
+        try:
+            response = original(client, twin.request, *args, **kwargs)
+        except BaseException as error:
+            _put_back(request, twin, error)
+            raise
+        _put_back(request, twin, response)
+        return response
+
+    return single
+
+
+def _wrap_async_single(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    async def single(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        twin = _carrying(request)
+        if twin is None:
+            return await original(client, request, *args, **kwargs)
+        try:
+            response = await original(client, twin.request, *args, **kwargs)
+        except BaseException as error:
+            _put_back(request, twin, error)
+            raise
+        _put_back(request, twin, response)
+        return response
+
+    return single
+
+
+class _Twin(NamedTuple):
+    """What is sent in the place of a request, which the app may send again, even meanwhile."""
+
+    request: Any
+    carried: Mapping[str, str]
+
+
+@guard.never_raise("httpx.carrying")
+def _carrying(request: Any) -> _Twin | None:
+    """Give a twin of the request that takes trace context along, where it may."""
+    body = getattr(request, "_content", None)
+    carried = context.carried(_transport, body, _where, request.url)
+    if carried is None or context.has_any(request.headers, carried):
+        return None
+    twin = object.__new__(type(request))
+    vars(twin).update(vars(request))
+    twin.headers = request.headers.copy()
+    twin.headers.update(carried)
+    return _Twin(twin, carried)
+
+
+@guard.never_raise("httpx.put_back")
+def _put_back(request: Any, twin: _Twin, result: Any) -> None:
+    """Make a response or an exception the app's request's, with all that was done to the twin."""
+    sent, headers = twin.request, request.headers
+    for name, value in twin.carried.items():
+        if sent.headers.get(name) == value:
+            del sent.headers[name]
+    if sent.headers.raw != headers.raw:
+        # A transport of the app's did that.
+        headers.update(sent.headers)
+    vars(request).update({**vars(sent), "headers": headers})
+    if getattr(result, "_request", None) is sent:
+        result.request = request
 
 
 class _Library:

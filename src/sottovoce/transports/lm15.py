@@ -9,12 +9,13 @@ Seen in lm15 1.0.0rc3, as in dspy 3.4.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS
+from sottovoce.transports import TRANSPORTS, context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -39,6 +40,15 @@ def _begin(request: Any) -> Sending | None:
     return _transport.begin(request.method, url, request.body, _where, url)
 
 
+@guard.never_raise("lm15.carrying")
+def _carrying(request: Any) -> Any:
+    """Give a copy of the request that takes trace context along, where it may."""
+    carried = context.carried(_transport, request.body, _where, request.url)
+    if carried is None or context.has_any((name for name, _ in request.headers), carried):
+        return None
+    return dataclasses.replace(request, headers=[*request.headers, *carried.items()])
+
+
 def _where(url: str) -> Where:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port, parts.path
@@ -48,6 +58,7 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def stream(transport: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         begun = _begin(request)
+        request = _carrying(request) or request
         if begun is None:
             return original(transport, request, *args, **kwargs)
         try:
@@ -68,6 +79,7 @@ def _wrap_async(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     async def stream(transport: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         begun = _begin(request)
+        request = _carrying(request) or request
         if begun is None:
             return await original(transport, request, *args, **kwargs)
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS
+from sottovoce.transports import TRANSPORTS, context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,8 @@ def _wrapper(where: Callable[[Any, str], Where], *, tries: bool) -> Any:
             # `urlopen(method, url, body=None, …)` of a pool; a manager's has keywords alone.
             body = args[0] if args and tries else kwargs.get("body")
             begun = _begin(method, url, body, where, pool, url, tries=tries)
+            if tries:
+                args = _carrying(pool, url, body, args, kwargs) or args
             if begun is None:
                 return original(pool, method, url, *args, **kwargs)
             try:
@@ -65,6 +67,26 @@ def _wrapper(where: Callable[[Any, str], Where], *, tries: bool) -> Any:
         return urlopen
 
     return wrap
+
+
+@guard.never_raise("urllib3.carrying")
+def _carrying(
+    pool: Any, url: str, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    """Give `args`, or write `kwargs`, with headers of ours in the place of the app's."""
+    carried = context.carried(_transport, body, _where_of_pool, pool, url)
+    if carried is None:
+        return None
+    given = args[1] if len(args) > 1 else kwargs.get("headers")
+    headers = pool.headers if given is None else given
+    if context.has_any(headers, carried):
+        return None
+    headers = headers.copy()
+    headers.update(carried)
+    if len(args) > 1:
+        return (args[0], headers, *args[2:])
+    kwargs["headers"] = headers
+    return None
 
 
 @guard.never_raise("urllib3.answered")
