@@ -202,7 +202,7 @@ SPANS = [
     ({"attributes": WHOLE | {"gen_ai.request.choice.count": 1}}, "is set though it is 1"),
     ({"attributes": {"error.type": "TimeoutError"}}, "a status and an error.type, or neither"),
     ({"attributes": {"error.type": "no: hello"}}, "the unknown value 'no: hello'"),
-    ({"kind": SpanKind.SERVER}, "has the kind SERVER"),
+    ({"kind": SpanKind.PRODUCER}, "has the kind PRODUCER"),
     ({"kind": SpanKind.INTERNAL}, "is in process and has a server.address"),
     ({"name": "chat"}, "is not named after its operation and model"),
     ({"name": "chat gpt"}, "is not named after its operation and model"),
