@@ -104,6 +104,7 @@ if TYPE_CHECKING:
         model_offload: str  # "none", "partial" or "full"
         model_size: str  # a tier of memory, of `runtimes.identity`; so is the next but one
         load_s: float  # a load that the request waited for
+        queue_s: float  # until the engine began with the request, loading included
         peak_memory: str
 
 else:

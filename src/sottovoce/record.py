@@ -91,6 +91,7 @@ ATTRIBUTE_OF: Final[Mapping[str, str]] = {
     "draft_accepted_share": "sottovoce.draft.acceptance_rate",
     "model_adapter": "sottovoce.model.adapted",
     "load_s": "sottovoce.model.load.wait",
+    "queue_s": "sottovoce.request.queue.wait",
 }
 """Fact → span attribute, for the facts that are exported as they are: numbers and flags."""
 
