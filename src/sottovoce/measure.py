@@ -1,15 +1,16 @@
-"""Histograms by the SDK's shortest way, since they are most of what a recorded call costs.
+"""Histograms and span attributes by the SDK's shortest way: they are most of what a call costs.
 
 `Histogram.record` copies, checks and hashes the attributes of every measurement: about ten
 microseconds each, three to five times a call, once a chunk in peers that record every chunk.
-Two ideas avoid most of it:
+Three ideas avoid most of it:
 
 * All measurements of one call share a `Point`: its key is built once, and the aggregation
   that a key leads to is remembered, so that a measurement goes straight to `aggregate`.
 * The gaps between a stream's chunks are kept as bucket counts (`call.Gaps`) and added to
   the aggregation under its own lock, all at once.
+* A span takes attributes that are clean already as they are (`put`).
 
-Both reach into the SDK (seen in opentelemetry-sdk 1.45), so every step is checked before
+All reach into the SDK (seen in opentelemetry-sdk 1.45), so every step is checked before
 anything is changed. Where it looks different — another provider, a View with another
 aggregation, delta temporality (whose aggregations are replaced at each collection) — the
 public API is used; gaps are then recorded one by one as their bucket's mean, which keeps
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import Histogram
+    from opentelemetry.trace import Span
 
     from sottovoce.privacy.compiled import Choice
 
@@ -49,16 +51,51 @@ class Point:
         attributes: the attributes of its metric points, strings and ints only (a key tells
             1 and True apart no better than Python does).
         context: where the call's span is current, for exemplars.
+        sampled: whether that span is.
     """
 
     __slots__ = ("attributes", "context", "key", "sampled")
 
-    def __init__(self, attributes: Mapping[str, Any], context: Context) -> None:
+    def __init__(
+        self, attributes: Mapping[str, Any], context: Context, *, sampled: bool | None = None
+    ) -> None:
         self.attributes = attributes
         self.context = context
         self.key = tuple(attributes.items())
-        span = trace.get_current_span(context)
-        self.sampled = bool(span.get_span_context().trace_flags.sampled)
+        if sampled is None:
+            sampled = trace.get_current_span(context).get_span_context().trace_flags.sampled
+        self.sampled = bool(sampled)
+
+
+_CLEAN: Final = frozenset({str, int, float, bool})
+
+
+def put(span: Span, attributes: dict[str, Any]) -> None:
+    """Set attributes of a span, as `Span.set_attributes` does, which looks at each for long."""
+    try:
+        kept: Any = span._attributes  # type: ignore[attr-defined] # noqa: SLF001
+        most = kept.maxlen
+        if (
+            (type(span).__name__, type(kept).__name__) == _SDK
+            and kept.max_value_len is None
+            and (most is None or len(kept._dict) + len(attributes) <= most)  # noqa: SLF001
+            and all(type(value) in _CLEAN or _is_clean(value) for value in attributes.values())
+        ):
+            # What the SDK holds while it sets them; a span that has ended keeps what it has.
+            with span._lock, kept._lock:  # type: ignore[attr-defined] # noqa: SLF001
+                if span._end_time is None and not kept._immutable:  # type: ignore[attr-defined] # noqa: SLF001
+                    kept._dict.update(attributes)  # noqa: SLF001
+                    return
+    except Exception:  # noqa: BLE001 - a changed SDK: nothing was set yet
+        failed("measure.put")
+    span.set_attributes(attributes)
+
+
+_SDK: Final = ("_Span", "BoundedAttributes")
+
+
+def _is_clean(value: Any) -> bool:
+    return type(value) is tuple and all(type(each) is str for each in value)
 
 
 class _Measurement:
