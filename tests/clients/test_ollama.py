@@ -12,7 +12,8 @@ from servers.scenarios import MESSAGES, Asked, Scenarios, Sdk, hooked
 from sottovoce.clients import ollama as room
 
 THINKS = "think" in inspect.signature(ollama.Client.chat).parameters
-TOLD = {**wire.COUNTED, "finish_reasons": ["stop"]}
+TIMED = {fact: pytest.approx(value) for fact, value in wire.TIMED.items()}
+TOLD = {**wire.COUNTED, **TIMED, "finish_reasons": ["stop"]}
 
 
 def make(driver, url, timeout):

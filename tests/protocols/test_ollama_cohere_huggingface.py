@@ -199,7 +199,14 @@ def test_a_question_of_coheres_first_version_is_a_persons_unless_tools_answered(
 
 
 TWO_CALLS = {"tool_call_count": 2, "tool_names": ["weather", "weather"]}
-OLLAMA = {**ollama_wire.COUNTED, "finish_reasons": ["stop"]}
+TIMED = {fact: pytest.approx(value) for fact, value in ollama_wire.TIMED.items()}
+OLLAMA = {**ollama_wire.COUNTED, **TIMED, "finish_reasons": ["stop"]}
+EMBEDDED = {
+    "response_model": "llama3.2",
+    "input_tokens": 8,
+    "load_s": pytest.approx(0.0010195),
+    "engine_duration_s": pytest.approx(0.014143917),
+}
 COHERE = {**cohere_wire.COUNTED, "finish_reasons": ["COMPLETE"]}
 TOOLS = {"tools": [{}]}
 DETAILS = {"parameters": {"details": True}}
@@ -213,7 +220,7 @@ ANSWERS = [
         ollama_wire.generate({}),
         {"response_model": ollama_wire.MODEL, "finish_reasons": ["load"]},
     ),
-    (OLLAMA_EMBED, ollama_wire.embed({}), {"response_model": "llama3.2", "input_tokens": 8}),
+    (OLLAMA_EMBED, ollama_wire.embed({}), EMBEDDED),
     (OLLAMA_EMBED, ollama_wire.embedding({}), {}),
     (
         OLLAMA_EMBED,
@@ -272,11 +279,7 @@ VECTORS = [[0.25] * 1536] * 8
     [
         (OLLAMA_CHAT, {**ollama_wire.chat({}), "message": {"content": LARGE}}, OLLAMA),
         (OLLAMA_GENERATE, {**ollama_wire.generate({"prompt": "x"}), "response": LARGE}, OLLAMA),
-        (
-            OLLAMA_EMBED,
-            {**ollama_wire.embed({}), "embeddings": VECTORS},
-            {"response_model": "llama3.2", "input_tokens": 8},
-        ),
+        (OLLAMA_EMBED, {**ollama_wire.embed({}), "embeddings": VECTORS}, EMBEDDED),
         (
             COHERE_CHAT,
             {"id": "1", "message": {"content": LARGE}, **cohere_wire.chat({})},
@@ -401,6 +404,10 @@ KEYS += [
     "type",
     "delta",
     "index",
+    "prompt_eval_duration",
+    "eval_duration",
+    "load_duration",
+    "total_duration",
 ]
 KEYS += ["usage", "meta", "response", "event_type", "finish_reason", "generations", "tool_calls"]
 KEYS += ["thinking", "response_format", "tool_results", "parameters", "details", "generated_text"]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sottovoce.protocols import openai_chat, openai_embeddings
+from sottovoce.protocols import openai_chat, openai_embeddings, timings
 from sottovoce.protocols.protocol import (
     Body,
     Candidates,
@@ -113,20 +113,25 @@ SAMPLING: Final[Table] = rows(
     ("output_type", _output_type),
 )
 
-ANSWERED: Final[Table] = rows(
-    ("response_model", at("model")),
-    ("input_tokens", at("prompt_eval_count")),
-    ("output_tokens", at("eval_count")),
-    ("finish_reasons", _reasons),
-    ("tool_call_count", _of_calls("tool_call_count")),
-    ("tool_names", _of_calls("tool_names")),
+ANSWERED: Final[Table] = (
+    rows(
+        ("response_model", at("model")),
+        ("input_tokens", at("prompt_eval_count")),
+        ("output_tokens", at("eval_count")),
+        ("finish_reasons", _reasons),
+        ("tool_call_count", _of_calls("tool_call_count")),
+        ("tool_names", _of_calls("tool_names")),
+    )
+    + timings.DURATIONS
 )
 
 MAY_HOLD_FACT: Final = re.compile(
     rb'"(?:done"\s*:\s*true|tool_calls"\s*:\s*\[\s*\{|error"\s*:\s*[{"])'
 )
 
-TAIL_KEYS: Final = ("done_reason", "prompt_eval_count", "eval_count")
+DURATIONS: Final = tuple(key for _, key, _ in timings.DURATIONS)
+
+TAIL_KEYS: Final = ("done_reason", "prompt_eval_count", "eval_count", *DURATIONS)
 
 OLLAMA_CHAT: Final = Protocol(
     name="ollama_chat",
@@ -157,11 +162,12 @@ OLLAMA_EMBED: Final = Protocol(
     asked=rows(("request_model", at("model")), ("request_dimensions", at("dimensions"))),
     # Gateways answer in OpenAI's form at Ollama's path.
     answered=rows(("response_model", at("model")), ("input_tokens", at("prompt_eval_count")))
-    + openai_embeddings.ANSWERED,
+    + openai_embeddings.ANSWERED
+    + timings.DURATIONS,
     event=_event,
     error=openai_chat.find_error,
     may_hold_fact=MAY_HOLD_FACT,
-    tail_keys=("prompt_eval_count", "usage"),
+    tail_keys=("prompt_eval_count", "usage", *DURATIONS),
     parse_up_to=openai_embeddings.OPENAI_EMBEDDINGS.parse_up_to,
     flat=True,
 )

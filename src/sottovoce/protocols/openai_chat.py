@@ -185,25 +185,28 @@ ASKED: Final[Table] = SAMPLING + rows(
     ("user_turn", _user_turn),
 )
 
-CHUNK: Final[Table] = rows(
-    ("response_model", at("model")),
-    ("response_service_tier", at("service_tier")),
-    ("response_service_tier", at("usage", "service_tier")),  # Mistral
-    ("input_tokens", at("usage", "prompt_tokens")),
-    ("output_tokens", at("usage", "completion_tokens")),
-    ("cache_read_tokens", at("usage", "prompt_tokens_details", "cached_tokens")),
-    ("cache_read_tokens", at("usage", "prompt_cache_hit_tokens")),  # DeepSeek
-    ("cache_read_tokens", at("usage", "cached_tokens")),  # Moonshot
-    ("cache_write_tokens", at("usage", "prompt_tokens_details", "cache_write_tokens")),
-    ("reasoning_tokens", at("usage", "completion_tokens_details", "reasoning_tokens")),
-    ("input_audio_tokens", used("usage", "prompt_tokens_details", "audio_tokens")),
-    ("input_image_tokens", used("usage", "prompt_tokens_details", "image_tokens")),
-    ("input_video_tokens", used("usage", "prompt_tokens_details", "video_tokens")),
-    ("output_audio_tokens", used("usage", "completion_tokens_details", "audio_tokens")),
-    ("output_image_tokens", used("usage", "completion_tokens_details", "image_tokens")),
-    ("input_tokens", at("x_groq", "usage", "prompt_tokens")),  # Groq's streams
-    ("output_tokens", at("x_groq", "usage", "completion_tokens")),
-) + TIMINGS
+CHUNK: Final[Table] = (
+    rows(
+        ("response_model", at("model")),
+        ("response_service_tier", at("service_tier")),
+        ("response_service_tier", at("usage", "service_tier")),  # Mistral
+        ("input_tokens", at("usage", "prompt_tokens")),
+        ("output_tokens", at("usage", "completion_tokens")),
+        ("cache_read_tokens", at("usage", "prompt_tokens_details", "cached_tokens")),
+        ("cache_read_tokens", at("usage", "prompt_cache_hit_tokens")),  # DeepSeek
+        ("cache_read_tokens", at("usage", "cached_tokens")),  # Moonshot
+        ("cache_write_tokens", at("usage", "prompt_tokens_details", "cache_write_tokens")),
+        ("reasoning_tokens", at("usage", "completion_tokens_details", "reasoning_tokens")),
+        ("input_audio_tokens", used("usage", "prompt_tokens_details", "audio_tokens")),
+        ("input_image_tokens", used("usage", "prompt_tokens_details", "image_tokens")),
+        ("input_video_tokens", used("usage", "prompt_tokens_details", "video_tokens")),
+        ("output_audio_tokens", used("usage", "completion_tokens_details", "audio_tokens")),
+        ("output_image_tokens", used("usage", "completion_tokens_details", "image_tokens")),
+        ("input_tokens", at("x_groq", "usage", "prompt_tokens")),  # Groq's streams
+        ("output_tokens", at("x_groq", "usage", "completion_tokens")),
+    )
+    + TIMINGS
+)
 
 ANSWERED: Final[Table] = CHUNK + rows(
     ("finish_reasons", _reasons),

@@ -19,4 +19,5 @@ OPENAI_COMPLETIONS: Final = Protocol(
     event=openai_chat.event,
     error=openai_chat.find_error,
     may_hold_fact=openai_chat.MAY_HOLD_FACT,
+    tail_keys=openai_chat.OPENAI_CHAT.tail_keys,
 )

@@ -24,6 +24,7 @@ from sottovoce.protocols.protocol import (
     read,
     rows,
 )
+from sottovoce.protocols.timings import TIMINGS
 
 REASONS: Final = {"max_output_tokens": "length"}
 """Why a response is incomplete, in the words of chat's finish reasons where they differ."""
@@ -100,7 +101,8 @@ def _event(body: Body, seen: Seen) -> Candidates:
         return seen.candidates()
     response = body.get("response")
     if isinstance(response, Mapping):
-        return {**seen.candidates(), **read(ANSWERED, response)}
+        # llama.cpp's own timings lie beside what everybody's events hold.
+        return {**read(TIMINGS, body), **seen.candidates(), **read(ANSWERED, response)}
     return {}
 
 

@@ -10,7 +10,7 @@ leaves that one out. A rate of a single token says nothing and is left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from sottovoce.protocols.protocol import of, rows
 
@@ -36,7 +36,7 @@ def rate(tokens: Any, time: Any, unit: float) -> float | None:
     return float(tokens / (time * unit)) if time > 0 else None
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: Any) -> TypeGuard[float]:
     return type(value) in {int, float}
 
 
