@@ -189,3 +189,59 @@ def instrumented_llama():
 @pytest.fixture
 def llama_hooks(instrumented_llama):
     return instrumented_llama()
+
+
+class Engine:
+    """What llama.cpp did, seen where its library is called: far beneath our hooks."""
+
+    def __init__(self) -> None:
+        # Of each pass: tokens of its prompt, those that were decoded, tokens that it made.
+        self.passes: list[list[int]] = []
+        self.steps = 0
+        self._decoded, self._sampler = 0, None
+
+    @property
+    def totals(self) -> tuple[int, int, int]:
+        """Tokens of all prompts, those from the cache, tokens made."""
+        prompts, decoded, made = (sum(column) for column in zip(*self.passes, strict=True))
+        return prompts, prompts - decoded, made
+
+    def decode(self, tokens: int) -> None:
+        self.steps += 1
+        self._decoded += tokens
+
+    def sample(self, sampler: Any, llama: Any, token: int, ended: bool) -> None:
+        if sampler is not self._sampler:
+            self.passes.append([llama.n_tokens, self._decoded, 0])
+            self._sampler = sampler
+        self._decoded = 0
+        self.passes[-1][2] += not ended
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Watches the engine of a `Llama` when it is called with it."""
+    from llama_cpp import _internals, llama_cpp
+
+    decode, sample = _internals.LlamaContext.decode, _internals.LlamaSampler.sample
+
+    def start(llama: Any) -> Engine:
+        engine = Engine()
+
+        def watched_decode(context: Any, batch: Any) -> None:
+            decode(context, batch)
+            if context is llama._ctx:
+                engine.decode(batch.batch.n_tokens)
+
+        def watched_sample(sampler: Any, context: Any, idx: int = -1) -> int:
+            token = sample(sampler, context, idx)
+            if context is llama._ctx:
+                ended = llama_cpp.llama_vocab_is_eog(llama._model.vocab, token)
+                engine.sample(sampler, llama, token, ended)
+            return token
+
+        monkeypatch.setattr(_internals.LlamaContext, "decode", watched_decode)
+        monkeypatch.setattr(_internals.LlamaSampler, "sample", watched_sample)
+        return engine
+
+    return start

@@ -1,7 +1,9 @@
 """What one call of a `Llama` adds up to, and the generators that tell it.
 
 A call may run the engine many times. Each pass says how long its prompt is and yields its
-tokens; what its first evaluation left out of the prompt was in the key-value cache.
+tokens; what its first evaluation left out of the prompt was in the key-value cache. A draft
+model's guesses are evaluated behind the newest token: each that was right is one evaluation
+less than tokens.
 """
 
 from __future__ import annotations
@@ -10,70 +12,152 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import dropped
+from sottovoce.guard import never_raise
 from sottovoce.protocols.protocol import Seen, checked
-from sottovoce.runtimes.engine import EngineCall, pass_on
+from sottovoce.runtimes.engine import NS, EngineCall, pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+
+    from sottovoce.call import Recorder
+    from sottovoce.runtimes.identity import Identity
 
 _OVERFLOW: Final = ("Requested tokens", "exceed context window")
 """How the message of the error for a prompt that is too long begins and goes on."""
 
 
 class LlamaCall(EngineCall):
-    """A call of one `Llama`: what its passes of the engine added up to."""
+    """A call of one `Llama`: what its passes of the engine added up to.
+
+    Args:
+        llama: whose call it is.
+        ends: gives whether a token ends the generation.
+        tools: whether the app offered tools.
+    """
 
     __slots__ = (
+        "asked",
+        "base",
+        "cached",
+        "decoded",
+        "drafting",
         "ends",
+        "engaged",
         "evaluated",
+        "fed",
+        "in_pass",
         "last",
+        "later_ns",
         "llama",
+        "mark_ns",
         "passes",
         "prefilling",
         "prompt",
         "seen",
+        "sent",
+        "steps",
         "tools",
+        "watched",
     )
 
-    llama: Any
-    # Tokens of the prompts (None when one did not tell), and how many had to be evaluated.
-    prompt: int | None
-    evaluated: int
-    passes: int
-    # Whether what is evaluated now is prompt.
-    prefilling: bool
-    # The newest token, until it is known not to be an end-of-generation token.
-    last: Any
-    # Gives whether a token ends the generation; what chunks said so far.
-    ends: Callable[[Any, Any], bool | None]
-    seen: Seen
-    # Whether the app offered tools.
-    tools: bool
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        operation: str,
+        provider: str,
+        identity: Identity | None,
+        stream: bool,
+        llama: Any,
+        ends: Callable[[Any, Any], bool | None],
+        tools: bool,
+    ) -> None:
+        self.llama, self.ends, self.tools = llama, ends, tools
+        # What the chunks said so far.
+        self.seen = Seen()
+        # Over all passes: tokens of the prompts (None when one did not tell), and how many of
+        # them were in the cache; tokens after the first of a pass, and with a draft model the
+        # evaluations that it took.
+        self.prompt: int | None = 0
+        self.cached = self.decoded = self.steps = self.passes = 0
+        # Of this pass: tokens of its prompt, and how many had to be evaluated; tokens that the
+        # app sent; how many tokens there were before it.
+        self.asked: int | None = 0
+        self.evaluated = self.sent = self.base = 0
+        # Tokens that somebody evaluated before the pass, as handlers of images do.
+        self.fed = 0
+        # Whether the engine runs, whether it is at the prompt, whether evaluations matter.
+        self.in_pass, self.prefilling, self.watched = False, True, True
+        # Whether a draft model guesses; whether one may be at work right now, a `Llama` perhaps.
+        self.drafting = self.engaged = False
+        # When this pass began on the engine's clock; what the prompts of later passes took.
+        self.mark_ns = self.later_ns = 0
+        # The newest token, until it is known not to be an end-of-generation token.
+        self.last: Any = None
+        super().__init__(
+            recorder, operation=operation, provider=provider, identity=identity, stream=stream
+        )
+
+    def serves(self, llama: Any) -> bool:
+        """Whether what `llama` does now is part of this call."""
+        return self.llama is llama or self.engaged
 
     def read(self, piece: Any) -> None:
         """Read why a choice ended, and which tools it calls."""
-        if type(piece) is not dict:  # a token of `generate`
+        choices = piece.get("choices") if type(piece) is dict else None
+        if type(choices) is not list:  # a token of `generate`, or a handler of the app's own
             return
-        for choice in piece["choices"]:
-            reason = choice["finish_reason"]
+        for choice in choices:
+            reason = choice.get("finish_reason")
             if reason is not None:
-                self.seen.finished(choice["index"], reason)
+                self.seen.finished(choice.get("index"), reason)
             if self.tools:
-                for place, tool in enumerate(choice["delta"].get("tool_calls") or ()):
-                    self.seen.tool(choice["index"], tool.get("index", place), tool.get("id"))
+                calls = (choice.get("delta") or {}).get("tool_calls") or ()
+                for place, tool in enumerate(calls):
+                    name = (tool.get("function") or {}).get("name")
+                    index, place_of = choice.get("index"), tool.get("index", place)
+                    self.seen.tool(index, place_of, tool.get("id"), name)
 
     def begin_pass(self, tokens: int | None) -> None:
         """A pass of the engine begins, with that many tokens of prompt."""
         self.drop_end()
         self.passes += 1
         self.prompt = None if tokens is None or self.prompt is None else self.prompt + tokens
-        self.prefilling = True
+        self.asked, self.base, self.mark_ns = tokens, self.made, self._clock()
+        self.evaluated = self.sent = 0
+        self.drafting = self.engaged = bool(_drafts(self.llama))
+        self.in_pass = self.prefilling = self.watched = True
+
+    def evaluate(self, tokens: int) -> None:
+        """So many tokens are evaluated now; asked for while `watched` only."""
+        if not self.in_pass:
+            self.fed += tokens
+        elif self.prefilling:
+            self.evaluated += tokens
+        else:
+            self.steps += 1
 
     def prefilled(self) -> None:
-        """The first token of a pass is there."""
-        self.prefilling = False
+        """The prompt of a pass was evaluated: the first token is there, or none will be."""
+        self.prefilling, self.watched = False, self.drafting
+        clock = self._clock()
         if not self.first_ns:
-            self.first_ns = self.busy_ns + perf_counter_ns() - self.started_ns
+            self.first_ns = clock
+        else:
+            self.later_ns += clock - self.mark_ns
+        # What was fed, images among it, was not counted as it went by, nor was it in the cache.
+        if self.asked is not None and not self.fed:
+            self.cached += max(0, self.asked - self.evaluated)
+        self.fed = 0
+
+    def end_pass(self) -> None:
+        """The engine stopped, or will: the first time counts."""
+        if self.in_pass:
+            self.decoded += max(0, self.made - self.base - 1)
+            self.in_pass, self.watched, self.engaged = False, True, False
+
+    def _clock(self) -> int:
+        return self.busy_ns + perf_counter_ns() - self.started_ns
 
     def drop_end(self) -> None:
         """Take the newest token off the count if it only ended the generation."""
@@ -83,20 +167,44 @@ class LlamaCall(EngineCall):
             self.made -= 1
 
     def settle(self) -> None:
-        """Write the sums over all passes."""
+        """Write the sums over all passes; asked again, what follows from times only."""
+        if self.llama is not None:
+            self.facts.update(checked(self.seen.candidates()))
+            if self.passes:
+                self.end_pass()
+                self._settle_context()
+                self.drop_end()
+                self._settle_tokens()
+            self.llama = None
+        if self.passes > 1:
+            self._settle_times()
+
+    def _settle_context(self) -> None:
+        size = self.facts.get("context_size")
+        if size and self.asked is not None and not self.prefilling:
+            # The newest token was not evaluated any more.
+            held = self.asked + max(0, self.made - self.base - 1) + self.sent
+            self.facts["context_fill"] = min(1.0, held / size)
+
+    def _settle_times(self) -> None:
         facts = self.facts
-        facts.update(checked(self.seen.candidates()))
-        if self.passes:
-            self.drop_end()
-            facts["output_tokens"] = self.made
-            if self.prompt is not None:
-                facts["input_tokens"] = self.prompt
-                cached = self.prompt - self.evaluated
-                if self.first_ns and cached > 0:
-                    facts["cache_read_tokens"] = cached
-            if self.passes > 1:
-                facts["passes"] = self.passes
-        self.llama = None
+        facts.pop("time_per_output_token_s", None)
+        if self.decoded:
+            decode_ns = max(0, self.busy_ns - self.first_ns - self.later_ns)
+            facts["time_per_output_token_s"] = decode_ns / self.decoded * NS
+
+    def _settle_tokens(self) -> None:
+        facts = self.facts
+        facts["output_tokens"] = self.made
+        if self.prompt is not None:
+            facts["input_tokens"] = self.prompt
+            if self.cached:
+                facts["cache_read_tokens"] = self.cached
+        if self.passes > 1:
+            facts["passes"] = self.passes
+        if self.drafting and self.made:
+            accepted = max(0, self.decoded - self.steps)
+            facts["draft_accepted_share"] = min(1.0, accepted / self.made)
 
     def blame(self, error: BaseException) -> BaseException | str:
         """Tell a prompt that is too long apart from other wrong values."""
@@ -143,20 +251,36 @@ def count(
 ) -> Generator[Any, Any, Any]:
     """Pass on one pass of the engine and count its tokens for `call`."""
     call.begin_pass(prompt)
+    drafting = call.drafting
     sent = None
     try:
         while True:
             try:
                 token = inner.send(sent)
             except StopIteration as stop:
+                # A stopping criterion may have been met by the first token already.
+                if call.prefilling:
+                    call.prefilled()
                 return stop.value
             if call.prefilling:
                 call.prefilled()
             call.made += 1
             call.last = token
+            if drafting:
+                call.engaged = False
             sent = yield token
+            if sent is not None:
+                call.sent += length(sent) or 0
+            if drafting:
+                call.engaged = True
     finally:
         inner.close()
+        call.end_pass()
+
+
+@never_raise("llama_cpp.draft")
+def _drafts(llama: Any) -> bool:
+    return llama.draft_model is not None
 
 
 def length(tokens: Any) -> int | None:

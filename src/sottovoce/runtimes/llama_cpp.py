@@ -25,7 +25,7 @@ from sottovoce.call import current_call
 from sottovoce.guard import never_raise
 from sottovoce.protocols.openai_chat import ANSWERED, OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
-from sottovoce.protocols.protocol import Seen, checked, read
+from sottovoce.protocols.protocol import checked, read
 from sottovoce.runtimes import identity, llama_call
 from sottovoce.runtimes.engine import Arguments, Runtime
 from sottovoce.runtimes.llama_call import LlamaCall
@@ -49,7 +49,8 @@ _FILE_TYPES: Final = {
 }  # fmt: skip
 """`general.file_type` of GGUF, by llama.cpp's `llama_ftype`."""
 
-_ANSWERED: Final = tuple(row for row in ANSWERED if row[0] in {"finish_reasons", "tool_call_count"})
+_OF_ANSWERS: Final = frozenset({"finish_reasons", "tool_call_count", "tool_names"})
+_ANSWERED: Final = tuple(row for row in ANSWERED if row[0] in _OF_ANSWERS)
 """What is read of a whole answer; its counts cover the last pass only."""
 
 models: Final = identity.Identities()
@@ -182,8 +183,8 @@ class _LlamaCpp(Runtime):
             named = arguments.named(args, kwargs)
             prompt, llama = llama_call.length(named.get("tokens")), named.get("self")
             call = current_call.get()
-            if type(call) is LlamaCall and call.llama is llama:
-                return llama_call.count(inner, call, prompt)
+            if type(call) is LlamaCall and call.serves(llama):
+                return llama_call.count(inner, call, prompt) if call.llama is llama else inner
 
             def open_call() -> LlamaCall | None:
                 return self._open("text_completion", {"self": llama, "stream": True})
@@ -193,15 +194,15 @@ class _LlamaCpp(Runtime):
         return generate
 
     def eval(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap `Llama.eval`: what it evaluates of a prompt was not in the cache."""
+        """Wrap `Llama.eval`: what it evaluates of a prompt was not in the cache; guesses, too."""
         get_current = current_call.get
 
         @functools.wraps(original)
         def eval_(*args: Any, **kwargs: Any) -> Any:
             call = get_current()
-            if type(call) is LlamaCall and call.prefilling and args and call.llama is args[0]:
+            if type(call) is LlamaCall and call.watched and args and call.llama is args[0]:
                 tokens = args[1] if len(args) > 1 else kwargs.get("tokens")
-                call.evaluated += llama_call.length(tokens) or 0
+                call.evaluate(llama_call.length(tokens) or 0)
             return original(*args, **kwargs)
 
         return eval_
@@ -242,7 +243,7 @@ class _LlamaCpp(Runtime):
         """Open a call, unless the one that runs is of the same `Llama`."""
         llama = named.get("self")
         outer = current_call.get()
-        if not self.recording or (type(outer) is LlamaCall and outer.llama is llama):
+        if not self.recording or (type(outer) is LlamaCall and outer.serves(llama)):
             return None
         facts: Facts = read_request(named) if read_request is not None else {}
         # Names nobody: the app's own word for the model, which answers repeat.
@@ -259,11 +260,10 @@ class _LlamaCpp(Runtime):
             provider=self.provider,
             identity=_identity(llama),
             stream=bool(named.get("stream")),
+            llama=llama,
+            ends=self._ends,
+            tools="request_tool_count" in facts,
         )
-        call.llama, call.ends, call.seen = llama, self._ends, Seen()
-        call.prompt = call.evaluated = call.passes = 0
-        call.prefilling, call.last = True, None
-        call.tools = "request_tool_count" in facts
         call.facts.update(facts)
         return call
 
