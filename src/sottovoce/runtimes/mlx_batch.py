@@ -1,9 +1,358 @@
-"""mlx-lm's batches: `batch_generate` is one call, each sequence of a `BatchGenerator` is one."""
+"""mlx-lm's batches: `batch_generate` is one call, each sequence of a `BatchGenerator` is one.
+
+A `BatchGenerator` is what a server is built on: each sequence that is inserted is somebody's
+request. Its call is open from the insertion, waiting included, until its finish reason, or
+until it is removed or the generator is closed or dropped: then it was abandoned. When a step
+fails, so do all sequences in the generator. Engine times are those of the steps, in which every
+sequence waits for the others.
+
+No object of the app is kept: what is known of a generator is found by its `id` and forgotten
+when it dies. `batch_generate` makes a generator of its own, which only feeds the whole call.
+
+Seen in mlx-lm 0.28.0 to 0.32.2. `BatchGenerator` was rewritten in 0.31.2: until then `insert`
+takes prompts and `next` returns responses, since then `insert` passes segments of prompts on
+to `insert_segments`, `next` returns a pair whose second part are the responses, and
+`next_generated` returns those alone.
+"""
 
 from __future__ import annotations
 
+import functools
+import weakref
 from contextvars import ContextVar
-from typing import Final
+from itertools import islice, repeat
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.call import current_call
+from sottovoce.guard import failed, never_raise
+from sottovoce.runtimes import mlx_models
+from sottovoce.runtimes.engine import NS, Arguments
+from sottovoce.runtimes.mlx_call import MlxCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sottovoce.guard import Patches
+    from sottovoce.runtimes.engine import Runtime
 
 suppressed: Final[ContextVar[bool]] = ContextVar("sottovoce_mlx_suppressed", default=False)
 """Whether someone else records what mlx-lm generates here: its server's own thread sets it."""
+
+MOST_REASONS: Final = 64
+"""Finish reasons that a call tells at most, in the order of the prompts."""
+
+
+def install(runtime: Runtime, module: Any, patches: Patches) -> None:
+    """Patch `mlx_lm.generate`; what its version does not have is left alone."""
+    patches.wrap(module, "batch_generate", functools.partial(_batch_generate, runtime))
+    generator = getattr(module, "BatchGenerator", None)
+    if not isinstance(generator, type):
+        return
+    # The one that both end in: the other only passes on to it.
+    name = "insert_segments" if hasattr(generator, "insert_segments") else "insert"
+    patches.wrap(generator, name, functools.partial(_insert, runtime))
+    patches.wrap(generator, "next", _step)
+    patches.wrap(generator, "next_generated", _step)
+    patches.wrap(generator, "remove", _remove)
+    patches.wrap(generator, "close", _close)
+
+
+class Batch(MlxCall):
+    """A call for many prompts: counts of all, and the finish reason of each."""
+
+    __slots__ = ("decoded_ns", "fed", "prompt", "reasons", "sizes", "steps")
+
+    def __init__(self, runtime: Runtime, *, prompts: list[int], **known: Any) -> None:
+        self.prompt = sum(prompts)
+        # Whether the generator inside is found; how long each sequence is, and why it ended.
+        self.fed = False
+        self.sizes: dict[Any, int] = {}
+        self.reasons: dict[Any, str] = {}
+        self.steps = 0
+        super().__init__(runtime, stream=False, **known)
+        self.facts["batch_size"] = len(prompts)
+
+    def settle(self) -> None:
+        """Write what all sequences add up to."""
+        facts, reasons = self.facts, self.reasons
+        if self.first_ns:
+            self.count_input(self.prompt)
+            stopped = sum(reason == "stop" for reason in reasons.values())
+            facts["output_tokens"] = self.made - stopped
+        if reasons:
+            found = (reasons[uid] for uid in self.sizes if uid in reasons)
+            facts["finish_reasons"] = list(islice(found, MOST_REASONS))
+        if self.steps > 1:
+            # What one sequence waits for its next token, whatever else is in the batch.
+            per_token = (self.busy_ns - self.first_ns) / (self.steps - 1)
+            facts["time_per_output_token_s"] = max(0.0, per_token * NS)
+        size = facts.get("context_size")
+        if size and self.sizes:
+            facts["context_fill"] = min(1.0, max(self.sizes.values()) / size)
+
+
+class Sequence(MlxCall):
+    """One sequence that the app inserted into a generator of its own."""
+
+    __slots__ = ("began_ns", "prompt", "reason")
+
+    def __init__(self, runtime: Runtime, *, prompt: int, began_ns: int, **known: Any) -> None:
+        self.prompt = prompt
+        self.began_ns = began_ns
+        self.reason: Any = None
+        super().__init__(runtime, stream=True, **known)
+
+    def settle(self) -> None:
+        """Write what was counted of the sequence."""
+        if self.first_ns:
+            self.count_input(self.prompt)
+            self.facts["output_tokens"] = self.made - (self.reason == "stop")
+        if isinstance(self.reason, str):
+            self.facts["finish_reasons"] = [self.reason]
+
+
+class _Generator:
+    """What is known of a generator: how long it worked, and the calls of its sequences."""
+
+    __slots__ = ("busy_ns", "calls", "stepping", "whole")
+
+    def __init__(self, whole: Batch | None) -> None:
+        self.busy_ns = 0
+        self.stepping = False
+        self.calls: dict[Any, Sequence] = {}
+        self.whole = whole
+
+    def read(self, responses: Iterable[Any]) -> None:
+        """Count the tokens of a step; may raise."""
+        whole, calls = self.whole, self.calls
+        if whole is not None:
+            self._feed(whole, responses)
+            return
+        for response in responses:
+            uid = response.uid
+            call = calls.get(uid)
+            if call is None:
+                continue
+            call.chunk()
+            call.made += 1
+            call.busy_ns = self.busy_ns - call.began_ns
+            if not call.first_ns:
+                call.first_ns = call.busy_ns
+            reason = response.finish_reason
+            if reason is not None:
+                call.reason = reason
+                del calls[uid]
+                call.finish()
+
+    def _feed(self, whole: Batch, responses: Iterable[Any]) -> None:
+        sizes, made = whole.sizes, whole.made
+        for response in responses:
+            uid = response.uid
+            sizes[uid] = sizes.get(uid, 0) + 1
+            whole.made += 1
+            reason = response.finish_reason
+            if isinstance(reason, str):
+                whole.reasons[uid] = reason
+        if whole.made > made:
+            whole.steps += 1
+            if not whole.first_ns:
+                whole.first_ns = perf_counter_ns() - whole.started_ns
+
+    def fail(self, error: BaseException) -> None:
+        """A step failed, and with it all that the generator worked on."""
+        for uid in list(self.calls):
+            call = self.calls.pop(uid, None)
+            if call is not None:
+                call.busy_ns = self.busy_ns - call.began_ns
+                call.finish(error)
+
+    def leave(self, uids: Iterable[Any]) -> None:
+        """Nobody will read these sequences."""
+        for uid in uids:
+            call = self.calls.pop(uid, None)
+            if call is not None:
+                call.busy_ns = self.busy_ns - call.began_ns
+                call.leave()
+
+
+_generators: Final[dict[int, _Generator]] = {}
+
+
+def _forget(key: int) -> None:
+    """A generator died; this may run in the middle of anything."""
+    generator = _generators.pop(key, None)
+    if generator is not None:
+        generator.leave(list(generator.calls))
+
+
+def _of(generator: Any, whole: Batch | None = None) -> _Generator:
+    key = id(generator)
+    found = _generators.get(key)
+    if found is None:
+        weakref.finalize(generator, _forget, key).atexit = False
+        found = _generators[key] = _Generator(whole)
+    return found
+
+
+def _batch_generate(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `mlx_lm.generate.batch_generate`: one call for all its prompts."""
+    arguments = Arguments(original)
+
+    @never_raise("mlx.open")
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch | None:
+        if not runtime.recording or suppressed.get():
+            return None
+        named = arguments.named(args, kwargs)
+        prompts, caches = named.get("prompts"), named.get("prompt_caches")
+        return Batch(
+            runtime,
+            identity=mlx_models.known(named.get("model"), named.get("tokenizer")),
+            prompts=[_length(prompt) for prompt in _sized(prompts)],
+            cached=sum(mlx_models.cached_tokens(cache) for cache in _sized(caches)),
+            asked=named,
+        )
+
+    @functools.wraps(original)
+    def batch_generate(*args: Any, **kwargs: Any) -> Any:
+        call = begin(args, kwargs)
+        if call is None:
+            return original(*args, **kwargs)
+        result = runtime.run(call, original, args, kwargs)
+        call.finish()
+        return result
+
+    return batch_generate
+
+
+def _insert(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap what takes new sequences: each begins a call."""
+    arguments = Arguments(original)
+
+    @functools.wraps(original)
+    def insert(generator: Any, *args: Any, **kwargs: Any) -> Any:
+        uids = original(generator, *args, **kwargs)
+        if runtime.recording and not suppressed.get():
+            _begin(runtime, generator, arguments.named((generator, *args), kwargs), uids)
+        return uids
+
+    return insert
+
+
+@never_raise("mlx.insert")
+def _begin(runtime: Runtime, generator: Any, named: dict[str, Any], uids: list[Any]) -> None:
+    prompts = named["segments"] if "segments" in named else named["prompts"]
+    whole = current_call.get()
+    if isinstance(whole, Batch) and not whole.fed:
+        whole.fed = True
+        # In the order of the prompts, whichever is done first.
+        whole.sizes = {
+            uid: _length(prompt) + mlx_models.cached_tokens(cache)
+            for uid, prompt, cache in zip(uids, prompts, _each(named, "caches"), strict=False)
+        }
+        _of(generator, whole)
+        return
+    known = mlx_models.known(generator.model)
+    batch = _of(generator)
+    own = {"max_kv_size": getattr(generator, "max_kv_size", None)}
+    each = zip(
+        uids,
+        prompts,
+        _each(named, "caches"),
+        _each(named, "max_tokens"),
+        _each(named, "samplers", generator.sampler),
+        _each(named, "logits_processors", getattr(generator, "logits_processors", None)),
+        strict=False,
+    )
+    for uid, prompt, cache, limit, sampler, processors in each:
+        batch.calls[uid] = Sequence(
+            runtime,
+            identity=known,
+            prompt=_length(prompt),
+            cached=mlx_models.cached_tokens(cache),
+            began_ns=batch.busy_ns,
+            asked={
+                **own,
+                "max_tokens": limit,
+                "sampler": sampler,
+                "logits_processors": processors,
+            },
+        )
+
+
+def _step(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `next` and `next_generated`, of which none calls the other."""
+
+    @functools.wraps(original)
+    def step(generator: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = _generators.get(id(generator))
+        if batch is None or batch.stepping:
+            return original(generator, *args, **kwargs)
+        batch.stepping = True
+        started = perf_counter_ns()
+        try:
+            result = original(generator, *args, **kwargs)
+        except BaseException as error:
+            batch.busy_ns += perf_counter_ns() - started
+            batch.fail(error)
+            raise
+        finally:
+            batch.stepping = False
+        batch.busy_ns += perf_counter_ns() - started
+        try:
+            batch.read(result[1] if type(result) is tuple else result)
+        except Exception:  # noqa: BLE001 - responses of another shape are the app's all the same
+            failed("runtime.read")
+        return result
+
+    return step
+
+
+def _remove(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `remove`: the app gave those sequences up."""
+
+    @functools.wraps(original)
+    def remove(generator: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(generator, *args, **kwargs)
+        batch = _generators.get(id(generator))
+        uids = args[0] if args else kwargs.get("uids")
+        # Not an iterator: who reads one takes it from the app.
+        if batch is not None and isinstance(uids, (list, tuple, set, frozenset)):
+            batch.leave(uids)
+        return result
+
+    return remove
+
+
+def _close(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `close`, which `__del__` calls as well."""
+
+    @functools.wraps(original)
+    def close(generator: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(generator, *args, **kwargs)
+        batch = _generators.get(id(generator))
+        if batch is not None:
+            batch.leave(list(batch.calls))
+        return result
+
+    return close
+
+
+def _each(named: dict[str, Any], name: str, default: Any = None) -> Iterable[Any]:
+    """Give an option's value for each sequence: one that is not given, or one for all, repeats."""
+    values = named.get(name)
+    if isinstance(values, (list, tuple)):
+        return (default if value is None else value for value in values)
+    return repeat(default if values is None else values)
+
+
+def _sized(values: Any) -> list[Any] | tuple[Any, ...]:
+    return values if isinstance(values, (list, tuple)) else ()
+
+
+def _length(prompt: Any) -> int:
+    """Count the tokens of a prompt, a list of them or a list of lists of them."""
+    if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (list, tuple)):
+        return sum(len(segment) for segment in prompt)
+    # Of anything else only an array has tokens to count.
+    return len(prompt) if hasattr(prompt, "__len__") and not isinstance(prompt, str) else 0

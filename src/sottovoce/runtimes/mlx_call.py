@@ -1,0 +1,135 @@
+"""What a call of mlx-lm learns of one generation, speculative ones included.
+
+Token counts are the engine's own, one response for each token, so they are exact for streams
+that were abandoned or failed. The end-of-sequence token that mlx-lm counts on ``stop`` is not
+part of the output (llama-cpp-python does not count it either), prompt tokens that came from a
+prompt cache are part of the input.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.runtimes import mlx_sampling
+from sottovoce.runtimes.engine import EngineCall
+
+if TYPE_CHECKING:
+    from sottovoce.runtimes.engine import Runtime
+    from sottovoce.runtimes.identity import Identity
+
+OPERATION: Final = "text_completion"
+
+_MAX_TOKENS: Final = 256
+_DRAFT_TOKENS: Final = 2
+"""What mlx-lm takes where the app says nothing."""
+
+
+class MlxCall(EngineCall):
+    """A call of mlx-lm: who runs, and what was asked for.
+
+    Args:
+        identity: who runs, as far as is known.
+        stream: whether the app gets the answer piece by piece.
+        cached: prompt tokens that a prompt cache held before, which mlx-lm does not count.
+        asked: the arguments by name, of which only settings are read.
+    """
+
+    __slots__ = ("cached",)
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        identity: Identity | None,
+        stream: bool,
+        cached: int,
+        asked: dict[str, Any],
+    ) -> None:
+        # Before the call is opened: what fails here must not leave one that nobody ends.
+        settings = mlx_sampling.asked(asked.get("sampler"), asked.get("logits_processors"))
+        limit, window = asked.get("max_tokens"), asked.get("max_kv_size")
+        self.cached = cached
+        super().__init__(
+            runtime.recorder,
+            operation=OPERATION,
+            provider=runtime.provider,
+            identity=identity,
+            stream=stream,
+        )
+        facts = self.facts
+        facts.update(settings)
+        # -1 asks for no limit.
+        if type(limit) is int and limit > 0:
+            facts["request_max_tokens"] = limit
+        if type(window) is int and 0 < window < facts.get("context_size", window + 1):
+            facts["context_size"] = window
+
+    def count_input(self, prompt: int) -> None:
+        """Write how many tokens the model read: those of the prompt and of the cache."""
+        self.facts["input_tokens"] = prompt + self.cached
+        if self.cached:
+            self.facts["cache_read_tokens"] = self.cached
+
+
+class Generation(MlxCall):
+    """One generation: the engine's counts as the latest response has them."""
+
+    __slots__ = ("fed", "prompt", "reason")
+
+    def __init__(self, runtime: Runtime, **known: Any) -> None:
+        # Whether the stream inside `generate` is found.
+        self.fed = False
+        self.prompt: Any = None
+        self.reason: Any = None
+        super().__init__(runtime, **known)
+
+    def read(self, piece: Any) -> None:
+        """Take the counts of a response; may raise."""
+        self.made = piece.generation_tokens
+        self.reason = piece.finish_reason
+        if not self.first_ns:
+            self.first_ns = self.busy_ns or perf_counter_ns() - self.started_ns
+            self.prompt = piece.prompt_tokens
+
+    def settle(self) -> None:
+        """Write the counts of the latest response."""
+        if type(self.prompt) is int:
+            self.count_input(self.prompt)
+        if isinstance(self.reason, str):
+            self.facts["finish_reasons"] = [self.reason]
+        if self.first_ns and type(self.made) is int:
+            self.facts["output_tokens"] = max(0, self.made - (self.reason == "stop"))
+
+
+class Speculation(Generation):
+    """A generation with a draft model: how much of what it drafts is accepted.
+
+    A round is what the draft model proposes, as far as the model agrees, and one token of the
+    model's own. What is proposed is not told, but follows from the settings.
+    """
+
+    __slots__ = ("accepted", "between", "drafted", "limit", "width")
+
+    def __init__(self, runtime: Runtime, *, asked: dict[str, Any], **known: Any) -> None:
+        limit, width = asked.get("max_tokens"), asked.get("num_draft_tokens")
+        self.limit = limit if type(limit) is int else _MAX_TOKENS
+        self.width = width if type(width) is int else _DRAFT_TOKENS
+        self.accepted = self.drafted = 0
+        # Whether the next token begins a round.
+        self.between = True
+        super().__init__(runtime, asked=asked, **known)
+
+    def read(self, piece: Any) -> None:
+        """Take whether the token was drafted, too."""
+        super().read(piece)
+        if self.between:
+            self.drafted += max(0, min(self.width, self.limit - self.made + 1))
+        self.between = not piece.from_draft
+        self.accepted += piece.from_draft
+
+    def settle(self) -> None:
+        """Write the share of what was drafted that the model accepted, too."""
+        super().settle()
+        if self.drafted:
+            self.facts["draft_accepted_share"] = min(1.0, self.accepted / self.drafted)

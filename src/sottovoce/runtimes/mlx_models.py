@@ -1,0 +1,174 @@
+"""Who an MLX model is: what its own modules and its configuration tell, no file is read.
+
+Seen in mlx-lm 0.28.0 to 0.32.2 with mlx 0.29 to 0.32.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.guard import never_raise
+from sottovoce.runtimes import identity
+from sottovoce.runtimes.engine import Arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sottovoce.runtimes.engine import Runtime
+
+models: Final = identity.Identities()
+"""Identities of the models that are loaded in this process."""
+
+_FLOATS: Final = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_ASKED: Final = ("path_or_hf_repo", "repo", "model_path")
+_CONTEXT: Final = "max_position_embeddings"
+
+_context: ContextVar[list[int] | None] = ContextVar("sottovoce_mlx_context", default=None)
+"""Where a loader inside a loader leaves the context length: only the inner one sees the
+configuration. Set and reset in one frame."""
+
+
+def loader(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a loader, which returns the model first: remember who was loaded."""
+    arguments = Arguments(original)
+
+    @functools.wraps(original)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        named = arguments.named(args, kwargs)
+        # Before the call: a download can make what looks like a hub id exist here too.
+        asked = next((identity.hub_id(named[name]) for name in _ASKED if name in named), None)
+        adapted = named.get("adapter_path") is not None
+        seen = _context.get()
+        inner = _context.set([]) if seen is None else None
+        try:
+            result = runtime.load(
+                original, args, kwargs, lambda result: _remember(result, asked, adapted)
+            )
+            if seen is not None:
+                _leave_context(result, seen)
+            return result
+        finally:
+            if inner is not None:
+                _context.reset(inner)
+
+    return load
+
+
+def known(model: Any, tokenizer: Any = None) -> identity.Identity | None:
+    """Give the identity of `model`, also of one that was loaded before we were here."""
+    return models.get(model) or _late(model, tokenizer)
+
+
+def cached_tokens(prompt_cache: Any) -> int:
+    """Count the tokens that a prompt cache holds: mlx-lm's prompt counts leave them out.
+
+    Layers of several kinds may lie in one cache; the one that holds most tells. A rotating
+    layer holds no more than its window. Never raises.
+    """
+    return _held(prompt_cache) or 0
+
+
+@never_raise("mlx.cache")
+def _held(layers: Any) -> int:
+    if not isinstance(layers, (list, tuple)):
+        return 0
+    most = 0
+    for layer in layers:
+        inner = getattr(layer, "caches", None)
+        if isinstance(inner, (list, tuple)):
+            most = max(most, cached_tokens(inner))
+            continue
+        held, window = getattr(layer, "offset", None), getattr(layer, "max_size", None)
+        # Layers of a batch have one offset for each sequence, in an array: not asked for, it
+        # would have to be computed.
+        if type(held) is int:
+            most = max(most, min(held, window) if type(window) is int else held)
+    return most
+
+
+@never_raise("mlx.context")
+def _leave_context(result: Any, seen: list[int]) -> None:
+    length = _context_length(*result[1:])
+    if length is not None:
+        seen.append(length)
+
+
+@never_raise("mlx.remember")
+def _remember(result: Any, public_id: str | None, adapted: bool) -> identity.Identity | None:
+    """Identify the model that a loader returned, first in its tuple."""
+    model = result[0]
+    # Last in the tuple is the configuration, where the loader gives it.
+    length = _context_length(*result[1:])
+    found = _identify(model, public_id, length or next(iter(_context.get() or ()), None), adapted)
+    models.put(model, found)
+    return found
+
+
+@never_raise("mlx.late")
+def _late(model: Any, tokenizer: Any) -> identity.Identity | None:
+    public_id = identity.snapshot_id(getattr(tokenizer, "name_or_path", None))
+    found = _identify(model, public_id, None, False)
+    models.put(model, found)
+    return found
+
+
+def _identify(
+    model: Any, public_id: str | None, context: int | None, adapted: bool
+) -> identity.Identity:
+    # A type that mlx-lm serves with another's code (mistral with llama) may be in no
+    # vocabulary; the module that holds the code is.
+    configured = getattr(model, "args", None)
+    architecture = identity.architecture(
+        getattr(model, "model_type", None),
+        getattr(configured, "model_type", None),
+        type(model).__module__.removeprefix("mlx_lm.models."),
+    )
+    parameters = 0
+    weights: Counter[str] = Counter()
+    for module in model.modules():
+        # LoRA and DoRA layers alike wrap the layer that they adapt.
+        adapted = adapted or "lora_a" in module
+        # A quantised layer packs its weights into 32-bit words, with scales beside them.
+        bits = getattr(module, "bits", None)
+        packed = isinstance(bits, int) and "scales" in module
+        for name, array in module.items():
+            if name.startswith("_") or not hasattr(array, "dtype"):
+                continue
+            if packed and name in {"scales", "biases"}:
+                continue
+            size = array.size
+            if packed and name == "weight":
+                size = size * 32 // bits
+                mode = getattr(module, "mode", "affine")
+                weights[f"{bits}bit" if mode == "affine" else str(mode)] += size
+            else:
+                dtype = str(array.dtype).rpartition(".")[2]
+                weights[_FLOATS.get(dtype, identity.OTHER)] += size
+            parameters += size
+    # Mixed models are named by what most of their weights are.
+    most = weights.most_common(1)
+    found = identity.describe(public_id, architecture, most[0][0] if most else None, parameters)
+    found.facts["model_adapter"] = adapted
+    context = context or _context_length(configured)
+    if context is not None:
+        found.facts["context_size"] = context
+    return found
+
+
+def _context_length(*configurations: Any) -> int | None:
+    """Give the first context length that a configuration or its text part tells, in tokens."""
+    for configuration in configurations:
+        for part in (configuration, _setting(configuration, "text_config")):
+            length = _setting(part, _CONTEXT)
+            if type(length) is int and length > 0:
+                return length
+    return None
+
+
+def _setting(configuration: Any, name: str) -> Any:
+    if isinstance(configuration, dict):
+        return configuration.get(name)
+    return getattr(configuration, name, None)
