@@ -68,18 +68,22 @@ _V35: Final[frozenset[str]] = frozenset({'ai', 'com.anthropic.sdk.python', 'fast
 _V36: Final[frozenset[str]] = frozenset({'ERROR', 'OK', 'UNSET'})
 _V37: Final[frozenset[str]] = frozenset({'apache_dubbo', 'connect_rpc', 'dotnet_wcf', 'grpc', 'java_rmi', 'jsonrpc', 'onc_rpc'})
 _V38: Final[frozenset[str]] = frozenset({'connectrpc', 'dubbo', 'grpc', 'jsonrpc'})
-_V39: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
-_V40: Final[frozenset[str]] = frozenset({'encoding', 'json', 'reader', 'size', 'sse', 'type', 'utf8'})
-_V41: Final[frozenset[str]] = frozenset({'15_60s', '1_5m', '1_5s', '5_15s', 'gte_5m', 'lt_1s'})
-_V42: Final[frozenset[str]] = frozenset({'allow12', 'body', 'bucket', 'cat12', 'control', 'count', 'curated', 'drop', 'enum', 'error', 'exemplar', 'frames', 'gate_error', 'hash_rot', 'host', 'host_class', 'keep', 'length', 'merge', 'minor', 'name', 'off', 'opt_in', 'range', 'route', 'rule_error', 'scope', 'seal', 'service', 'shape', 'status_description', 'trace_state', 'tripwire', 'type', 'unit', 'unknown', 'withheld'})
-_V43: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'propagation', 'resource', 'scope', 'span'})
-_V44: Final[frozenset[str]] = frozenset({'12_16GiB', '16_24GiB', '1_2GiB', '24_32GiB', '2_4GiB', '32_48GiB', '48_64GiB', '4_8GiB', '64_96GiB', '8_12GiB', '96_128GiB', 'gte_128GiB', 'lt_1GiB'})
-_V45: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
-_V46: Final[frozenset[str]] = frozenset({'full', 'none', 'partial'})
-_V47: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
-_V48: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
-_V49: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
-_V50: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
+_V39: Final[frozenset[str]] = frozenset({'amd', 'apple', 'intel', 'none', 'nvidia', 'other'})
+_V40: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
+_V41: Final[frozenset[str]] = frozenset({'encoding', 'json', 'reader', 'size', 'sse', 'type', 'utf8'})
+_V42: Final[frozenset[str]] = frozenset({'15_60s', '1_5m', '1_5s', '5_15s', 'gte_5m', 'lt_1s'})
+_V43: Final[frozenset[str]] = frozenset({'allow12', 'body', 'bucket', 'cat12', 'control', 'count', 'curated', 'drop', 'enum', 'error', 'exemplar', 'frames', 'gate_error', 'hash_rot', 'host', 'host_class', 'keep', 'length', 'merge', 'minor', 'name', 'off', 'opt_in', 'range', 'route', 'rule_error', 'scope', 'seal', 'service', 'shape', 'status_description', 'trace_state', 'tripwire', 'type', 'unit', 'unknown', 'withheld'})
+_V44: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'propagation', 'resource', 'scope', 'span'})
+_V45: Final[frozenset[str]] = frozenset({'12_16GiB', '16_24GiB', '1_2GiB', '24_32GiB', '2_4GiB', '32_48GiB', '48_64GiB', '4_8GiB', '64_96GiB', '8_12GiB', '96_128GiB', 'gte_128GiB', 'lt_1GiB'})
+_V46: Final[frozenset[str]] = frozenset({'active', 'cache'})
+_V47: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
+_V48: Final[frozenset[str]] = frozenset({'full', 'none', 'partial'})
+_V49: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
+_V50: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
+_V51: Final[frozenset[str]] = frozenset({'128+', '16', '18', '24', '32', '36', '48', '64', '8', '96'})
+_V52: Final[frozenset[str]] = frozenset({'buffers', 'cached', 'free', 'shared', 'used'})
+_V53: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
+_V54: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
 _R0: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'drop')
 _R1: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'seal')
 _R2: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'opt_in', 'opt_in')
@@ -126,19 +130,21 @@ _A19: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 
 _A20: Final[frozenset[str]] = frozenset({'mcp.method.name'})
 _A21: Final[frozenset[str]] = frozenset({'sottovoce.decode.reason'})
 _A22: Final[frozenset[str]] = frozenset({'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'server.address', 'server.port', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
-_A23: Final[frozenset[str]] = frozenset({'sottovoce.gate.rule', 'sottovoce.gate.signal'})
-_A24: Final[frozenset[str]] = frozenset({'sottovoce.hook.place'})
-_A25: Final[frozenset[str]] = frozenset({'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
-_A26: Final[frozenset[str]] = frozenset({'gen_ai.provider.name'})
-_A27: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
-_A28: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.output.type', 'gen_ai.provider.name', 'gen_ai.request.choice.count', 'gen_ai.request.frequency_penalty', 'gen_ai.request.max_tokens', 'gen_ai.request.model', 'gen_ai.request.presence_penalty', 'gen_ai.request.reasoning.level', 'gen_ai.request.stream', 'gen_ai.request.temperature', 'gen_ai.request.top_k', 'gen_ai.request.top_p', 'gen_ai.response.finish_reasons', 'gen_ai.response.model', 'gen_ai.response.time_to_first_chunk', 'gen_ai.usage.audio.cache_read.input_tokens', 'gen_ai.usage.audio.input_tokens', 'gen_ai.usage.audio.output_tokens', 'gen_ai.usage.cache_read.input_tokens', 'gen_ai.usage.cache_write.input_tokens', 'gen_ai.usage.image.cache_read.input_tokens', 'gen_ai.usage.image.input_tokens', 'gen_ai.usage.image.output_tokens', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'gen_ai.usage.reasoning.output_tokens', 'gen_ai.usage.text.cache_read.input_tokens', 'gen_ai.usage.text.input_tokens', 'gen_ai.usage.text.output_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.context.utilization', 'sottovoce.decode.throughput', 'sottovoce.draft.acceptance_rate', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.memory.peak', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.load.wait', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size', 'sottovoce.prefill.throughput', 'sottovoce.request.batch.size', 'sottovoce.request.queue.wait', 'sottovoce.request.stop_sequences.count', 'sottovoce.request.tools.count', 'sottovoce.request.user_turn', 'sottovoce.response.chunks', 'sottovoce.response.tool_calls.count', 'sottovoce.response.tool_calls.names', 'sottovoce.usage.video.input_tokens'})
-_A29: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.embeddings.dimension.count', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.encoding_formats', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.context.utilization', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.memory.peak', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.load.wait', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size', 'sottovoce.request.batch.size', 'sottovoce.request.queue.wait'})
-_A30: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'http.request.resend_count', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.context.utilization', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.memory.peak', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.load.wait', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size', 'sottovoce.request.batch.size', 'sottovoce.request.queue.wait'})
-_A31: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.exception.frames', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size'})
-_A32: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
-_A33: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
-_A34: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
-_A35: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.agent.name', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.finish_reasons', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A23: Final[frozenset[str]] = frozenset({'gen_ai.provider.name'})
+_A24: Final[frozenset[str]] = frozenset({'gen_ai.provider.name', 'sottovoce.memory.state'})
+_A25: Final[frozenset[str]] = frozenset({'sottovoce.gate.rule', 'sottovoce.gate.signal'})
+_A26: Final[frozenset[str]] = frozenset({'sottovoce.hook.place'})
+_A27: Final[frozenset[str]] = frozenset({'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
+_A28: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
+_A29: Final[frozenset[str]] = frozenset({'system.memory.state'})
+_A30: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.output.type', 'gen_ai.provider.name', 'gen_ai.request.choice.count', 'gen_ai.request.frequency_penalty', 'gen_ai.request.max_tokens', 'gen_ai.request.model', 'gen_ai.request.presence_penalty', 'gen_ai.request.reasoning.level', 'gen_ai.request.stream', 'gen_ai.request.temperature', 'gen_ai.request.top_k', 'gen_ai.request.top_p', 'gen_ai.response.finish_reasons', 'gen_ai.response.model', 'gen_ai.response.time_to_first_chunk', 'gen_ai.usage.audio.cache_read.input_tokens', 'gen_ai.usage.audio.input_tokens', 'gen_ai.usage.audio.output_tokens', 'gen_ai.usage.cache_read.input_tokens', 'gen_ai.usage.cache_write.input_tokens', 'gen_ai.usage.image.cache_read.input_tokens', 'gen_ai.usage.image.input_tokens', 'gen_ai.usage.image.output_tokens', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'gen_ai.usage.reasoning.output_tokens', 'gen_ai.usage.text.cache_read.input_tokens', 'gen_ai.usage.text.input_tokens', 'gen_ai.usage.text.output_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.context.utilization', 'sottovoce.decode.throughput', 'sottovoce.draft.acceptance_rate', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.memory.peak', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.load.wait', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size', 'sottovoce.prefill.throughput', 'sottovoce.request.batch.size', 'sottovoce.request.queue.wait', 'sottovoce.request.stop_sequences.count', 'sottovoce.request.tools.count', 'sottovoce.request.user_turn', 'sottovoce.response.chunks', 'sottovoce.response.tool_calls.count', 'sottovoce.response.tool_calls.names', 'sottovoce.usage.video.input_tokens'})
+_A31: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.embeddings.dimension.count', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.encoding_formats', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'http.request.resend_count', 'openai.request.service_tier', 'openai.response.service_tier', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.context.utilization', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.memory.peak', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.load.wait', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size', 'sottovoce.request.batch.size', 'sottovoce.request.queue.wait'})
+_A32: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'http.request.resend_count', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.context.utilization', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.memory.peak', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.load.wait', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size', 'sottovoce.request.batch.size', 'sottovoce.request.queue.wait'})
+_A33: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.exception.frames', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size'})
+_A34: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
+_A35: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A36: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A37: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.agent.name', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.finish_reasons', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
 
 ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('ai.model.id', 'string', None, _R0, _S0),
@@ -404,27 +410,29 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('service.version', 'string', None, _R5, _S3),
     ('session.id', 'string', None, _R10, _S1),
     ('session.previous_id', 'string', None, _R10, _S1),
-    ('sottovoce.call.outcome', 'string', _V39, _R12, _S0),
+    ('sottovoce.accelerator.family', 'string', _V39, _R12, _S3),
+    ('sottovoce.call.outcome', 'string', _V40, _R12, _S0),
     ('sottovoce.context.utilization', 'double', None, _R11, _S10),
-    ('sottovoce.decode.reason', 'string', _V40, _R12, _S9),
+    ('sottovoce.decode.reason', 'string', _V41, _R12, _S9),
     ('sottovoce.decode.throughput', 'double', None, _R11, _S10),
     ('sottovoce.draft.acceptance_rate', 'double', None, _R11, _S10),
-    ('sottovoce.duration.bucket', 'string', _V41, _R4, _S10),
+    ('sottovoce.duration.bucket', 'string', _V42, _R4, _S10),
     ('sottovoce.engine.passes', 'int', None, _R13, _S10),
     ('sottovoce.exception.frames', 'string[]', None, _R21, _S8),
-    ('sottovoce.gate.rule', 'string', _V42, _R12, _S9),
-    ('sottovoce.gate.signal', 'string', _V43, _R12, _S9),
+    ('sottovoce.gate.rule', 'string', _V43, _R12, _S9),
+    ('sottovoce.gate.signal', 'string', _V44, _R12, _S9),
     ('sottovoce.hook.place', 'string', None, _R5, _S9),
     ('sottovoce.key.id', 'string', None, _R8, _S3),
-    ('sottovoce.memory.peak', 'string', _V44, _R4, _S10),
+    ('sottovoce.memory.peak', 'string', _V45, _R4, _S10),
+    ('sottovoce.memory.state', 'string', _V46, _R12, _S9),
     ('sottovoce.model.adapted', 'boolean', None, _R8, _S10),
-    ('sottovoce.model.architecture', 'string', _V45, _R4, _S0),
+    ('sottovoce.model.architecture', 'string', _V47, _R4, _S0),
     ('sottovoce.model.context_size', 'int', None, _R11, _S10),
     ('sottovoce.model.load.wait', 'double', None, _R11, _S10),
-    ('sottovoce.model.offload', 'string', _V46, _R4, _S10),
-    ('sottovoce.model.parameters', 'string', _V47, _R4, _S0),
-    ('sottovoce.model.quantization', 'string', _V48, _R4, _S0),
-    ('sottovoce.model.size', 'string', _V44, _R4, _S10),
+    ('sottovoce.model.offload', 'string', _V48, _R4, _S10),
+    ('sottovoce.model.parameters', 'string', _V49, _R4, _S0),
+    ('sottovoce.model.quantization', 'string', _V50, _R4, _S0),
+    ('sottovoce.model.size', 'string', _V45, _R4, _S10),
     ('sottovoce.prefill.throughput', 'double', None, _R11, _S10),
     ('sottovoce.request.batch.size', 'int', None, _R11, _S10),
     ('sottovoce.request.queue.wait', 'double', None, _R11, _S10),
@@ -434,12 +442,14 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('sottovoce.response.chunks', 'int', None, _R11, _S10),
     ('sottovoce.response.tool_calls.count', 'int', None, _R13, _S10),
     ('sottovoce.response.tool_calls.names', 'string[]', _V15, _R22, _S10),
+    ('sottovoce.total_memory_gb', 'string', _V51, _R12, _S3),
     ('sottovoce.usage.video.input_tokens', 'int', None, _R11, _S8),
     ('source.address', 'string', None, _R0, _S2),
+    ('system.memory.state', 'string', _V52, _R12, _S9),
     ('telemetry.auto.version', 'string', None, _R5, _S3),
     ('telemetry.distro.name', 'string', None, _R5, _S3),
     ('telemetry.distro.version', 'string', None, _R5, _S3),
-    ('telemetry.sdk.language', 'string', _V49, _R12, _S3),
+    ('telemetry.sdk.language', 'string', _V53, _R12, _S3),
     ('telemetry.sdk.name', 'string', None, _R5, _S3),
     ('telemetry.sdk.version', 'string', None, _R5, _S3),
     ('tool.name', 'string', None, _R0, _S0),
@@ -455,7 +465,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('url.full', 'string', None, _R0, _S0),
     ('url.path', 'string', None, _R0, _S0),
     ('url.query', 'string', None, _R0, _S0),
-    ('url.scheme', 'string', _V50, _R12, _S0),
+    ('url.scheme', 'string', _V54, _R12, _S0),
     ('url.template', 'string', None, _R16, _S0),
     ('user.email', 'string', None, _R0, _S2),
     ('user.full_name', 'string', None, _R0, _S2),
@@ -504,47 +514,55 @@ METRICS: Final[tuple[_Metric, ...]] = (
     ('http.client.request.duration', 'histogram', 's', 'Duration of HTTP client requests.', (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0), _A14, frozenset(), _A15),
     ('http.server.active_requests', 'updowncounter', '{request}', 'Number of active HTTP server requests.', None, _A16, frozenset(), _A17),
     ('http.server.request.duration', 'histogram', 's', 'Duration of HTTP server requests.', (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0), _A18, frozenset(), _A17),
+    ('hw.gpu.memory.usage', 'updowncounter', 'By', 'GPU memory used.', None, _A10, frozenset({'latest', 'v1.41'}), _A10),
+    ('hw.gpu.memory.utilization', 'gauge', '1', 'Fraction of GPU memory used.', None, _A10, frozenset({'latest', 'v1.41'}), _A10),
+    ('hw.gpu.utilization', 'gauge', '1', 'Fraction of time spent in a specific task.', None, _A10, frozenset({'latest', 'v1.41'}), _A10),
     ('mcp.client.operation.duration', 'histogram', 's', 'The duration of the MCP request or notification as observed on the sender from the time it was sent until the response or ack is received.', (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0), _A19, frozenset({'latest', 'v1.41'}), _A20),
     ('mcp.server.operation.duration', 'histogram', 's', 'MCP request or notification duration as observed on the receiver from the time it was received until the result or ack is sent.', (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0), _A19, frozenset({'latest', 'v1.41'}), _A20),
+    ('process.memory.usage', 'updowncounter', 'By', 'The amount of physical memory in use.', None, _A10, frozenset({'latest', 'v1.41'}), _A10),
     ('sottovoce.decode.errors', 'counter', '{error}', 'Responses of a provider that could not be understood.', None, _A21, frozenset({'latest', 'v1.41'}), _A21),
     ('sottovoce.engine.context.utilization', 'histogram', '1', 'Share of the context that is filled after a call.', (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), _A22, frozenset({'latest', 'v1.41'}), _A3),
     ('sottovoce.engine.decode.throughput', 'histogram', '{token}/s', 'Output tokens for each second after the first of them.', (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 512.0, 1024.0), _A22, frozenset({'latest', 'v1.41'}), _A3),
+    ('sottovoce.engine.memory.peak', 'gauge', 'By', "The most memory that an engine's arrays ever took in this process.", None, _A23, frozenset({'latest', 'v1.41'}), _A23),
+    ('sottovoce.engine.memory.usage', 'updowncounter', 'By', "Memory that an engine's arrays take in this process.", None, _A24, frozenset({'latest', 'v1.41'}), _A24),
     ('sottovoce.engine.prefill.throughput', 'histogram', '{token}/s', 'Input tokens that came from no cache, for each second until the first output token.', (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0), _A22, frozenset({'latest', 'v1.41'}), _A3),
-    ('sottovoce.gate.dropped', 'counter', '{item}', 'What the privacy gate removed.', None, _A23, frozenset({'latest', 'v1.41'}), _A23),
-    ('sottovoce.hook.errors', 'counter', '{error}', 'Errors of our own hooks that the app never saw.', None, _A24, frozenset({'latest', 'v1.41'}), _A24),
-    ('sottovoce.model.count', 'updowncounter', '{model}', 'Models that are loaded in this process.', None, _A25, frozenset({'latest', 'v1.41'}), _A26),
-    ('sottovoce.model.load.duration', 'histogram', 's', 'Time to load a model into this process.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A27, frozenset({'latest', 'v1.41'}), _A26),
+    ('sottovoce.gate.dropped', 'counter', '{item}', 'What the privacy gate removed.', None, _A25, frozenset({'latest', 'v1.41'}), _A25),
+    ('sottovoce.hook.errors', 'counter', '{error}', 'Errors of our own hooks that the app never saw.', None, _A26, frozenset({'latest', 'v1.41'}), _A26),
+    ('sottovoce.model.count', 'updowncounter', '{model}', 'Models that are loaded in this process.', None, _A27, frozenset({'latest', 'v1.41'}), _A23),
+    ('sottovoce.model.load.duration', 'histogram', 's', 'Time to load a model into this process.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A28, frozenset({'latest', 'v1.41'}), _A23),
+    ('system.memory.linux.available', 'updowncounter', 'By', 'An estimate of how much memory is available for starting new applications, without causing swapping.', None, _A10, frozenset({'latest', 'v1.41'}), _A10),
+    ('system.memory.usage', 'updowncounter', 'By', 'Reports memory in use by state.', None, _A29, frozenset({'latest', 'v1.41'}), _A10),
 )
 
 SPANS: Final[tuple[tuple[str, frozenset[str], frozenset[str], frozenset[str]], ...]] = (
-    ('chat', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A3, _A28),
-    ('text_completion', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A3, _A28),
-    ('generate_content', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A3, _A28),
-    ('fetch_response', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A3, _A28),
-    ('embeddings', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A29),
-    ('rerank', frozenset({'CLIENT'}), _A3, _A30),
-    ('moderation', frozenset({'CLIENT'}), _A3, _A30),
-    ('load_model', frozenset({'INTERNAL'}), _A3, _A31),
-    ('execute_tool', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A32, _A33),
-    ('initialize', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('ping', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('tools/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('prompts/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('prompts/get', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('resources/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('resources/templates/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('resources/read', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('resources/subscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('resources/unsubscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('logging/setLevel', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('completion/complete', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('server/discover', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('subscriptions/listen', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('sampling/createMessage', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('elicitation/create', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('roots/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('_OTHER', frozenset({'CLIENT', 'SERVER'}), _A10, _A34),
-    ('invoke_agent', frozenset({'CLIENT', 'INTERNAL'}), _A32, _A35),
+    ('chat', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A3, _A30),
+    ('text_completion', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A3, _A30),
+    ('generate_content', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A3, _A30),
+    ('fetch_response', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A3, _A30),
+    ('embeddings', frozenset({'CLIENT', 'INTERNAL'}), _A3, _A31),
+    ('rerank', frozenset({'CLIENT'}), _A3, _A32),
+    ('moderation', frozenset({'CLIENT'}), _A3, _A32),
+    ('load_model', frozenset({'INTERNAL'}), _A3, _A33),
+    ('execute_tool', frozenset({'CLIENT', 'INTERNAL', 'SERVER'}), _A34, _A35),
+    ('initialize', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('ping', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('tools/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('prompts/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('prompts/get', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('resources/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('resources/templates/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('resources/read', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('resources/subscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('resources/unsubscribe', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('logging/setLevel', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('completion/complete', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('server/discover', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('subscriptions/listen', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('sampling/createMessage', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('elicitation/create', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('roots/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('_OTHER', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
+    ('invoke_agent', frozenset({'CLIENT', 'INTERNAL'}), _A34, _A37),
 )
 
 EVENTS: Final[frozenset[str]] = frozenset({'exception', 'gen_ai.client.inference.operation.details', 'gen_ai.client.operation.exception', 'gen_ai.evaluation.result'})
