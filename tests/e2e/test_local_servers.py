@@ -403,7 +403,26 @@ def counted(values):
     details = told.get("prompt_tokens_details") or told.get("input_tokens_details") or {}
     given = told.get("prompt_tokens", given)
     made = told.get("completion_tokens", told.get("output_tokens"))
+    timed = timings(values)
+    if given is None and timed:
+        return timed["cache_n"] + timed["prompt_n"], timed["predicted_n"], timed["cache_n"]
     return given, made, details.get("cached_tokens")
+
+
+def timings(values):
+    """What llama.cpp's server told last of its work; `{}` for others, and on its other routes."""
+    told = [value["timings"] for value in values if value.get("timings")]
+    return told[-1] if told else {}
+
+
+def assert_timed(told, timed):
+    """The span says how fast the engine was, where the server told it."""
+    rates = {"prompt": "prefill", "predicted": "decode"}
+    for name, rate in rates.items():
+        count = timed.get(f"{name}_n", 0) - (name == "predicted")
+        worth_it = count > (name == "prompt") and timed[f"{name}_ms"] > 0
+        expected = count / timed[f"{name}_ms"] * 1000 if worth_it else None
+        assert told.get(f"sottovoce.{rate}.throughput") == (expected and pytest.approx(expected))
 
 
 def one_span(spans, port, what, provider):
@@ -439,6 +458,7 @@ def test_whole_answers(server, recording, way):
         span = one_span(spans, port, what, own)
         told = span.attributes
         given, made, cached = counted(values)
+        assert_timed(told, timings(values))
         assert given > 0
         assert told["gen_ai.usage.input_tokens"] == given
         assert told.get("gen_ai.usage.cache_read.input_tokens") == cached
@@ -461,7 +481,8 @@ def test_streams(server, recording, way, usage):
         span = one_span(spans, port, what, kind.name)
         told = span.attributes
         given, made, cached = counted(values)
-        # Unasked, llama.cpp's server tells it with the last event of a completion.
+        assert_timed(told, timings(values))
+        # Unasked, llama.cpp's server tells it with the last event of a completion, by its timings.
         asked_for = what in {"responses", "messages"} or usage == "with usage"
         if asked_for or given is None:
             assert (given is not None) == (asked_for and kind.usage)

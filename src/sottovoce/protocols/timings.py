@@ -81,10 +81,10 @@ def _worked(timings: Mapping[str, Any]) -> float | None:
 
 
 def _accepted(timings: Mapping[str, Any]) -> float | None:
-    drafted, accepted = timings.get("draft_n"), timings.get("draft_n_accepted")
-    if type(drafted) is not int or type(accepted) is not int or drafted < 1:
+    made, accepted = timings.get("predicted_n"), timings.get("draft_n_accepted")
+    if type(made) is not int or type(accepted) is not int or made < 1:
         return None
-    return accepted / drafted
+    return accepted / made if timings.get("draft_n") else None
 
 
 TIMINGS: Final[Table] = rows(
