@@ -105,6 +105,8 @@ def emit_metric(
         ).record
     elif kind == "counter":
         record = meter.create_counter(name, **text).add
+    elif kind == "gauge":
+        record = meter.create_gauge(name, **text).set
     else:
         record = meter.create_up_down_counter(name, **text).add
     merged = POINT | (attributes or {})
@@ -157,6 +159,7 @@ class TestClean:
             "sottovoce.gate.signal": "span",
             "sottovoce.hook.place": "record.ended",
             "sottovoce.decode.reason": "json",
+            "sottovoce.memory.state": "active",
         }
         attributes = {key: needed[key] for key in declared.required if key in needed}
         attributes |= {key: None for key in POINT if key not in declared.attributes}

@@ -1,4 +1,4 @@
-"""What kind of machine this is: one of `CELLS`, and nothing that tells it from others like it.
+"""What kind of machine this is: one of `cells`, and nothing that tells it from others like it.
 
 Found without a runtime or a driver's library, by what the operating system shows to everyone:
 the amount of memory, and which files a driver has put where. Some 0.1 ms, once a process.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sottovoce.guard import never_raise
 from sottovoce.hardware import memory, tiers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 NONE: Final = "none"
 OTHER: Final = tiers.OTHER
@@ -82,8 +81,7 @@ _VENDORS: Final[Mapping[str, str]] = {"0x10de": "nvidia", "0x1002": "amd", "0x80
 _MOST_NODES: Final = 16
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """A kind of machine.
 
     Attributes:
@@ -109,13 +107,14 @@ class Profile:
         return {**named, "sottovoce.accelerator.family": self.accelerator}
 
 
-CELLS: Final = tuple(
-    Profile(os_type, architecture, memory_, accelerator)
-    for (os_type, architecture), accelerators in _ACCELERATORS.items()
-    for accelerator in accelerators
-    for memory_ in (*tiers.BUILT_IN, OTHER)
-)
-"""Every profile that there can be."""
+def cells() -> tuple[Profile, ...]:
+    """Every profile that there can be."""
+    return tuple(
+        Profile(os_type, architecture, memory_, accelerator)
+        for (os_type, architecture), accelerators in _ACCELERATORS.items()
+        for accelerator in accelerators
+        for memory_ in (*tiers.BUILT_IN, OTHER)
+    )
 
 
 def cell(
@@ -124,7 +123,7 @@ def cell(
     memory_gib: float | None,
     accelerator: str | None,
 ) -> Profile:
-    """The one of `CELLS` for a machine; what is in no list becomes ``other``. Never raises.
+    """The one of `cells` for a machine; what is in no list becomes ``other``. Never raises.
 
     Args:
         system: as `sys.platform` says it.
@@ -176,8 +175,15 @@ def accelerator(
             return family
     if os_type != "linux":
         return NONE
-    found = {
-        _VENDORS.get(vendor.read_text(encoding="ascii").strip(), OTHER)
-        for vendor in sorted(Path(drm).glob("renderD*/device/vendor"))[:_MOST_NODES]
-    }
+    found = set(_vendors(drm)) if exists(drm) else set()
     return next((family for family in (*_VENDORS.values(), OTHER) if family in found), NONE)
+
+
+def _vendors(drm: str) -> Iterator[str]:
+    """Whose the devices are that Linux can compute graphics with."""
+    nodes = [node for node in Path(drm).iterdir() if node.name.startswith("renderD")]
+    for node in nodes[:_MOST_NODES]:
+        vendor = node / "device" / "vendor"
+        # One that is not on the PCI bus has no such file.
+        number = vendor.read_text(encoding="ascii") if vendor.exists() else ""
+        yield _VENDORS.get(number.strip(), OTHER)

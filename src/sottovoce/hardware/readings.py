@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.guard import never_raise
-from sottovoce.hardware import gpu, memory, tiers
+from sottovoce.hardware import gpu, memory
 
 if TYPE_CHECKING:
     from sottovoce.hardware.gpu import Gpus
@@ -83,18 +83,6 @@ def _renew() -> _Last:
     _last = _Last()
     _last.process = os.getpid()
     return _last
-
-
-def available_memory_gb() -> float | None:
-    """Memory in GiB that the system could still give to programs."""
-    size = now().available_memory
-    return None if size is None else size / tiers.GIB
-
-
-def gpu_utilization() -> float | None:
-    """Mean share of time, 0..1, in which the GPUs were at work; None where it cannot be told."""
-    gpus = now().gpus
-    return None if gpus is None else gpus.utilization
 
 
 @never_raise("hardware.mlx")

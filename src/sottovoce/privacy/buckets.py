@@ -8,6 +8,7 @@ and a bucketed number is its own bucket: who buckets twice changes nothing.
 counts            0, 1, 4, 16, 64, … (each four times the one before)
 seconds           1, 5, 15, 60, 300; 3600 stands for all that is longer
 throughputs       0, 1, 2, 4, 8, … (each twice the one before)
+memory            bytes as whole GiB: 0, 1, 2, 4, 8, 12, 16, 24, …; 256 stands for all above 128
 scores, shares    one significant digit, and nothing finer than 0.1
 histograms        the upper bound of the metric's own bucket; twice the last bound above it
 ================  ==================================================================
@@ -30,6 +31,9 @@ harmless number: no tokens came from a cache, none were used for reasoning."""
 THROUGHPUTS: Final = (0.0, *(float(2**power) for power in range(21)))
 """Upper bounds of the buckets of what is done each second; what is faster is none."""
 
+MEMORY: Final = tuple(gib << 30 for gib in (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256))
+"""Upper bounds of the buckets of memory, in bytes; the last stands for all that is more."""
+
 SECONDS: Final = (1.0, 5.0, 15.0, 60.0, 300.0)
 LONGER: Final = 3600.0
 _BOUNDS_NS: Final = tuple(int(bound) * 10**9 for bound in SECONDS)
@@ -45,6 +49,13 @@ def count(value: int) -> int | None:
     """The bucket of a count that is not negative; None for one that is too large."""
     place = bisect_left(COUNTS, value)
     return COUNTS[place] if place < len(COUNTS) else None
+
+
+def memory(value: float) -> int | None:
+    """The bucket of an amount of memory in bytes; None for what is none."""
+    if not 0 <= value < math.inf:
+        return None
+    return MEMORY[min(bisect_left(MEMORY, value), len(MEMORY) - 1)]
 
 
 def throughput(value: float) -> float | None:

@@ -3,7 +3,8 @@
 A histogram with one measurement betrays it: the sum is the value, and so are the minimum and
 the maximum. So a point keeps the counts of its buckets and a sum made of them; buckets that
 someone else chose may be as narrow as he likes and are poured into those of the registry.
-Counters of tokens become buckets as a whole. In `aggregate` the times say the hour alone.
+Counters of tokens become buckets as a whole; amounts of memory are tiers and shares have one
+digit. In `aggregate` the times say the hour alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.sdk.metrics._internal.point import Buckets
 from opentelemetry.sdk.metrics.export import (
     ExponentialHistogram,
+    Gauge,
     Histogram,
     Metric,
     MetricsData,
@@ -26,7 +28,7 @@ from sottovoce.privacy import buckets
 from sottovoce.registry import METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.sdk.metrics.export import (
         ExponentialHistogramDataPoint,
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 
 HOUR_NS: Final = 3600 * 10**9
 TOKENS: Final = "{token}"
+
+_LEVELS: Final[Mapping[str, Callable[[float], float | None]]] = {
+    "By": buckets.memory,
+    "1": buckets.score,
+}
+"""Unit → bucket, of metrics that say how much there is: memory, and shares."""
 
 _SCALE: Final = -1
 """Scale of an exponential histogram whose buckets are those of counts: base 4."""
@@ -55,9 +63,11 @@ def reduced(metric: Metric, *, counted: bool) -> Metric:
         points = [_histogram(point, bounds) for point in points]
     elif isinstance(data, ExponentialHistogram):
         points = [_exponential(point) for point in points]
+    elif isinstance(data, Sum) and metric.unit == TOKENS:
+        points = [_number(point, None if counted else _tokens) for point in points]
     else:
-        bucketed = isinstance(data, Sum) and metric.unit == TOKENS and not counted
-        points = [_number(point, bucketed=bucketed) for point in points]
+        bucket = _LEVELS.get(metric.unit or "") if _is_level(data) else None
+        points = [_number(point, bucket) for point in points]
     return replace(metric, data=replace(data, data_points=points))
 
 
@@ -141,11 +151,24 @@ def _exponential(point: ExponentialHistogramDataPoint) -> ExponentialHistogramDa
     )
 
 
-def _number(point: NumberDataPoint, *, bucketed: bool) -> NumberDataPoint:
+def _number(
+    point: NumberDataPoint, bucket: Callable[[float], float | None] | None
+) -> NumberDataPoint:
     value: Any = point.value
-    if bucketed:
-        value = buckets.representative(value, buckets.COUNTS)
+    if bucket is not None:
+        shown = bucket(value)
+        # What is no amount is told as nothing.
+        value = 0 if shown is None else shown
     return replace(point, value=value, exemplars=[])
+
+
+def _tokens(value: float) -> float:
+    return buckets.representative(value, buckets.COUNTS)
+
+
+def _is_level(data: Any) -> bool:
+    """Whether points say how much there is, rather than how much came."""
+    return isinstance(data, Gauge) or (isinstance(data, Sum) and not data.is_monotonic)
 
 
 def _coarser(given: Buckets, steps: int) -> Buckets:
