@@ -6,7 +6,8 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from sottovoce import settings
-from sottovoce.settings import Settings, read, tightened
+from sottovoce.settings import Settings, read
+from sottovoce.tightening import tightened
 
 VARIABLES = [entry.variable for entry in settings.SETTINGS.values()]
 
@@ -323,12 +324,74 @@ def test_endpoints_are_named_and_local_ones_are_the_operators_own(text, endpoint
 
 @pytest.mark.parametrize(
     "text",
-    ["vllm", "localhost=", "=vllm", "http://a.example=vllm", "a.example=vllm:mine", "a b=vllm"],
+    ["vllm", "localhost=", "=vllm", "http://a.example=vllm", "a.example=VLLM", "a b=vllm"],
 )
 def test_endpoints_of_another_form_are_refused(text):
     made, warnings = read({"SOTTOVOCE_ENDPOINTS": text})
     assert (made.endpoints, made.own_hosts) == ((), ())
     assert "SOTTOVOCE_ENDPOINTS" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("variable", "name", "text", "kept", "wrong"),
+    [
+        ("SOTTOVOCE_OWN_HOSTS", "own_hosts", "a.example, http://b/, [::1]", ("a.example", "[::1]"), ["'http://b/'"]),
+        ("SOTTOVOCE_ALLOW", "allow", "span:mine,thing:b,metric:c,:", ("span:mine", "metric:c"), ["'thing:b'", "':'"]),
+        ("SOTTOVOCE_STACK_FRAMES", "stack_frames", "shop, a-b,shop.x", ("shop", "shop.x"), ["'a-b'"]),
+        ("SOTTOVOCE_ENDPOINTS", "endpoints", "a.example=vllm,vllm", ("a.example=vllm",), ["'vllm'"]),
+    ],
+)  # fmt: skip
+def test_one_wrong_entry_spoils_no_list(variable, name, text, kept, wrong):
+    made, [warning] = read({variable: text})
+    assert getattr(made, name) == kept
+    assert warning.startswith(f"{variable}: {', '.join(wrong)} cannot be used; list ")
+    assert warning.endswith(f"Using {kept!r}.")
+
+
+def test_a_warning_names_a_few_of_many_wrong_entries():
+    _, [warning] = read({"SOTTOVOCE_OWN_HOSTS": ",".join(f"http://{n}/" for n in range(9))})
+    assert [f"http://{n}/" in warning for n in range(9)] == [True] * 3 + [False] * 6
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoints"),
+    [
+        # One that may have said `:remote` says so.
+        ("a.example=vllm:remot", ("a.example=vllm:remote",)),
+        ("localhost:8000/v1=vllm:x,b.example=jan", ("localhost:8000/v1=vllm:remote", "b.example=jan")),
+        # One that may have been an exception from those after it leaves none of them one's own.
+        ("api.corp.test:80x=vllm:remote,*.corp.test=vllm:local", ("*.corp.test=vllm",)),
+        ("*.corp.test=vllm:local,api.corp.test:80x=vllm", ("*.corp.test=vllm:local",)),
+    ],
+)  # fmt: skip
+def test_a_wrong_endpoint_makes_nothing_ones_own(text, endpoints):
+    made, [warning] = read({"SOTTOVOCE_ENDPOINTS": text})
+    assert made.endpoints == endpoints
+    assert set(made.own_hosts) == {
+        each.partition("=")[0] for each in endpoints if each.endswith(":local")
+    }
+    assert "SOTTOVOCE_ENDPOINTS" in warning
+
+
+def test_of_a_list_that_code_gives_the_good_entries_count_where_they_tighten():
+    base = Settings(own_hosts=("a.example", "b.example"))
+    made, [warning] = tightened(base, own_hosts=["a.example", "http://b/"])
+    assert made.own_hosts == ("a.example",)
+    assert "'http://b/'" in warning
+    made, warnings = tightened(base, own_hosts=["c.example", "http://b/"])
+    assert made.own_hosts == base.own_hosts
+    assert len(warnings) == 2
+    made, [warning] = tightened(base, own_hosts=["http://b/"])
+    assert made.own_hosts == base.own_hosts
+
+
+@given(st.lists(st.text("ab.*:/=[]0 ,locremt", max_size=20), max_size=6).map(",".join))
+@limits(max_examples=300, deadline=None)
+def test_of_any_endpoints_only_those_are_ones_own_that_say_so(text):
+    made, warnings = read({"SOTTOVOCE_ENDPOINTS": text})
+    said = {part.strip().lower() for part in text.split(",") if part.strip().endswith(":local")}
+    assert {each.lower() for each in made.endpoints if each.endswith(":local")} <= said
+    assert len(warnings) <= 1
 
 
 def test_an_empty_value_is_an_unset_one():

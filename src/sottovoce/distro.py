@@ -14,12 +14,14 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.instrumentation.distro import BaseDistro
-from opentelemetry.util._importlib_metadata import entry_points
+from opentelemetry.util._importlib_metadata import Distribution, entry_points
 
 from sottovoce import settings
-from sottovoce.guard import failed
+from sottovoce.guard import failed, never_raise
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from opentelemetry.util._importlib_metadata import EntryPoint
 
     from sottovoce.settings import Settings
@@ -203,7 +205,42 @@ def guard_providers() -> None:
     """
     from sottovoce.delivery import adopt  # noqa: PLC0415 - light, but of use only here
 
+    _read_requirements_once()
     adopt.guard(from_environment())
+
+
+class _Known(Distribution):
+    """A distribution that says what it requires without reading its metadata again."""
+
+    def __init__(self, known: Distribution) -> None:
+        self._known = known
+        self._requires: list[str] | None = known.requires
+
+    @property
+    def requires(self) -> list[str] | None:
+        return self._requires
+
+    def read_text(self, filename: str) -> str | None:
+        text: str | None = self._known.read_text(filename)
+        return text
+
+    def locate_file(self, path: str | PathLike[str]) -> Any:
+        return self._known.locate_file(path)
+
+
+@never_raise("distro.requirements")
+def _read_requirements_once() -> None:
+    """Let the launcher ask our entry points what they require at the cost of one.
+
+    It asks each of them twice, and Python (3.10 to 3.13) parses the metadata anew each time,
+    with the description in it: most of what instrumenting would cost.
+    """
+    known: _Known | None = None
+    for entry in entry_points(group="opentelemetry_instrumentor"):
+        if entry.value.startswith(_OURS) and entry.dist is not None:
+            known = known or _Known(entry.dist)
+            # Entry points take no assignment; these are OpenTelemetry's own copies.
+            vars(entry)["dist"] = known
 
 
 def _has_pipeline() -> bool:

@@ -13,7 +13,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from sottovoce import distro, settings
+from sottovoce import distro, tightening
 from sottovoce.delivery import adopt
 from sottovoce.delivery import exit as ending
 from sottovoce.guard import failed
@@ -139,7 +139,7 @@ def start(**changes: Any) -> Handle:
     """
     global _current  # noqa: PLW0603 - one pipeline a process, as there is one SDK
     with _lock:
-        chosen, warnings = settings.tightened(distro.from_environment(), **changes)
+        chosen, warnings = tightening.tightened(distro.from_environment(), **changes)
         if _current is not None and _current.active:
             if changes and chosen != _current.settings:
                 log.warning("sottovoce: already started; the new settings are not used.")

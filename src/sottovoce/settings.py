@@ -12,6 +12,9 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce import parsers
+from sottovoce.parsers import Unusable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -36,120 +39,15 @@ ALLOWED_KINDS: Final = (
 
 PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 """OTLP protocols, with the exporter entry point that speaks each."""
+_PROTOCOL: Final = parsers.optional(parsers.choice(*PROTOCOLS))
 
-# Patterns, compiled when a value has to be looked at: most of a process's settings are unset.
-# A scheme is needed, but for gRPC, which takes a bare host and port.
-_ENDPOINT: Final = r"(?:(?:https?|unix)://\S+|(?![a-z]+://)[^\s/]+:\d+)"
-_HOST: Final = r"(?:\*\.)?[\w.\-]+|\[?[0-9a-f:.%]+\]?"
-_NAMED_ENDPOINT: Final = (
-    r"(?:(?:\*\.)?[\w.\-]+|\[[0-9a-f:.%]+\])(?::\d{1,5})?(?:/[^\s=]*)?"
-    r"=[a-z0-9][a-z0-9_.\-]*(?::(?:local|remote))?"
-)
+# Compiled when a value has to be shown: most processes give no reason to.
 _CREDENTIALS: Final = r"(^\s*|//)[^/@\s]*@"
 _QUERY: Final = r"[?#].*"
+_NAMED: Final = 3
+"""Entries of a list that a warning names, of those that cannot be used."""
 _NOT_OURS: Final = ("SOTTOVOCE_BACKEND", "SOTTOVOCE_CACHE", "SOTTOVOCE_COLLECTOR_")
 """Variables of the Collector's configurations and of the Makefile, not of the package."""
-
-_TRUE: Final = frozenset({"1", "true", "on", "yes"})
-_FALSE: Final = frozenset({"0", "false", "off", "no", ""})
-
-
-class _Unusable(ValueError):
-    """A value that a parser refuses; the message names the choices."""
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        value = text.strip().lower()
-        if value not in choices:
-            raise _Unusable(f"choose one of {', '.join(choices)}")
-        return value
-
-    return parse
-
-
-def _boolean(text: str) -> bool:
-    value = text.strip().lower()
-    if value in _TRUE:
-        return True
-    if value in _FALSE:
-        return False
-    raise _Unusable("choose true or false")
-
-
-def _true(text: str) -> bool:
-    """As OpenTelemetry defines its booleans, so that the SDK and we never disagree."""
-    value = text.strip().lower()
-    if value not in {"", "true", "false"}:
-        raise _Unusable("choose true or false")
-    return value == "true"
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 60:  # noqa: PLR2004 - the bound is in the message
-        raise _Unusable("give a number of seconds from 0 to 60")
-    return value
-
-
-def _hosts(text: str) -> tuple[str, ...]:
-    hosts = tuple(host.strip().lower() for host in text.split(",") if host.strip())
-    if not all(re.fullmatch(_HOST, host) for host in hosts):
-        raise _Unusable("list hosts, without scheme, port and path, or *.example.org")
-    return hosts
-
-
-def _endpoints(text: str) -> tuple[str, ...]:
-    # A path tells letters apart, a host does not.
-    items = tuple(re.sub(r"\A[^/=]*", lambda host: host[0].lower(), each) for each in _list(text))
-    if not all(re.fullmatch(_NAMED_ENDPOINT, item) for item in items):
-        raise _Unusable("list HOST[:PORT][/PATH]=PROVIDER, which may end in :local or :remote")
-    return items
-
-
-def _text(text: str) -> str | None:
-    return text.strip() or None
-
-
-def _endpoint(text: str) -> str | None:
-    value = text.strip()
-    if value and not re.fullmatch(_ENDPOINT, value, re.IGNORECASE):
-        raise _Unusable("give an address such as http://127.0.0.1:4318")
-    return value or None
-
-
-def _names(text: str) -> tuple[str, ...] | None:
-    """Comma-separated exporters; None when nothing is said, empty when `none` is."""
-    # Each once: an exporter that is named twice would send everything twice.
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    return tuple(name for name in names if name.lower() != "none") if names else None
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in text.split(",") if item.strip())
-
-
-def _protocol(text: str) -> str | None:
-    return _choice(*PROTOCOLS)(text) if text.strip() else None
-
-
-def _allow(text: str) -> tuple[str, ...]:
-    items = tuple(item.strip() for item in text.split(",") if item.strip())
-    for item in items:
-        kind, _, name = item.partition(":")
-        if kind not in ALLOWED_KINDS or not name.strip("*"):
-            raise _Unusable(f"list {', '.join(f'{known}:NAME' for known in ALLOWED_KINDS)}")
-    return items
-
-
-def _packages(text: str) -> tuple[str, ...]:
-    names = _list(text)
-    if not all(name.isascii() and all(map(str.isidentifier, name.split("."))) for name in names):
-        raise _Unusable("list packages, such as shop, shop.orders")
-    return names
 
 
 class Setting:
@@ -159,7 +57,7 @@ class Setting:
         name: of the field.
         variable: of the environment.
         default: when the variable is absent or empty.
-        parse: makes a value of text; raises `_Unusable`.
+        parse: makes a value of text; raises `Unusable`.
         meaning: for a reader of the documentation.
         safe: the choice when the value is unusable.
         secret: never shown.
@@ -216,199 +114,202 @@ class Settings:
     profile: str = _setting(
         "SOTTOVOCE_PROFILE",
         "standard",
-        _choice(*PROFILES),
+        parsers.choice(*PROFILES),
         "privacy profile, the tightest first: `off` (no telemetry at all), `aggregate` (metrics only, by the hour), `strict` (numbers in buckets), `standard`, `content` (needs `SOTTOVOCE_CONTENT_ACK`; sends what `standard` sends)",
         safe="off",
     )
     content_ack: bool = _setting(
         "SOTTOVOCE_CONTENT_ACK",
         default=False,
-        parse=_boolean,
+        parse=parsers.boolean,
         meaning="`true`: the second key of profile `content`, without which it is `standard`",
     )
     semconv: str = _setting(
         "SOTTOVOCE_SEMCONV",
         "v1.41",
-        _choice("v1.41", "latest", "both"),
+        parsers.choice("v1.41", "latest", "both"),
         "metric vocabulary: `v1.41` (what backends read today), `latest` (`gen_ai.client.inference.*`) or `both`",
     )
     remote_model_ids: str = _setting(
         "SOTTOVOCE_REMOTE_MODEL_IDS",
         "hash",
-        _choice("hash", "catalogue"),
+        parsers.choice("hash", "catalogue"),
         "`hash`: ids of remote models are pseudonyms; `catalogue`: ids of publicly known models are kept",
     )
     model_catalogue: str | None = _setting(
         "SOTTOVOCE_MODEL_CATALOGUE",
         None,
-        _text,
+        parsers.words,
         "file of more publicly known model ids, one a line; with a line `version: 2027.01` it replaces the shipped list",
     )
     key: str | None = _setting(
         "SOTTOVOCE_KEY",
         None,
-        _text,
+        parsers.words,
         "secret of the pseudonyms, at least 16 bytes; absent: made at first use and kept in the state directory",
         secret=True,
     )
     key_file: str | None = _setting(
-        "SOTTOVOCE_KEY_FILE", None, _text, "file that holds the secret of the pseudonyms"
+        "SOTTOVOCE_KEY_FILE", None, parsers.words, "file that holds the secret of the pseudonyms"
     )
     hash_mode: str = _setting(
         "SOTTOVOCE_HASH_MODE",
         "keyed",
-        _choice("keyed", "public"),
+        parsers.choice("keyed", "public"),
         "`public`: models are hashed with a public constant, so that deployments can be compared; whoever has a list of model ids can reverse it",
     )
     user_ids: str = _setting(
         "SOTTOVOCE_USER_IDS",
         "drop",
-        _choice("drop", "hash"),
+        parsers.choice("drop", "hash"),
         "`hash`: `user.id` and `enduser.pseudo.id` leave as pseudonyms that change every week",
     )
     own_hosts: tuple[str, ...] = _setting(
         "SOTTOVOCE_OWN_HOSTS",
         (),
-        _hosts,
+        parsers.hosts,
         "comma-separated hosts (`api.example.org`, `*.example.org`) that are yours: their models count as local and trace context may go there",
     )
     endpoints: tuple[str, ...] = _setting(
         "SOTTOVOCE_ENDPOINTS",
         (),
-        _endpoints,
+        parsers.endpoints,
         "comma-separated `HOST[:PORT][/PATH]=PROVIDER`: who answers there (`localhost:8000=vllm`); with `:local` the host counts as yours, with `:remote` as not yours, even on this machine",
     )
     allow: tuple[str, ...] = _setting(
         "SOTTOVOCE_ALLOW",
         (),
-        _allow,
+        parsers.allowed(ALLOWED_KINDS),
         "comma-separated names of your own that may leave: `span:NAME`, `metric:NAME`, `resource:KEY`, `scope:NAME`, `tool:NAME`, `agent:NAME`, `service:NAME` (in profile `strict`), `route:/PATH/{ID}`, `name:NAME` (workflows, prompts, tables, queues, …); a trailing `*` stands for any ending",
     )
     stack_frames: tuple[str, ...] = _setting(
         "SOTTOVOCE_STACK_FRAMES",
         (),
-        _packages,
+        parsers.packages,
         "comma-separated packages of your own: of an exception, the frames that are in them leave as `module:function:line` (profile `standard`); never messages, never frames of others",
     )
     coarse_span_times: bool = _setting(
         "SOTTOVOCE_COARSE_SPAN_TIMES",
         default=False,
-        parse=_boolean,
+        parse=parsers.boolean,
         meaning="`true`: in profile `strict` the times of spans are rounded down to 100 ms",
     )
     propagation: str = _setting(
         "SOTTOVOCE_PROPAGATION",
         "own",
-        _choice("own", "all"),
+        parsers.choice("own", "all"),
         "who may get `traceparent` with a model call: loopback and your own hosts, or everyone",
     )
     rivals: str = _setting(
         "SOTTOVOCE_RIVALS",
         "skip",
-        _choice("skip", "run"),
+        parsers.choice("skip", "run"),
         "other instrumentations of the clients that ours record: `skip` them under the launcher, or `run` them too (two spans a call)",
     )
     disabled_instrumentations: tuple[str, ...] = _setting(
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
         (),
-        _list,
+        parsers.items,
         "comma-separated entry points not to apply under the launcher (`sottovoce_openai`, …), or `*`",
     )
     exit_timeout: float = _setting(
         "SOTTOVOCE_EXIT_TIMEOUT",
         1.0,
-        _seconds,
+        parsers.seconds,
         "seconds that the end of the process may wait for the last export",
     )
     local: bool = _setting(
         "SOTTOVOCE_LOCAL",
         default=False,
-        parse=_boolean,
+        parse=parsers.boolean,
         meaning=f"send to a `sottovoce local` receiver at {LOCAL_ENDPOINT} when no endpoint is set",
     )
     disabled: bool = _setting(
-        "OTEL_SDK_DISABLED", default=False, parse=_true, meaning="`true`: no telemetry at all"
+        "OTEL_SDK_DISABLED",
+        default=False,
+        parse=parsers.true,
+        meaning="`true`: no telemetry at all",
     )
     config_file: str | None = _setting(
         "OTEL_CONFIG_FILE",
         None,
-        _text,
+        parsers.words,
         "OpenTelemetry's declarative configuration; gated like everything else",
     )
 
     endpoint: str | None = _setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         None,
-        _endpoint,
+        parsers.address,
         "where the Collector listens, for traces and metrics (and logs, if their exporter is named)",
     )
     traces_endpoint: str | None = _setting(
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None, _endpoint, "full URL for traces alone"
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None, parsers.address, "full URL for traces alone"
     )
     metrics_endpoint: str | None = _setting(
-        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", None, _endpoint, "full URL for metrics alone"
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", None, parsers.address, "full URL for metrics alone"
     )
     logs_endpoint: str | None = _setting(
-        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", None, _endpoint, "full URL for logs alone"
+        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", None, parsers.address, "full URL for logs alone"
     )
     protocol: str | None = _setting(
         "OTEL_EXPORTER_OTLP_PROTOCOL",
         None,
-        _protocol,
+        _PROTOCOL,
         "`http/protobuf` (default) or `grpc`",
         safe="http/protobuf",
     )
     traces_protocol: str | None = _setting(
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
         None,
-        _protocol,
+        _PROTOCOL,
         "protocol of traces alone",
         safe="http/protobuf",
     )
     metrics_protocol: str | None = _setting(
         "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
         None,
-        _protocol,
+        _PROTOCOL,
         "protocol of metrics alone",
         safe="http/protobuf",
     )
     logs_protocol: str | None = _setting(
         "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL",
         None,
-        _protocol,
+        _PROTOCOL,
         "protocol of logs alone",
         safe="http/protobuf",
     )
     traces_exporter: tuple[str, ...] | None = _setting(
         "OTEL_TRACES_EXPORTER",
         None,
-        _names,
+        parsers.exporters,
         "comma-separated exporters (`otlp`, `console`, …) or `none`; `otlp` when there is an endpoint",
     )
     metrics_exporter: tuple[str, ...] | None = _setting(
-        "OTEL_METRICS_EXPORTER", None, _names, "the same for metrics"
+        "OTEL_METRICS_EXPORTER", None, parsers.exporters, "the same for metrics"
     )
     logs_exporter: tuple[str, ...] | None = _setting(
         "OTEL_LOGS_EXPORTER",
         None,
-        _names,
+        parsers.exporters,
         "the same for logs; `none` unless named or logs have an endpoint of their own, since the gate leaves a record no body",
     )
     propagators: str | None = _setting(
         "OTEL_PROPAGATORS",
         None,
-        _text,
+        parsers.words,
         "comma-separated propagators; `tracecontext`, without baggage, when unset",
     )
     logging_handler: bool = _setting(
         "OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED",
         default=False,
-        parse=_true,
+        parse=parsers.true,
         meaning="send records of `logging` through the gate, without their text",
     )
 
     def __init__(self, **chosen: Any) -> None:
-        _check(chosen)
+        check(chosen)
         vars(self).update(chosen)
 
     def but(self, **changes: Any) -> Settings:
@@ -480,7 +381,8 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
     Raises:
         TypeError: for an override that is no setting.
     """
-    environ = os.environ if environ is None else environ
+    # Copied: `os.environ` decodes a name and its value each time that it is asked.
+    environ = dict(os.environ) if environ is None else environ
     values: dict[str, Any] = {}
     warnings: list[str] = []
     for entry in SETTINGS.values():
@@ -490,25 +392,21 @@ def read(environ: Mapping[str, str] | None = None, **overrides: Any) -> tuple[Se
             continue
         try:
             values[entry.name] = entry.parse(text)
-        except _Unusable as error:
-            values[entry.name] = entry.safe
-            shown = "the value given" if entry.secret else _shown(text)
-            warnings.append(
-                f"{entry.variable}: {shown} cannot be used; {error}. Using {entry.safe!r}."
-            )
-    _check(overrides)
-    known_variables = {entry.variable for entry in SETTINGS.values()}
+        except Unusable as error:
+            values[entry.name] = value = error.kept if error.wrong else entry.safe
+            warnings.append(refused(entry.variable, entry, text, error, f"Using {value!r}"))
+    check(overrides)
+    known = {entry.variable for entry in SETTINGS.values()}
+    ours = [name for name in environ if name.startswith("SOTTOVOCE_")]
     warnings += [
         f"{name} is not a setting of this version and does nothing."
-        for name in sorted(environ)
-        if name.startswith("SOTTOVOCE_")
-        and name not in known_variables
-        and not name.startswith(_NOT_OURS)
+        for name in sorted(ours)
+        if name not in known and not name.startswith(_NOT_OURS)
     ]
     chosen = Settings(**{**values, **overrides})
     if chosen.allow and chosen.profile in _NO_NAMES_OF_ONES_OWN:
         warnings.append(f"SOTTOVOCE_ALLOW does nothing with SOTTOVOCE_PROFILE={chosen.profile}.")
-    return _settled(_with_hosts_of_endpoints(chosen), warnings)
+    return settled(_with_hosts_of_endpoints(chosen), warnings)
 
 
 def _with_hosts_of_endpoints(chosen: Settings) -> Settings:
@@ -519,11 +417,11 @@ def _with_hosts_of_endpoints(chosen: Settings) -> Settings:
     return chosen.but(own_hosts=chosen.own_hosts + added) if added else chosen
 
 
-def _settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
+def settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:
     """`chosen` without what its values cannot mean together."""
     for name, address in list(_bare_addresses(chosen)):
         warnings.append(
-            f"{variable_of(name)}: {_shown(address)} cannot be used; over HTTP it must start with http:// or https://. Using none."
+            f"{variable_of(name)}: {shown(address)} cannot be used; over HTTP it must start with http:// or https://. Using none."
         )
         absent: dict[str, Any] = {name: None}
         chosen = chosen.but(**absent)
@@ -557,9 +455,9 @@ def chosen_by_operator(chosen: Settings) -> dict[str, str]:
         value = getattr(chosen, entry.name)
         if value == entry.default:
             continue
-        hidden = entry.secret or entry.parse is _endpoint
+        hidden = entry.secret or entry.parse is parsers.address
         text = ", ".join(value) if isinstance(value, tuple) else str(value)
-        told[entry.variable] = "(set)" if hidden else _shown(text)
+        told[entry.variable] = "(set)" if hidden else shown(text)
     return told
 
 
@@ -573,43 +471,7 @@ def variable_of(name: str) -> str:
     return SETTINGS[name].variable
 
 
-def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
-    """Apply what code asks for at run time: it may tighten privacy, never loosen it.
-
-    Where telemetry goes stays the environment's choice when the environment made one.
-
-    Args:
-        base: the settings of the environment.
-        changes: by field name; values as in the environment, or of the field's own type.
-
-    Returns:
-        The settings, and one warning for each change that was not made.
-
-    Raises:
-        TypeError: for a change of what is no setting.
-    """
-    _check(changes)
-    accepted: dict[str, Any] = {}
-    warnings: list[str] = []
-    for name, given in changes.items():
-        entry, old = SETTINGS[name], getattr(base, name)
-        text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
-        try:
-            value = entry.default if given is None else entry.parse(text)
-        except _Unusable as error:
-            shown = "the value given" if entry.secret else _shown(text)
-            warnings.append(f"{name}: {shown} cannot be used; {error}. Keeping what was set.")
-            continue
-        if _LOOSENS.get(name, _contradicts)(old, value):
-            warnings.append(
-                f"{name}: code may only tighten; set {entry.variable} in the environment instead."
-            )
-            continue
-        accepted[name] = value
-    return _settled(base.but(**accepted), warnings)
-
-
-def _check(chosen: Mapping[str, Any]) -> None:
+def check(chosen: Mapping[str, Any]) -> None:
     """Refuse names that are no settings."""
     unknown = sorted(set(chosen).difference(SETTINGS))
     if unknown:
@@ -633,41 +495,17 @@ def is_looser(profile: str, than: str) -> bool:
 
 
 _NO_NAMES_OF_ONES_OWN: Final = frozenset({"aggregate", "strict"})
-_NEUTRAL: Final = frozenset({"semconv", "exit_timeout", "local"})
 
 
-def _moves(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
-    """Whether endpoints become one's own, or stop to be somebody else's."""
-    own = {each for each in new if each.endswith(":local")}
-    foreign = any(each.endswith(":remote") for each in old)
-    # The first that fits counts: what code puts before them could take their place.
-    return not own <= set(old) or (foreign and new[: len(old)] != old)
+def refused(name: str, entry: Setting, text: str, error: Unusable, instead: str) -> str:
+    """A warning that `text`, or some of the entries in it, cannot be used."""
+    what = ", ".join(map(shown, error.wrong[:_NAMED])) or shown(text)
+    if entry.secret:
+        what = "the value given"
+    return f"{name}: {what} cannot be used; {error}. {instead}."
 
 
-_LOOSENS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
-    "profile": lambda old, new: is_looser(new, than=old),
-    "content_ack": lambda old, new: new and not old,
-    "remote_model_ids": lambda old, new: old == "hash" and new != "hash",
-    "model_catalogue": lambda old, new: new != old,
-    "hash_mode": lambda old, new: old == "keyed" and new != "keyed",
-    "user_ids": lambda old, new: old == "drop" and new != "drop",
-    "propagation": lambda old, new: old == "own" and new != "own",
-    "own_hosts": lambda old, new: not set(new) <= set(old),
-    "endpoints": _moves,
-    "allow": lambda old, new: not set(new) <= set(old),
-    "stack_frames": lambda old, new: not set(new) <= set(old),
-    "coarse_span_times": lambda old, new: old and not new,
-    "disabled": lambda old, new: old and not new,
-    "logging_handler": lambda old, new: new and not old,
-    **dict.fromkeys(_NEUTRAL, lambda _old, _new: False),
-}
-
-
-def _contradicts(old: Any, new: Any) -> bool:
-    return old is not None and new != old
-
-
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """A value as a message may show it: short, without a URL's user, password and query."""
     return repr(re.sub(_QUERY, "?***", re.sub(_CREDENTIALS, r"\1***@", text), flags=re.DOTALL)[:64])
 
