@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sottovoce.hardware import tiers
 from sottovoce.privacy import catalogue
 from sottovoce.registry import ATTRIBUTES
-from sottovoce.runtimes import identity, llama_cpp, mlx
+from sottovoce.runtimes import identity, llama_cpp, mlx_models
 
 HUB = "/home/alice/.cache/huggingface/hub"
 
@@ -121,10 +122,24 @@ def test_sizes_fall_into_the_bucket_that_they_are_published_as(parameters, bucke
     assert identity.size_bucket(parameters) == bucket
 
 
+def test_what_is_known_besides_are_closed_words_and_a_flag():
+    known = identity.describe(
+        None, "llama", "f16", 10, size=5 << 30, adapted=False, offload="partial"
+    )
+    assert known.name == "llama-lt_1M-f16"
+    assert known.facts["model_size"] == "4_8GiB"
+    assert known.facts["model_adapter"] is False
+    assert known.facts["model_offload"] == "partial"
+    unknown = identity.describe(None, "llama", "f16", 10, size=0, offload="/home/alice")
+    assert unknown.facts.keys() == {"model_architecture", "model_quantization", "model_parameters"}
+
+
 def test_every_word_that_we_use_is_in_the_registry():
+    for attribute in ("sottovoce.model.size", "sottovoce.memory.peak"):
+        assert ATTRIBUTES[attribute].values == set(tiers.IN_USE)
     buckets = {bucket.name for bucket in identity.SIZE_BUCKETS} | {identity.OTHER}
     assert buckets == ATTRIBUTES["sottovoce.model.parameters"].values
-    words = {*llama_cpp._FILE_TYPES.values(), *mlx._FLOATS.values()}
+    words = {*llama_cpp._FILE_TYPES.values(), *mlx_models._FLOATS.values()}
     words |= {f"{bits}bit" for bits in (2, 3, 4, 5, 6, 8)} | {"mxfp4", "mxfp8", "nvfp4"}
     assert words <= ATTRIBUTES["sottovoce.model.quantization"].values
 

@@ -62,6 +62,9 @@ def test_a_stream_of_mlx(record, mlx_model):
     assert span.parent.span_id == turn.get_span_context().span_id
     attributes = dict(span.attributes)
     assert attributes.pop("gen_ai.response.time_to_first_chunk") > 0
+    assert attributes.pop("sottovoce.prefill.throughput") > 0
+    assert attributes.pop("sottovoce.decode.throughput") > 0
+    assert attributes.pop("sottovoce.context.utilization") == (len(PROMPT) + 5) / 2048
     assert attributes == {
         "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": "mlx",
@@ -72,7 +75,9 @@ def test_a_stream_of_mlx(record, mlx_model):
         "gen_ai.usage.input_tokens": len(PROMPT),
         "gen_ai.usage.output_tokens": 5,
         "sottovoce.call.outcome": "completed",
+        "sottovoce.model.adapted": False,
         "sottovoce.model.architecture": "llama",
+        "sottovoce.model.context_size": 2048,
         "sottovoce.model.parameters": "lt_1M",
         "sottovoce.model.quantization": "f32",
         "sottovoce.response.chunks": 5,
@@ -112,7 +117,8 @@ def test_loading_and_completing_in_llama_cpp(record, gguf_q8_path):
     recorded = record(LlamaCppInstrumentor)
     llama = llama_cpp.Llama(str(gguf_q8_path), n_ctx=64, n_threads=1, verbose=False)
     llama(PROMPT, max_tokens=3)
-    (span,) = recorded.exporter.get_finished_spans()
+    loading, span = recorded.exporter.get_finished_spans()
+    assert loading.name == "load_model llama-lt_1M-q8_0"
     assert span.attributes["sottovoce.model.context_size"] == llama.n_ctx()
     assert span.attributes["gen_ai.usage.output_tokens"] == 3
     points = recorded.points()
@@ -125,5 +131,5 @@ def test_loading_and_completing_in_llama_cpp(record, gguf_q8_path):
         "sottovoce.model.quantization": "q8_0",
     }
     assert "gen_ai.client.operation.time_to_first_chunk" not in points
-    assert "alice" not in span.to_json()
+    assert "alice" not in span.to_json() + loading.to_json()
     llama.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from sottovoce import dropped
 from sottovoce.call import Call, current_call
 from sottovoce.guard import failed, never_raise
+from sottovoce.runtimes import failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -83,7 +84,7 @@ class EngineCall(Call):
 
     def blame(self, error: BaseException) -> BaseException | str:
         """Give what the call failed with: the exception, or a code of the closed vocabulary."""
-        return error
+        return failures.of_call(error) or error
 
     def finish(self, error: BaseException | None = None) -> None:
         """The engine is done, or failed with `error`. Never raises."""
@@ -112,6 +113,30 @@ class EngineCall(Call):
                 per_token = (self.busy_ns - self.first_ns) / (self.made - 1)
                 facts["time_per_output_token_s"] = max(0.0, per_token * NS)
         self.settle()
+        self._settle_pace()
+
+    def _settle_pace(self) -> None:
+        """Write the rates and how full the context is, where a runtime has not and they follow.
+
+        Of a batch they do not: its sequences are read and written side by side.
+        """
+        facts = self.facts
+        if facts.get("batch_size", 1) > 1:
+            return
+        per_token = facts.get("time_per_output_token_s")
+        if per_token:
+            facts.setdefault("decode_rate", 1 / per_token)
+        if facts.get("passes", 1) > 1 or "input_tokens" not in facts:
+            return
+        read, first = facts["input_tokens"], facts.get("time_to_first_token_s")
+        fresh = read - facts.get("cache_read_tokens", 0)
+        # A single token is not read but decoded.
+        if first and fresh > 1:
+            facts.setdefault("prefill_rate", fresh / first)
+        size = facts.get("context_size")
+        if size and "output_tokens" in facts:
+            filled = (read + facts["output_tokens"]) / size
+            facts.setdefault("context_fill", min(1.0, filled))
 
     @never_raise("runtime.blame")
     def _blamed(self, error: BaseException) -> BaseException | str:
@@ -129,7 +154,8 @@ class Runtime:
         self.provider = provider
         self.recorder = recorder
         self._hooks = hooks
-        # Recorders of the contract need not have these two.
+        # Recorders of the contract need not have these.
+        self._loading = getattr(recorder, "loading", None)
         self._loaded = getattr(recorder, "loaded", None)
         self._enabled = getattr(recorder, "enabled", None)
 
@@ -177,29 +203,44 @@ class Runtime:
         """Run a loader and record how long the app waited, a download included.
 
         Of loaders that call each other the outermost is recorded. `identify` gets what it
-        returned and must not raise. Of a load that failed only the error's class is recorded:
-        what was asked for may be a path.
+        returned and must not raise. Of a load that failed only the error's code or class is
+        recorded: what was asked for may be a path.
         """
         if not self.active or _loading.get():
             return function(*args, **kwargs)
-        loading = _loading.set(True)
+        recorded = self.recording
+        inside = _loading.set(True)
+        loading = self._begin_load() if recorded else None
         started = perf_counter_ns()
         try:
             result = function(*args, **kwargs)
-        except Exception as error:
-            self._record_load(None, perf_counter_ns() - started, error)
+        except BaseException as error:
+            if recorded:
+                self._record_load(None, perf_counter_ns() - started, error, loading)
             raise
+        else:
+            waited = perf_counter_ns() - started
+            known = identify(result)
+            if recorded:
+                self._record_load(known, waited, None, loading)
+            return result
         finally:
-            _loading.reset(loading)
-        waited = perf_counter_ns() - started
-        self._record_load(identify(result), waited, None)
-        return result
+            _loading.reset(inside)
 
     @never_raise("runtime.load")
-    def _record_load(self, known: Identity | None, waited_ns: int, error: Exception | None) -> None:
-        if self._loaded is not None:
-            facts = {"request_model": known.name, **known.facts} if known else {}
-            self._loaded(self.provider, facts, waited_ns * NS, error)
+    def _begin_load(self) -> Any:
+        return self._loading(self.provider) if self._loading is not None else None
+
+    @never_raise("runtime.load")
+    def _record_load(
+        self, known: Identity | None, waited_ns: int, error: BaseException | None, loading: Any
+    ) -> None:
+        if self._loaded is None:
+            return
+        facts = {"request_model": known.name, **known.facts} if known else {}
+        blamed = None if error is None else failures.of_load(error) or error
+        begun = () if loading is None else (loading,)
+        self._loaded(self.provider, facts, waited_ns * NS, blamed, *begun)
 
 
 def pass_on(inner: Generator[Any, Any, Any], call: EngineCall) -> Generator[Any, Any, Any]:

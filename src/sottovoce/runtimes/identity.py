@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sottovoce import loaded
 from sottovoce.guard import never_raise
+from sottovoce.hardware import tiers
 from sottovoce.registry import ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -23,8 +25,21 @@ if TYPE_CHECKING:
 OTHER: Final = "other"
 """Stands in a descriptor for what is unknown or in no vocabulary."""
 
+OFFLOADS: Final = ATTRIBUTES["sottovoce.model.offload"].values or frozenset()
+"""How much of a model an accelerator can hold."""
+
 _ARCHITECTURES: Final = ATTRIBUTES["sottovoce.model.architecture"].values or frozenset()
 _QUANTIZATIONS: Final = ATTRIBUTES["sottovoce.model.quantization"].values or frozenset()
+
+
+_KIND: Final = (
+    "model_architecture",
+    "model_parameters",
+    "model_quantization",
+    "provider",
+    "request_model",
+)
+"""What tells loaded models apart where they are counted."""
 
 
 class _Bucket(NamedTuple):
@@ -68,6 +83,10 @@ def describe(
     architecture: str | None,
     quantization: str | None,
     parameters: int | None,
+    *,
+    size: int | None = None,
+    adapted: bool | None = None,
+    offload: str | None = None,
 ) -> Identity:
     """Make an identity of what is known; what is in no vocabulary is no fact.
 
@@ -76,6 +95,9 @@ def describe(
         architecture: what `architecture` chose.
         quantization: bits of an MLX weight (``4bit``), a float type or a GGUF file type.
         parameters: number of weights.
+        size: bytes of memory that the weights take.
+        adapted: whether an adapter (LoRA) is loaded on it.
+        offload: how much of it an accelerator holds: ``none``, ``partial`` or ``full``.
     """
     facts: Facts = {}
     if architecture in _ARCHITECTURES:
@@ -84,6 +106,13 @@ def describe(
         facts["model_quantization"] = quantization
     if isinstance(parameters, int) and parameters > 0:
         facts["model_parameters"] = size_bucket(parameters)
+    tier = tiers.in_use(size)
+    if tier is not None:
+        facts["model_size"] = tier
+    if adapted is not None:
+        facts["model_adapter"] = adapted
+    if offload in OFFLOADS:
+        facts["model_offload"] = offload
     descriptor = "-".join(
         str(facts.get(fact, OTHER))
         for fact in ("model_architecture", "model_parameters", "model_quantization")
@@ -131,10 +160,15 @@ class Identities:
     """Identities of living models that cannot be keys: by `id`, forgotten when a model dies.
 
     `mlx.nn.Module` is a dict, hence unhashable, so a `WeakKeyDictionary` cannot hold it.
+
+    Args:
+        provider: whose models they are; with it, they are counted as loaded while they live.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, provider: str | None = None) -> None:
+        self._provider = provider
         self._known: dict[int, Identity] = {}
+        self._tickets: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -151,5 +185,26 @@ class Identities:
         """
         key = id(model)
         if key not in self._known:
-            weakref.finalize(model, self._known.pop, key, None).atexit = False
+            weakref.finalize(model, self._forget, key).atexit = False
+            self._count(key, identity)
         self._known[key] = identity
+
+    def unloaded(self, model: Any) -> None:
+        """Count `model`, which lives on, as loaded no longer: the app closed it. Never raises."""
+        self._uncount(id(model))
+
+    def _forget(self, key: int) -> None:
+        # A finaliser, so no lock; each of these is one operation.
+        self._known.pop(key, None)
+        self._uncount(key)
+
+    def _count(self, key: int, identity: Identity) -> None:
+        if self._provider is not None:
+            words = {**identity.facts, "provider": self._provider, "request_model": identity.name}
+            kind = tuple(sorted((name, str(words[name])) for name in _KIND if name in words))
+            self._tickets[key] = loaded.add(kind)
+
+    def _uncount(self, key: int) -> None:
+        ticket = self._tickets.pop(key, None)
+        if ticket is not None:
+            loaded.remove(ticket)
