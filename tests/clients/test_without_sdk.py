@@ -1,4 +1,4 @@
-"""Ollama, Cohere and Hugging Face asked without an SDK: each request is one call all the same."""
+"""Servers asked without an SDK: each request is one call all the same."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import httpx
 import pytest
 import requests
 
-from servers import cohere, huggingface, ollama
+from servers import cohere, huggingface, llama_server, ollama
 from servers.calls import Calls
 from servers.provider import WORDS
 from servers.scenarios import MESSAGES
@@ -15,7 +15,11 @@ from sottovoce import guard, transports
 ASK = {"model": "tiny", "messages": MESSAGES}
 OLLAMA = {**ollama.COUNTED, "finish_reasons": ["stop"]}
 COHERE = {**cohere.COUNTED, "finish_reasons": ["COMPLETE"]}
-INPUTS = {"inputs": "a secret question", "parameters": {"details": True}}
+INPUTS = {
+    "inputs": "a secret question",
+    "parameters": {"details": True, "max_new_tokens": 18},
+}
+PROMPT = {"prompt": "a secret question", "n_predict": 5}
 
 WHOLE = [
     (ollama, "/api/chat", {**ASK, "stream": False}, "chat", "ollama", OLLAMA),
@@ -48,6 +52,10 @@ WHOLE = [
         "hugging_face",
         {"request_model": "org/tiny"},
     ),
+    (huggingface, "/generate", INPUTS, "text_completion", "hugging_face", huggingface.COUNTED),
+    (huggingface, "/", INPUTS, "text_completion", "hugging_face", huggingface.COUNTED),
+    (llama_server, "/completion", PROMPT, "text_completion", "llama_cpp", llama_server.TOLD),
+    (llama_server, "/embedding", {"content": "a secret"}, "embeddings", "llama_cpp", {}),
 ]
 STREAMS = [
     # Whoever does not say otherwise gets a stream.
@@ -80,12 +88,31 @@ STREAMS = [
         {**huggingface.COUNTED, "input_tokens": 3},
         WORDS,
     ),
+    (
+        huggingface,
+        "/",
+        {**INPUTS, "stream": True},
+        "text_completion",
+        "hugging_face",
+        {**huggingface.COUNTED, "input_tokens": 3},
+        WORDS,
+    ),
+    (
+        llama_server,
+        "/completion",
+        {**PROMPT, "stream": True},
+        "text_completion",
+        "llama_cpp",
+        llama_server.TOLD,
+        WORDS + 1,
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
 def servers():
-    running = {module: module.serve().__enter__() for module in (ollama, cohere, huggingface)}
+    kinds = (ollama, cohere, huggingface, llama_server)
+    running = {module: module.serve().__enter__() for module in kinds}
     yield running
     for server in running.values():
         server.__exit__()
@@ -145,7 +172,10 @@ def test_streams(servers, raw, ask, scenario, wire, path, body, operation, provi
     assert {**call.facts, **facts} == call.facts
 
 
-@pytest.mark.parametrize("path", ["/api/chat", "/v2/chat", "/rerank", "/generate"])
+@pytest.mark.parametrize(
+    "path",
+    ["/api/chat", "/v2/chat", "/rerank", "/generate", "/completion", "/embedding", "/", ""],
+)
 def test_somebody_elses_paths(servers, raw, path):
     by_httpx(servers[ollama].url + path, {"hello": "a secret"}, stream=False)
     assert not raw.opened_calls

@@ -53,9 +53,6 @@ def test_a_path_is_known_by_its_end(path, operation, protocol):
 @pytest.mark.parametrize(
     "path",
     [
-        "",
-        "/",
-        "//",
         "/v1/models",
         "/v1/responses/resp_123",
         "/v1/responses/resp_123/cancel",
@@ -127,3 +124,19 @@ def test_a_deployment_in_the_path_is_the_model_where_the_body_names_none():
 def test_a_path_that_says_what_comes_out_and_a_deployment_tells_both():
     route = match("POST", "/openai/deployments/w/audio/translations")
     assert route.facts == {"output_type": "text", "request_model": "w"}
+
+
+@pytest.mark.parametrize(
+    ("path", "sign"),
+    [
+        ("", "max_new_tokens"),
+        ("/", "max_new_tokens"),
+        ("http://localhost:8080/", "max_new_tokens"),
+        ("/generate", "inputs"),
+        ("/completion", "prompt"),
+        ("http://localhost:8080/embedding?x=1", "content"),
+    ],
+)
+def test_what_others_use_too_is_known_by_a_key_of_the_body(path, sign):
+    route = match("POST", path)
+    assert (route.sign, route.unmistakable) == (sign, False)

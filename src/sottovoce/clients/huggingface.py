@@ -65,7 +65,9 @@ class _Door(Door):
     ) -> Asked | None:
         request = args[0] if args else kwargs["request_parameters"]
         where = urlsplit(request.url)
-        route = routes.match("POST", where.path) or _TASKS.get(request.task)
+        route = routes.match("POST", where.path)
+        if route is None or route.sign is not None:
+            route = _TASKS.get(request.task) or route
         if route is None or not isinstance(request.json, dict):
             return None
         facts = route.protocol.request(request.json)

@@ -18,6 +18,7 @@ from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
 from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
 from sottovoce.protocols.gemini_interactions import GEMINI_INTERACTIONS
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
+from sottovoce.protocols.llama_server import LLAMA_COMPLETION, LLAMA_EMBEDDING
 from sottovoce.protocols.mistral import MISTRAL_OCR
 from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
 from sottovoce.protocols.openai_audio import OPENAI_AUDIO
@@ -46,6 +47,8 @@ class Route(NamedTuple):
             a model, nor be readable.
         facts: what the path itself says: a model, that the answer is streamed.
         anywhere: a client that opens a call for it sends it to a path that does not say so.
+        sign: key of a request's body that tells it from what other apps use the path for, on
+            hosts of the operator's own.
     """
 
     operation: str
@@ -54,6 +57,7 @@ class Route(NamedTuple):
     unmistakable: bool = False
     facts: Facts = {}  # noqa: RUF012 - never written to
     anywhere: bool = False
+    sign: str | None = None
 
 
 class PathRoute(NamedTuple):
@@ -113,12 +117,16 @@ ROUTES: Final[dict[str, Route]] = {
     "v2/embed": Route("embeddings", COHERE_EMBED, "cohere"),
     "v2/rerank": Route("rerank", RERANK, "cohere"),
     "rerank": Route("rerank", RERANK),
-    "generate": Route("text_completion", HF_TEXT_GENERATION, "hugging_face"),
+    "generate": Route("text_completion", HF_TEXT_GENERATION, "hugging_face", sign="inputs"),
+    # Text Generation Inference answers here, too, but so do servers for other tasks.
+    "": Route("text_completion", HF_TEXT_GENERATION, "hugging_face", sign="max_new_tokens"),
+    "completion": Route("text_completion", LLAMA_COMPLETION, "llama_cpp", sign="prompt"),
+    "embedding": Route("embeddings", LLAMA_EMBEDDING, "llama_cpp", sign="content"),
     "generate_stream": Route(
         "text_completion", HF_TEXT_GENERATION, "hugging_face", unmistakable=True
     ),
 }
-"""By how a path ends: whole segments, the longest ending that fits counts."""
+"""By how a path ends: whole segments, the longest ending that fits counts; "" is no path at all."""
 
 
 def _bedrock(path: str) -> Facts | None:
@@ -222,6 +230,8 @@ def match(method: str, path: str) -> Route | None:
         method = method.upper()
         if method != "POST":
             return _fetched(path) if method == "GET" and "responses/" in path else None
+    if path[:1] != "/" and "://" in path:
+        path = path[path.find("/", path.find("://") + 3) :]
     if path.endswith("/"):
         path = path.rstrip("/")
     last = path[path.rfind("/") + 1 :]

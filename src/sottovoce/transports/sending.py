@@ -23,7 +23,7 @@ from sottovoce.transports import wire
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sottovoce.exchange import HTTPCall, Tokens
+    from sottovoce.exchange import HTTPCall, Server, Tokens
     from sottovoce.protocols.routes import Route
     from sottovoce.transports import Transport
     from sottovoce.transports.wire import Watch
@@ -138,7 +138,9 @@ def begin(
     tries: bool,
 ) -> Sending | None:
     """Do what `Transport.begin` says, for a request that could be a call's. May raise."""
-    route = route or exchange.expected(method)
+    if route is None or route.sign is not None:
+        # A path that others use as well; a client knows better.
+        route = exchange.expected(method) or route
     if route is None:
         return None
     current = exchange.current()
@@ -157,14 +159,32 @@ def begin(
     recorder = transport.recorder
     if recorder is None or not transport.records:
         return None
-    facts: Any = _facts(route, body) or {}
     target = exchange.server(*where(*of), transport.own_hosts)
-    known = target.third_party or route.unmistakable
-    if not known and "request_model" not in facts and "request_model" not in route.facts:
-        # Somebody else's `/responses`.
+    facts = _facts_of_a_call(route, body, target)
+    if facts is None:
         return None
     call = exchange.open_call(recorder, route, facts, target)
     return Sending(call, route, exchange.enter(call), body)
+
+
+def _facts_of_a_call(route: Route, body: Any, target: Server) -> Any:
+    """Read a request that no SDK makes; ``None`` when it is somebody else's ``/responses``."""
+    known = target.third_party or route.unmistakable
+    if route.sign is not None:
+        known = (known or target.local) and _names(body, route.sign)
+        if not known:
+            return None
+    facts: Any = _facts(route, body) or {}
+    named = "request_model" in facts or "request_model" in route.facts
+    return facts if known or named else None
+
+
+def _names(body: Any, key: str) -> bool:
+    """Whether a body has a key; no quote inside a string of JSON stands without a backslash."""
+    if isinstance(body, dict):
+        return key in body
+    text = body.encode() if isinstance(body, str) else body
+    return isinstance(text, bytes) and b'"%s"' % key.encode() in text
 
 
 @guard.never_raise("transport.facts")
