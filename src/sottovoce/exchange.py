@@ -159,12 +159,7 @@ def expected(method: str) -> Route | None:
 def enter(call: HTTPCall) -> Tokens:
     """Make `call` the current one, and its span; undo it in the same frame with `leave`."""
     call.entered = True
-    return _enter(call), current_call.set(call)
-
-
-@guard.never_raise("exchange.enter")
-def _enter(call: Call) -> Any:
-    return call.recorder.enter(call)
+    return call.recorder.enter(call), current_call.set(call)
 
 
 @guard.never_raise("exchange.leave")

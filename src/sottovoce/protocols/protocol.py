@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from sottovoce.call import Facts
@@ -264,7 +264,7 @@ def checked(candidates: Candidates, on_malformed: Callable[[str], None] | None =
             facts[fact] = good
     if wrong and on_malformed is not None:
         on_malformed("type")
-    return cast("Facts", facts)
+    return facts  # type: ignore[return-value]
 
 
 def error_code(*candidates: Any) -> str:

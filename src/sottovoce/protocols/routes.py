@@ -7,6 +7,7 @@ so that a gateway or a local server needs no row of its own.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -211,6 +212,7 @@ _ENDINGS: Final = _by_last_segment()
 _NAMED = re.compile(r"/(?:deployments|engines)/([^/]{1,512})/").search
 
 
+@lru_cache(maxsize=512)
 def match(method: str, path: str) -> Route | None:
     """Find what a request is for.
 
@@ -219,7 +221,7 @@ def match(method: str, path: str) -> Route | None:
         path: of the URL, with or without a query.
 
     Returns:
-        The route, or None, at the cost of a look at the last segment. On hosts that are not
+        The route, or None; paths that come again are remembered. On hosts that are not
         known to be a provider's, and paths that are not unmistakable, a request without
         `request_model` among its facts is somebody else's ``/responses``.
     """
