@@ -31,13 +31,16 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     Attributes:
         modules: whose import makes it act.
+        in_process: models run in this process, so what they take of the machine is of interest.
     """
 
     modules: ClassVar[tuple[str, ...]] = ()
+    in_process: ClassVar[bool] = False
     _patches: Patches
     _hooks: ImportHooks
     _own_hosts: tuple[str, ...]
     _installed: bool
+    _meters: Any
     _steps: Callable[[], Recorder]
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -49,7 +52,8 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches, self._hooks = Patches(), ImportHooks()
         self._own_hosts = (*chosen.own_hosts, *chosen.endpoints)
         self._installed = False
-        given = kwargs.get("tracer_provider"), kwargs.get("meter_provider"), chosen
+        self._meters = kwargs.get("meter_provider")
+        given = kwargs.get("tracer_provider"), self._meters, chosen
         recorder = _recorder(*given)
         # Asked for by every step, and settings take a while to hash.
         self._steps = lru_cache(maxsize=1)(partial(_step_recorder, *given))
@@ -59,6 +63,10 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
             if not self._installed:
                 self._installed = True
                 self._install(recorder)
+                if self.in_process:
+                    from sottovoce import gauges  # noqa: PLC0415 - of use to few apps
+
+                    gauges.start(type(self).__name__, self._meters, chosen)
 
         for module in self.modules:
             self._hooks.when_imported(module, imported)
@@ -68,6 +76,10 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         steps.source.remove(self._steps)
         if self._installed:
             self._remove()
+            if self.in_process:
+                from sottovoce import gauges  # noqa: PLC0415
+
+                gauges.stop(type(self).__name__, self._meters)
         self._patches.undo()
 
     def hooked(self) -> list[str]:
@@ -318,20 +330,24 @@ class MCPInstrumentor(_Instrumentor):
 
 
 class MLXInstrumentor(_Instrumentor):
-    """mlx-lm in this process: loading and generating."""
+    """mlx-lm in this process: loading, generating, and its server."""
 
-    modules = ("mlx_lm.utils", "mlx_lm.generate")
+    # The others may import the first two: nobody has taken a function by then.
+    modules = ("mlx_lm.sample_utils", "mlx_lm.tuner.utils", "mlx_lm.utils", "mlx_lm.generate")
+    in_process = True
 
     def _install(self, recorder: SpanRecorder) -> None:
-        from sottovoce.runtimes import mlx  # noqa: PLC0415
+        from sottovoce.runtimes import mlx, mlx_server  # noqa: PLC0415
 
         mlx.install(recorder, self._hooks, self._patches)
+        mlx_server.install(recorder, self._hooks, self._patches)
 
 
 class LlamaCppInstrumentor(_Instrumentor):
     """llama-cpp-python in this process: loading, completing, chatting, embedding."""
 
     modules = ("llama_cpp.llama",)
+    in_process = True
 
     def _install(self, recorder: SpanRecorder) -> None:
         from sottovoce.runtimes import llama_cpp  # noqa: PLC0415

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
 from sottovoce.guard import failed, never_raise
-from sottovoce.runtimes import mlx_batch, mlx_models, mlx_sampling
+from sottovoce.runtimes import mlx_batch, mlx_cache, mlx_models, mlx_sampling
 from sottovoce.runtimes.engine import Arguments, Runtime, pass_on
 from sottovoce.runtimes.mlx_call import Generation, Speculation
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 PROVIDER: Final = "mlx"
 
 LOADERS: Final = ("load", "sharded_load", "load_model")
+ADAPTERS: Final = {"load_adapters": True, "remove_lora_layers": False}
+"""Functions of `mlx_lm.tuner.utils`, and whether the model has an adapter afterwards."""
 
 
 def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: Any = None) -> None:
@@ -68,7 +70,12 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
 
         hooks.when_imported(name, imported)
 
+    def adapters(module: ModuleType) -> None:
+        for name, adapted in ADAPTERS.items():
+            patches.wrap(module, name, functools.partial(mlx_models.adapter, adapted))
+
     when_imported("mlx_lm.sample_utils", samplers)
+    when_imported("mlx_lm.tuner.utils", adapters)
     when_imported("mlx_lm.utils", loaders)
     when_imported("mlx_lm.generate", generators)
 
@@ -121,12 +128,15 @@ class _Mlx(Runtime):
         if not self.recording or mlx_batch.suppressed.get():
             return None
         named = arguments.named(args, kwargs)
-        kind = Generation if named.get("draft_model") is None else Speculation
+        model, alone = named.get("model"), named.get("draft_model") is None
+        # A cache that has to be taken back never forgets: with a draft no window counts.
+        window = named.get("max_kv_size") if alone else None
+        kind = Generation if alone else Speculation
         return kind(
             self,
-            identity=mlx_models.known(named.get("model"), named.get("tokenizer")),
+            identity=mlx_models.known(model, named.get("tokenizer")),
             stream=stream,
-            cached=mlx_models.cached_tokens(named.get("prompt_cache")),
+            held=mlx_cache.held(named.get("prompt_cache"), model, window),
             asked=named,
         )
 

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
 from sottovoce.guard import failed, never_raise
-from sottovoce.runtimes import mlx_models
+from sottovoce.runtimes import mlx_cache, mlx_models
 from sottovoce.runtimes.engine import NS, Arguments
+from sottovoce.runtimes.mlx_cache import Held
 from sottovoce.runtimes.mlx_call import MlxCall
 
 if TYPE_CHECKING:
@@ -204,12 +205,14 @@ def _batch_generate(runtime: Runtime, original: Callable[..., Any]) -> Callable[
         if not runtime.recording or suppressed.get():
             return None
         named = arguments.named(args, kwargs)
-        prompts, caches = named.get("prompts"), named.get("prompt_caches")
+        model, window = named.get("model"), named.get("max_kv_size")
+        caches = _sized(named.get("prompt_caches")) or (None,)
+        held = [mlx_cache.held(cache, model, window) for cache in caches]
         return Batch(
             runtime,
-            identity=mlx_models.known(named.get("model"), named.get("tokenizer")),
-            prompts=[_length(prompt) for prompt in _sized(prompts)],
-            cached=sum(mlx_models.cached_tokens(cache) for cache in _sized(caches)),
+            identity=mlx_models.known(model, named.get("tokenizer")),
+            prompts=[_length(prompt) for prompt in _sized(named.get("prompts"))],
+            held=Held(sum(each.tokens for each in held), held[0].window),
             asked=named,
         )
 
@@ -247,14 +250,14 @@ def _begin(runtime: Runtime, generator: Any, named: dict[str, Any], uids: list[A
         whole.fed = True
         # In the order of the prompts, whichever is done first.
         whole.sizes = {
-            uid: _length(prompt) + mlx_models.cached_tokens(cache)
+            uid: _length(prompt) + mlx_cache.held(cache).tokens
             for uid, prompt, cache in zip(uids, prompts, _each(named, "caches"), strict=False)
         }
         _of(generator, whole)
         return
-    known = mlx_models.known(generator.model)
+    model, window = generator.model, getattr(generator, "max_kv_size", None)
+    known = mlx_models.known(model)
     batch = _of(generator)
-    own = {"max_kv_size": getattr(generator, "max_kv_size", None)}
     each = zip(
         uids,
         prompts,
@@ -269,14 +272,9 @@ def _begin(runtime: Runtime, generator: Any, named: dict[str, Any], uids: list[A
             runtime,
             identity=known,
             prompt=_length(prompt),
-            cached=mlx_models.cached_tokens(cache),
+            held=mlx_cache.held(cache, model, window),
             began_ns=batch.busy_ns,
-            asked={
-                **own,
-                "max_tokens": limit,
-                "sampler": sampler,
-                "logits_processors": processors,
-            },
+            asked={"max_tokens": limit, "sampler": sampler, "logits_processors": processors},
         )
 
 

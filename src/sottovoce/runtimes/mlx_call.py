@@ -17,6 +17,7 @@ from sottovoce.runtimes.engine import EngineCall
 if TYPE_CHECKING:
     from sottovoce.runtimes.engine import Runtime
     from sottovoce.runtimes.identity import Identity
+    from sottovoce.runtimes.mlx_cache import Held
 
 OPERATION: Final = "text_completion"
 
@@ -31,7 +32,7 @@ class MlxCall(EngineCall):
     Args:
         identity: who runs, as far as is known.
         stream: whether the app gets the answer piece by piece.
-        cached: prompt tokens that a prompt cache held before, which mlx-lm does not count.
+        held: what a prompt cache holds before, which mlx-lm does not count.
         asked: the arguments by name, of which only settings are read.
     """
 
@@ -43,13 +44,13 @@ class MlxCall(EngineCall):
         *,
         identity: Identity | None,
         stream: bool,
-        cached: int,
+        held: Held,
         asked: dict[str, Any],
     ) -> None:
         # Before the call is opened: what fails here must not leave one that nobody ends.
         settings = mlx_sampling.asked(asked.get("sampler"), asked.get("logits_processors"))
-        limit, window = asked.get("max_tokens"), asked.get("max_kv_size")
-        self.cached = cached
+        limit = asked.get("max_tokens")
+        self.cached = held.tokens
         super().__init__(
             runtime.recorder,
             operation=OPERATION,
@@ -62,8 +63,8 @@ class MlxCall(EngineCall):
         # -1 asks for no limit.
         if type(limit) is int and limit > 0:
             facts["request_max_tokens"] = limit
-        if type(window) is int and 0 < window < facts.get("context_size", window + 1):
-            facts["context_size"] = window
+        if held.window is not None:
+            facts["context_size"] = min(held.window, facts.get("context_size", held.window))
 
     def count_input(self, prompt: int) -> None:
         """Write how many tokens the model read: those of the prompt and of the cache."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.guard import never_raise
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from sottovoce.runtimes.engine import Runtime
 
-models: Final = identity.Identities()
+models: Final = identity.Identities("mlx")
 """Identities of the models that are loaded in this process."""
 
 _FLOATS: Final = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -57,36 +58,29 @@ def loader(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any]
     return load
 
 
+def adapter(adapted: bool, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap what puts an adapter on a loaded model, or takes it off: who it is changes."""
+    arguments = Arguments(original)
+
+    @never_raise("mlx.adapter")
+    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        model = arguments.named(args, kwargs).get("model")
+        before = models.get(model)
+        if before is not None:
+            models.put(model, replace(before, facts={**before.facts, "model_adapter": adapted}))
+
+    @functools.wraps(original)
+    def adapt(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        note(args, kwargs)
+        return result
+
+    return adapt
+
+
 def known(model: Any, tokenizer: Any = None) -> identity.Identity | None:
     """Give the identity of `model`, also of one that was loaded before we were here."""
     return models.get(model) or _late(model, tokenizer)
-
-
-def cached_tokens(prompt_cache: Any) -> int:
-    """Count the tokens that a prompt cache holds: mlx-lm's prompt counts leave them out.
-
-    Layers of several kinds may lie in one cache; the one that holds most tells. A rotating
-    layer holds no more than its window. Never raises.
-    """
-    return _held(prompt_cache) or 0
-
-
-@never_raise("mlx.cache")
-def _held(layers: Any) -> int:
-    if not isinstance(layers, (list, tuple)):
-        return 0
-    most = 0
-    for layer in layers:
-        inner = getattr(layer, "caches", None)
-        if isinstance(inner, (list, tuple)):
-            most = max(most, cached_tokens(inner))
-            continue
-        held, window = getattr(layer, "offset", None), getattr(layer, "max_size", None)
-        # Layers of a batch have one offset for each sequence, in an array: not asked for, it
-        # would have to be computed.
-        if type(held) is int:
-            most = max(most, min(held, window) if type(window) is int else held)
-    return most
 
 
 @never_raise("mlx.context")
