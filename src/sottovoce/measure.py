@@ -4,7 +4,7 @@
 microseconds each, three to five times a call, once a chunk in peers that record every chunk.
 Three ideas avoid most of it:
 
-* All measurements of one call share a `Point`: its key is built once, and the aggregation
+* All measurements of one call share a `Point`: its key is found once, and the aggregation
   that a key leads to is remembered, so that a measurement goes straight to `aggregate`.
 * The gaps between a stream's chunks are kept as bucket counts (`call.Gaps`) and added to
   the aggregation under its own lock, all at once.
@@ -54,14 +54,15 @@ class Point:
         sampled: whether that span is.
     """
 
-    __slots__ = ("attributes", "context", "key", "sampled")
+    __slots__ = ("attributes", "context", "key", "measurement", "sampled")
 
     def __init__(
         self, attributes: Mapping[str, Any], context: Context, *, sampled: bool | None = None
     ) -> None:
         self.attributes = attributes
         self.context = context
-        self.key = tuple(attributes.items())
+        self.key = _key(attributes)
+        self.measurement = _Measurement(attributes, context)
         if sampled is None:
             sampled = trace.get_current_span(context).get_span_context().trace_flags.sampled
         self.sampled = bool(sampled)
@@ -99,15 +100,34 @@ def _is_clean(value: Any) -> bool:
 
 
 class _Measurement:
-    """What an aggregation reads of the SDK's `Measurement`."""
+    """What an aggregation reads of the SDK's `Measurement`; one after the other for a point."""
 
     __slots__ = ("attributes", "context", "time_unix_nano", "value")
 
-    def __init__(self, value: float, point: Point) -> None:
-        self.value = value
+    def __init__(self, attributes: Mapping[str, Any], context: Context) -> None:
+        self.value = 0.0
         self.time_unix_nano = time_ns()
-        self.attributes = point.attributes
-        self.context = point.context
+        self.attributes = attributes
+        self.context = context
+
+
+class _Key:
+    """Stands for a set of attributes: told from others, and looked up, by what it is alone."""
+
+    __slots__ = ()
+
+
+_keys: Final[dict[tuple[Any, ...], _Key]] = {}
+
+
+def _key(attributes: Mapping[str, Any]) -> _Key:
+    items = tuple(attributes.items())
+    key = _keys.get(items)
+    if key is None:
+        key = _Key()
+        if len(_keys) < _REMEMBERED:
+            _keys[items] = key
+    return key
 
 
 class Measured:
@@ -133,7 +153,7 @@ class Measured:
         self._choice = choice
         self._extra = dict(extra or {})
         self._storages: Any = None
-        self._aggregations: dict[tuple[Any, ...], list[Callable[..., None]]] = {}
+        self._aggregations: dict[_Key, list[Callable[..., None]]] = {}
         self._exemplars: Callable[[Point], bool] | None = None
 
     def record(self, value: float, point: Point) -> None:
@@ -156,7 +176,8 @@ class Measured:
         if not known or self._exemplars is None:
             self._histogram.record(value, {**point.attributes, **self._extra}, point.context)
             return
-        measurement, sampled = _Measurement(value, point), self._exemplars(point)
+        measurement, sampled = point.measurement, self._exemplars(point)
+        measurement.value = value
         for aggregate in aggregations:  # type: ignore[union-attr]
             aggregate(measurement, sampled)
 
