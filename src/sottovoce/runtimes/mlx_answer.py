@@ -1,0 +1,204 @@
+"""What a call of mlx-lm's server learns of one request: who answers, what was asked for, counts.
+
+Output tokens are those that the server tells its client: the end of the text is one of them.
+
+Seen in mlx-lm 0.28.4 to 0.32.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce import dropped
+from sottovoce.call import Call
+from sottovoce.guard import failed, never_raise
+from sottovoce.runtimes import identity, mlx_models
+from sottovoce.runtimes.engine import NS
+
+if TYPE_CHECKING:
+    from sottovoce.call import Facts, Recorder
+
+PROVIDER: Final = "mlx"
+
+_OPERATIONS: Final = {"chat": "chat", "text": "text_completion"}
+"""Type of mlx-lm's request → operation."""
+
+_SAMPLING: Final = {
+    # Fact → where the request's arguments have it, and whether 0 turns it off.
+    "request_temperature": ("sampling", "temperature", False),
+    "request_top_p": ("sampling", "top_p", False),
+    "request_top_k": ("sampling", "top_k", True),
+    "request_frequency_penalty": ("logits", "frequency_penalty", True),
+    "request_presence_penalty": ("logits", "presence_penalty", True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for a completion, as `ResponseGenerator.generate` gets it.
+
+    Attributes:
+        engine: the `ResponseGenerator`.
+        request: what was asked, of which only its type and the number of its tools are read.
+        arguments: how it was asked.
+        started_ns: `time.perf_counter_ns` at which the request came.
+        asked_ns: when the engine was asked.
+        handler: what answers the HTTP request; None where there is none.
+    """
+
+    engine: Any
+    request: Any
+    arguments: Any
+    started_ns: int
+    asked_ns: int
+    handler: Any
+
+
+class Answer(Call):
+    """One request for a completion; its chunks are the tokens."""
+
+    __slots__ = ("began_ns", "cached", "prompt", "reason")
+
+    # When the engine began with it; how many tokens its prompt has and how many of them a
+    # cache held (-1: not told); what ended it.
+    began_ns: int
+    prompt: int
+    cached: int
+    reason: Any
+
+    def read(self, token: Any) -> None:
+        """Take note of a token. Never raises."""
+        self.chunk()
+        try:
+            reason = token.finish_reason
+        except Exception:  # noqa: BLE001 - a token of another shape is the app's all the same
+            failed("mlx_answer.read")
+        else:
+            if reason is not None:
+                self.reason = reason
+
+    @never_raise("mlx_answer.read_context")
+    def read_context(self, context: Any) -> None:
+        """Take the count that the other thread wrote before the first token. Never raises."""
+        cached = getattr(context, "prompt_cache_count", -1)
+        self.cached = cached if type(cached) is int else -1
+
+    @never_raise("mlx_answer.gather")
+    def gather(self) -> None:
+        """Write what is known of the answer. Never raises."""
+        if not self.is_open:
+            return
+        facts, made = self.facts, self.chunks
+        if self.prompt >= 0:
+            facts["input_tokens"] = self.prompt
+        if self.cached > 0:
+            facts["cache_read_tokens"] = self.cached
+        if isinstance(self.reason, str):
+            facts["finish_reasons"] = [self.reason]
+        if not made:
+            return
+        facts["output_tokens"] = made
+        facts["time_to_first_token_s"] = (self.first_chunk_ns - self.start_ns) * NS
+        fresh, prefill_ns = self.prompt - max(0, self.cached), self.first_chunk_ns - self.began_ns
+        # A single token is not read but decoded.
+        if fresh > 1 and prefill_ns > 0:
+            facts["prefill_rate"] = fresh / (prefill_ns * NS)
+        decode_ns = self.last_chunk_ns - self.first_chunk_ns
+        if made > 1 and decode_ns > 0:
+            facts["time_per_output_token_s"] = decode_ns * NS / (made - 1)
+            facts["decode_rate"] = (made - 1) / (decode_ns * NS)
+        size = facts.get("context_size", 0)
+        if size and self.prompt >= 0:
+            facts["context_fill"] = min(1.0, (self.prompt + made) / size)
+
+
+@never_raise("mlx_answer.open")
+def opened(
+    recorder: Recorder,
+    asked: Asked,
+    began_ns: int,
+    context: Any = None,
+    loaded_ns: tuple[int, int] = (0, 0),
+) -> Answer | None:
+    """Open the call of a request. Never raises.
+
+    Args:
+        recorder: what turns the call into telemetry.
+        asked: the request.
+        began_ns: when the engine began with it, or refused it.
+        context: the engine's of this request; None of one that it refused.
+        loaded_ns: from when to when the model was loaded that answers.
+    """
+    name = asked.arguments.model.model
+    provider = asked.engine.model_provider
+    known = _identity(provider, name) if context is not None else None
+    facts = _facts(asked)
+    facts["queue_s"] = (began_ns - asked.asked_ns) * NS
+    if loaded_ns[1] > asked.asked_ns:
+        facts["load_s"] = (loaded_ns[1] - max(loaded_ns[0], asked.asked_ns)) * NS
+    prompt = getattr(context, "prompt", None)
+    model = known.name if known else _hub_id(provider, name)
+    # Opened last: what fails above must not leave a call behind that nobody ends.
+    call = Answer(
+        recorder,
+        operation=_OPERATIONS.get(asked.request.request_type, "text_completion"),
+        provider=PROVIDER,
+        model=model,
+        in_process=True,
+        served=asked.handler is not None,
+        local=True,
+        start_ns=asked.started_ns,
+    )
+    call.began_ns = began_ns
+    call.prompt = len(prompt) if isinstance(prompt, list) else -1
+    call.cached = -1
+    call.reason = None
+    call.stream = asked.handler is None or getattr(asked.handler, "stream", False) is True
+    call.facts.update(facts)
+    if known:
+        call.facts.update(known.facts)
+    dropped.keep(call)
+    return call
+
+
+@never_raise("mlx_answer.identity")
+def _identity(provider: Any, asked: Any) -> identity.Identity | None:
+    """Say who answers, unless another request had its model loaded since."""
+    key = provider.model_key
+    names = {asked}
+    # The server's own model is known by its place as `default_model` (until 0.30), or the
+    # other way round.
+    for table in ("default_model_map", "_model_map"):
+        names.add(getattr(provider, table, {}).get(asked, asked))
+    model, tokenizer = provider.model, provider.tokenizer
+    if model is None or key is None or key[0] not in names:
+        return None
+    return mlx_models.known(model, tokenizer)
+
+
+def _hub_id(provider: Any, asked: Any) -> str | None:
+    """Give the public id of what was asked for, where it has one."""
+    if asked == "default_model":
+        asked = provider.cli_args.model
+    return identity.hub_id(asked)
+
+
+def _facts(asked: Asked) -> Facts:
+    """Say what was asked for, the server's defaults included."""
+    arguments = asked.arguments
+    facts: dict[str, Any] = {}
+    for fact, (group, name, zero_is_off) in _SAMPLING.items():
+        value = getattr(getattr(arguments, group, None), name, None)
+        if type(value) in {int, float} and (value or not zero_is_off):
+            facts[fact] = value
+    limit = arguments.max_tokens
+    if type(limit) is int and limit > 0:
+        facts["request_max_tokens"] = limit
+    for fact, listed in (
+        ("request_stop_count", getattr(arguments, "stop_words", None)),
+        ("request_tool_count", getattr(asked.request, "tools", None)),
+    ):
+        if isinstance(listed, list) and listed:
+            facts[fact] = len(listed)
+    return facts  # type: ignore[return-value]

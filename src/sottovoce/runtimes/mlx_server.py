@@ -1,0 +1,276 @@
+"""mlx-lm's HTTP server: each request for a completion becomes one call, of the caller's trace.
+
+A request is taken in the thread of its connection and answered by one thread that generates
+for all. Where both meet, `ResponseGenerator.generate`, everything is known: what was asked,
+which model answers, each token. What that one thread does is recorded nowhere else: mlx-lm's
+functions in it are marked as owned (`mlx_batch.suppressed`).
+
+The call lasts from the request's first byte to the answer's last. The time to the first token
+holds the wait for other requests and for a model to be loaded, the rates do not. A request
+that the server refuses before it asks a model (not JSON, a temperature that is no number) is
+no call. A client that goes away has abandoned its call.
+
+Seen in mlx-lm 0.28.4 to 0.32.2. Before, the server generated in the connection's own thread:
+there the generation's own call joins the caller's trace.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from contextvars import ContextVar
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from sottovoce import dropped
+from sottovoce.guard import never_raise
+from sottovoce.runtimes import failures, mlx_answer, mlx_batch
+from sottovoce.runtimes.engine import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import ModuleType
+
+    from sottovoce.call import Recorder
+    from sottovoce.guard import ImportHooks, Patches
+
+MODULE: Final = "mlx_lm.server"
+
+
+def install(recorder: Recorder, hooks: ImportHooks, patches: Patches) -> None:
+    """Patch mlx-lm's server when it is imported, or at once if it already was.
+
+    Args:
+        recorder: what turns calls into telemetry.
+        hooks: import hooks; once stopped, wrappers that the app still holds pass through.
+        patches: keeps the originals for `Patches.undo`.
+    """
+    server = _Server(mlx_answer.PROVIDER, recorder, hooks)
+    hooks.when_imported(MODULE, lambda module, _: server.patch(module, patches))
+
+
+class _Request:
+    """A request that the thread of a connection works on."""
+
+    __slots__ = ("call", "handler", "started_ns")
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+        self.started_ns = perf_counter_ns()
+        self.call: mlx_answer.Answer | None = None
+
+
+_request: ContextVar[_Request | None] = ContextVar("sottovoce_mlx_request", default=None)
+"""What this thread answers; set and reset in one frame."""
+
+
+class _Server(Runtime):
+    """Makes the wrappers."""
+
+    def __init__(self, provider: str, recorder: Recorder, hooks: ImportHooks) -> None:
+        super().__init__(provider, recorder, hooks)
+        # From when to when the model was loaded: the server holds one at a time.
+        self._loads: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
+
+    def patch(self, module: ModuleType, patches: Patches) -> None:
+        """Patch the classes of `module`, which is mlx-lm's server or runs as the main one."""
+        handler, engine = module.APIHandler, getattr(module, "ResponseGenerator", None)
+        patches.wrap(handler, "do_POST", self.post)
+        if engine is not None:
+            patches.wrap(handler, "generate_response", self.respond)
+            patches.wrap(engine, "generate", self.generate)
+            patches.wrap(engine, "_generate", self.serve)
+            patches.wrap(module.ModelProvider, "load", self.load_on_demand)
+
+    def post(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `APIHandler.do_POST`, which answers a request."""
+        join = getattr(self.recorder, "join", None)
+
+        @functools.wraps(original)
+        def do_POST(handler: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - http.server's name
+            if not self.recording:
+                return original(handler, *args, **kwargs)
+            request = _Request(handler)
+            current = _request.set(request)
+            joined = join(handler.headers) if join is not None else None
+            try:
+                result = original(handler, *args, **kwargs)
+            except BaseException as error:
+                _break_off(request.call, error)
+                raise
+            else:
+                _end(request.call)
+                return result
+            finally:
+                self.recorder.leave(joined)
+                _request.reset(current)
+
+        return do_POST
+
+    def respond(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `APIHandler.generate_response`: it is told why the answer ended.
+
+        A stop word (until 0.31) or a tool call is nothing that the engine knows of.
+        """
+
+        @functools.wraps(original)
+        def generate_response(
+            handler: Any, text: Any, finish_reason: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            if finish_reason is not None:
+                request = _request.get()
+                if request is not None and request.call is not None:
+                    request.call.reason = finish_reason
+            return original(handler, text, finish_reason, *args, **kwargs)
+
+        return generate_response
+
+    def generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `ResponseGenerator.generate`: gives the context of a request and its tokens."""
+
+        @functools.wraps(original)
+        def generate(engine: Any, request: Any, arguments: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.recording:
+                return original(engine, request, arguments, *args, **kwargs)
+            # Of one by hand there is no handler.
+            of = _request.get() or _Request(None)
+            asked_ns = perf_counter_ns()
+            asked = mlx_answer.Asked(
+                engine, request, arguments, of.started_ns, asked_ns, of.handler
+            )
+            try:
+                result = original(engine, request, arguments, *args, **kwargs)
+            except BaseException as error:
+                _fail(mlx_answer.opened(self.recorder, asked, perf_counter_ns()), error)
+                raise
+            return self._answered(of, asked, result)
+
+        return generate
+
+    def serve(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `ResponseGenerator._generate`, the thread that generates for all requests."""
+
+        @functools.wraps(original)
+        def _generate(*args: Any, **kwargs: Any) -> Any:
+            owned = mlx_batch.suppressed.set(True)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                mlx_batch.suppressed.reset(owned)
+
+        return _generate
+
+    def load_on_demand(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `ModelProvider.load`: remember when it took another model than it had."""
+
+        @functools.wraps(original)
+        def load(*args: Any, **kwargs: Any) -> Any:
+            return self._load(original, args, kwargs)
+
+        return load
+
+    def _load(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        provider = args[0] if args else None
+        before, started_ns = getattr(provider, "model_key", None), perf_counter_ns()
+        result = original(*args, **kwargs)
+        self._note(provider, before, started_ns)
+        return result
+
+    @never_raise("mlx_server.load")
+    def _note(self, provider: Any, before: Any, started_ns: int) -> None:
+        if provider.model_key != before:
+            self._loads[provider] = started_ns, perf_counter_ns()
+
+    def _answered(self, of: _Request, asked: mlx_answer.Asked, result: Any) -> Any:
+        """Give what `ResponseGenerator.generate` gave, its tokens counted."""
+        began_ns = perf_counter_ns()
+        # What is no context and generator is the app's as it is.
+        if not isinstance(result, tuple) or not inspect.isgenerator(result[-1]):
+            return result
+        loaded_ns = self._loads.get(asked.engine.model_provider, (0, 0))
+        *_, context, tokens = result
+
+        def opened() -> mlx_answer.Answer | None:
+            return mlx_answer.opened(self.recorder, asked, began_ns, context, loaded_ns)
+
+        if of.handler is None:
+            # Nobody tells when tokens that are never asked for are dropped.
+            return *result[:-1], _tokens(tokens, opened, context, ends=True)
+        of.call = opened()
+        return *result[:-1], _tokens(tokens, lambda: of.call, context, ends=False)
+
+
+_LOADING: Final = _Server._load.__code__
+
+
+def _tokens(
+    inner: Generator[Any, Any, Any],
+    opened: Callable[[], mlx_answer.Answer | None],
+    context: Any,
+    *,
+    ends: bool,
+) -> Generator[Any, Any, Any]:
+    """Pass the tokens on; nothing of one is kept. `ends`: the call is over when they are."""
+    call = opened()
+    del opened  # it holds what was asked
+    if call is None:
+        return (yield from inner)
+    read = call.read
+    try:
+        for token in inner:
+            read(token)
+            if context is not None:
+                call.read_context(context)
+                context = None
+            yield token
+    except GeneratorExit:
+        if ends:
+            dropped.stop(call)
+        raise
+    except BaseException as error:
+        _break_off(call, error)
+        raise
+    finally:
+        inner.close()
+    if ends:
+        _end(call)
+    return None
+
+
+@never_raise("mlx_server.end")
+def _end(call: mlx_answer.Answer | None) -> None:
+    """The answer is complete."""
+    if call is not None:
+        call.gather()
+        call.end()
+
+
+@never_raise("mlx_server.fail")
+def _fail(call: mlx_answer.Answer | None, error: BaseException) -> None:
+    """The model could not be loaded or asked, or the server failed."""
+    if call is not None:
+        call.gather()
+        code = failures.of_load(error) if _while_loading(error) else failures.of_call(error)
+        call.fail(code or error)
+
+
+def _while_loading(error: BaseException) -> bool:
+    """Whether an error passed `ModelProvider.load`, before it was handed to this thread."""
+    passed = error.__traceback__
+    while passed is not None:
+        if passed.tb_frame.f_code is _LOADING:
+            return True
+        passed = passed.tb_next
+    return False
+
+
+@never_raise("mlx_server.break_off")
+def _break_off(call: mlx_answer.Answer | None, error: BaseException) -> None:
+    """The answer broke off: the client went away, or something failed."""
+    if call is not None and isinstance(error, ConnectionError):
+        dropped.stop(call, perf_counter_ns())
+    else:
+        _fail(call, error)
