@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from sottovoce import guard
 from sottovoce.call import Call, current_call
@@ -81,6 +86,29 @@ class Instrumented:
         self.patches.undo()
 
 
+class Recorded:
+    """An instrumentor with a real SDK, and what came out of it."""
+
+    def __init__(self, instrumentor):
+        self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
+        tracers = TracerProvider()
+        tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.tracer = tracers.get_tracer("app")
+        self.instrumentor = instrumentor()
+        self.instrumentor.instrument(
+            tracer_provider=tracers, meter_provider=MeterProvider([self.reader])
+        )
+
+    def points(self):
+        data = self.reader.get_metrics_data()
+        return {
+            metric.name: list(metric.data.data_points)
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
     """Whatever a test does: no current call afterwards, and no error of our own."""
@@ -88,6 +116,19 @@ def nothing_left_behind():
     yield
     assert current_call.get() is None
     assert dict(guard.failures) == before
+
+
+@pytest.fixture
+def record():
+    made = []
+
+    def instrument(instrumentor):
+        made.append(Recorded(instrumentor))
+        return made[-1]
+
+    yield instrument
+    for recorded in made:
+        recorded.instrumentor.uninstrument()
 
 
 @pytest.fixture(scope="session")

@@ -3,50 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from sottovoce.instrumentors import LlamaCppInstrumentor, MLXInstrumentor
 
 PROMPT = "a planted sentence"
-
-
-class Recorded:
-    def __init__(self, instrumentor):
-        self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
-        tracers = TracerProvider()
-        tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.tracer = tracers.get_tracer("app")
-        self.instrumentor = instrumentor()
-        self.instrumentor.instrument(
-            tracer_provider=tracers, meter_provider=MeterProvider([self.reader])
-        )
-
-    def points(self):
-        data = self.reader.get_metrics_data()
-        return {
-            metric.name: list(metric.data.data_points)
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
-
-
-@pytest.fixture
-def record():
-    made = []
-
-    def instrument(instrumentor):
-        made.append(Recorded(instrumentor))
-        return made[-1]
-
-    yield instrument
-    for recorded in made:
-        recorded.instrumentor.uninstrument()
 
 
 @pytest.mark.mlx
