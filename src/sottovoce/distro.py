@@ -97,7 +97,7 @@ def _mend() -> None:
     """Remove what the SDK, or the API, would fail on: the default is better than no start."""
     from sottovoce.delivery import variables  # noqa: PLC0415 - of use only with a destination
 
-    wrong = variables.unusable(os.environ)
+    wrong = variables.unusable(dict(os.environ))
     for signal in ("tracer", "meter", "logger"):
         variable = f"OTEL_PYTHON_{signal.upper()}_PROVIDER"
         name = os.environ.get(variable)
@@ -143,8 +143,11 @@ def _speak() -> None:
 class SottovoceDistro(BaseDistro):  # type: ignore[misc]
     """The distribution: defaults, and no instrumentation without a destination."""
 
+    _chosen: Settings | None = None
+
     def _configure(self, **_: Any) -> None:
-        apply_defaults(from_environment())
+        self._chosen = from_environment()
+        apply_defaults(self._chosen)
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
         """Instrument; ours only with somewhere to send to, and never at others' expense."""
@@ -152,6 +155,8 @@ class SottovoceDistro(BaseDistro):  # type: ignore[misc]
             if not _is_rival(entry_point):
                 super().load_instrumentor(entry_point, **kwargs)
         elif _has_pipeline():
+            if self._chosen is not None:
+                kwargs.setdefault("settings", self._chosen)
             try:
                 super().load_instrumentor(entry_point, **kwargs)
             except Exception as error:  # noqa: BLE001 - the launcher would skip all that follow

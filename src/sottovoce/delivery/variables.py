@@ -14,31 +14,43 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SDKS: Final = tuple(
-    (re.compile(variable), re.compile(usable, re.IGNORECASE), choices)
-    for variable, usable, choices in (
-        (
-            r"OTEL_(?:SPAN_|EVENT_|LINK_|LOGRECORD_)?(?:ATTRIBUTE|EVENT|LINK)_(?:COUNT|VALUE_LENGTH)_LIMIT",
-            r"\d*",
-            "give a whole number from 0",
+_SDKS: Final[tuple[tuple[frozenset[str], str, str], ...]] = (
+    (
+        frozenset(
+            f"OTEL_{owner}{what}_{measure}_LIMIT"
+            for owner in ("", "SPAN_", "EVENT_", "LINK_", "LOGRECORD_")
+            for what in ("ATTRIBUTE", "EVENT", "LINK")
+            for measure in ("COUNT", "VALUE_LENGTH")
         ),
-        (
-            r"OTEL_B(?:S|LR)P_(?:SCHEDULE_DELAY|EXPORT_TIMEOUT|MAX_QUEUE_SIZE|MAX_EXPORT_BATCH_SIZE)",
-            r"0*[1-9]\d*",
-            "give a whole number from 1",
+        r"\d*",
+        "give a whole number from 0",
+    ),
+    (
+        frozenset(
+            f"OTEL_{processor}_{what}"
+            for processor in ("BSP", "BLRP")
+            for what in (
+                "SCHEDULE_DELAY", "EXPORT_TIMEOUT", "MAX_QUEUE_SIZE", "MAX_EXPORT_BATCH_SIZE",
+            )
         ),
-        (
-            r"OTEL_EXPORTER_OTLP_(?:(?:TRACES|METRICS|LOGS)_)?TIMEOUT",
-            r"(?=[\d.]*[1-9])(?:\d+\.?\d*|\.\d+)(?:e[+\-]?\d{1,2})?",
-            "give a number of seconds above 0",
+        r"0*[1-9]\d*",
+        "give a whole number from 1",
+    ),
+    (
+        frozenset(
+            f"OTEL_EXPORTER_OTLP_{signal}TIMEOUT" for signal in ("", "TRACES_", "METRICS_", "LOGS_")
         ),
-        (
-            r"OTEL_METRICS_EXEMPLAR_FILTER",
-            r"always_on|always_off|trace_based",
-            "choose one of always_on, always_off, trace_based",
-        ),
-    )
-)
+        r"(?=[\d.]*[1-9])(?:\d+\.?\d*|\.\d+)(?:e[+\-]?\d{1,2})?",
+        "give a number of seconds above 0",
+    ),
+    (
+        frozenset({"OTEL_METRICS_EXEMPLAR_FILTER"}),
+        r"always_on|always_off|trace_based",
+        "choose one of always_on, always_off, trace_based",
+    ),
+)  # fmt: skip
+"""Variables, the pattern of what can be used, and what to use instead. No pattern is compiled
+before there is a value: most processes have none of these."""
 
 
 _QUOTED: Final = r"([\"'`]).*\1"
@@ -66,8 +78,7 @@ def unusable(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that the SDK cannot use, with a warning for each."""
     return {
         variable: f"{variable}: {value[:64]!r} cannot be used; {choices}. Using the default."
+        for variables, usable, choices in _SDKS
         for variable, value in sorted(environ.items())
-        if variable.startswith("OTEL_")
-        for pattern, usable, choices in _SDKS
-        if pattern.fullmatch(variable) and not usable.fullmatch(value.strip())
+        if variable in variables and not re.fullmatch(usable, value.strip(), re.IGNORECASE)
     }
