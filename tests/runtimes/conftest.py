@@ -95,15 +95,14 @@ class Recorded:
         tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracer = tracers.get_tracer("app")
         self.instrumentor = instrumentor()
-        self.instrumentor.instrument(
-            tracer_provider=tracers, meter_provider=MeterProvider([self.reader])
-        )
+        self.meters = MeterProvider([self.reader])
+        self.instrumentor.instrument(tracer_provider=tracers, meter_provider=self.meters)
 
     def points(self):
         data = self.reader.get_metrics_data()
         return {
             metric.name: list(metric.data.data_points)
-            for resource in data.resource_metrics
+            for resource in (data.resource_metrics if data else ())
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
