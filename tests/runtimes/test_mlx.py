@@ -65,6 +65,9 @@ def test_a_stream_is_one_call_with_exact_counts(mlx_hooks, mlx_model):
     assert facts["finish_reasons"] == ["length"]
     assert facts["request_max_tokens"] == 9
     assert facts["request_stream"] is True
+    assert facts["peak_memory"] == facts["model_size"] == "lt_1GiB"
+    assert facts["context_fill"] == (facts["input_tokens"] + 9) / 2048
+    assert facts["prefill_rate"] > 0 and facts["decode_rate"] > 0
 
 
 def test_engine_times_leave_out_what_the_app_does_between_tokens(mlx_hooks, mlx_model):
@@ -293,7 +296,9 @@ def test_quantised_weights_are_counted_unpacked(mlx_model_path, mlx_model_4bit_p
     sizes = []
     original = identity.describe
     try:
-        identity.describe = lambda *known: sizes.append(known[3]) or original(*known)
+        identity.describe = lambda *known, **more: (
+            sizes.append(known[3]) or original(*known, **more)
+        )
         for path in (mlx_model_path, mlx_model_4bit_path):
             mlx_lm.load(str(path))
     finally:
@@ -312,6 +317,7 @@ def test_a_load_is_timed_once_and_says_what_was_loaded(mlx_hooks, mlx_model_4bit
         "model_quantization": "4bit",
         "model_parameters": "lt_1M",
         "model_adapter": False,
+        "model_size": "lt_1GiB",
         "context_size": 2048,
     }
     assert told.items() <= facts.items()

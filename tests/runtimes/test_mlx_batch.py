@@ -83,6 +83,9 @@ def test_a_batch_is_one_call_with_exact_sums(mlx_hooks, mlx_model):
         (facts["engine_duration_s"] - facts["time_to_first_token_s"]) / 11, rel=0.5
     )
     assert facts["context_fill"] == pytest.approx(32 / 2048)
+    assert facts["prefill_rate"] == pytest.approx(result.stats.prompt_tps * 34 / 31)
+    assert facts["decode_rate"] == pytest.approx(result.stats.generation_tps)
+    assert facts["peak_memory"] == "lt_1GiB"
 
 
 def test_the_end_tokens_of_a_batch_are_not_output(mlx_hooks, mlx_model):
@@ -167,6 +170,8 @@ def test_each_inserted_sequence_is_a_call(mlx_hooks, mlx_model):
         assert 0 < facts["time_to_first_token_s"] <= facts["engine_duration_s"]
         assert facts["engine_duration_s"] <= call.duration_ns / 1e9
         assert "batch_size" not in facts
+        assert facts["peak_memory"] == "lt_1GiB"
+        assert facts["context_fill"] == (facts["input_tokens"] + facts["output_tokens"]) / 2048
     assert calls[9].facts["output_tokens"] == calls[9].facts["request_max_tokens"] == 2
     assert calls[20].facts["output_tokens"] == 6
     batch.close()

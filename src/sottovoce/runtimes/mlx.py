@@ -23,6 +23,7 @@ from sottovoce.guard import failed, never_raise
 from sottovoce.runtimes import mlx_batch, mlx_cache, mlx_models, mlx_sampling
 from sottovoce.runtimes.engine import Arguments, Runtime, pass_on
 from sottovoce.runtimes.mlx_call import Generation, Speculation
+from sottovoce.runtimes.mlx_models import PROVIDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
     from sottovoce.call import Recorder
     from sottovoce.guard import ImportHooks, Patches
-
-PROVIDER: Final = "mlx"
 
 LOADERS: Final = ("load", "sharded_load", "load_model")
 ADAPTERS: Final = {"load_adapters": True, "remove_lora_layers": False}

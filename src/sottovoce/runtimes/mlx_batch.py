@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
 from sottovoce.guard import failed, never_raise
-from sottovoce.runtimes import mlx_cache, mlx_models
+from sottovoce.runtimes import mlx_cache, mlx_call, mlx_models
 from sottovoce.runtimes.engine import NS, Arguments
 from sottovoce.runtimes.mlx_cache import Held
 from sottovoce.runtimes.mlx_call import MlxCall
@@ -76,6 +76,7 @@ class Batch(MlxCall):
 
     def settle(self) -> None:
         """Write what all sequences add up to."""
+        super().settle()
         facts, reasons = self.facts, self.reasons
         if self.first_ns:
             self.count_input(self.prompt)
@@ -92,6 +93,17 @@ class Batch(MlxCall):
         if size and self.sizes:
             facts["context_fill"] = min(1.0, max(self.sizes.values()) / size)
 
+    @never_raise("mlx.learn")
+    def learn(self, result: Any) -> None:
+        """Take what mlx-lm measured: only it knows which of its steps read and which wrote."""
+        stats = result.stats
+        reading, writing = stats.prompt_time, stats.generation_time
+        if reading > 0:
+            self.facts["prefill_rate"] = self.prompt / reading
+        if writing > 0:
+            self.facts["decode_rate"] = self.made / writing
+        self.peak = mlx_call.peak()
+
 
 class Sequence(MlxCall):
     """One sequence that the app inserted into a generator of its own."""
@@ -106,6 +118,7 @@ class Sequence(MlxCall):
 
     def settle(self) -> None:
         """Write what was counted of the sequence."""
+        super().settle()
         if self.first_ns:
             self.count_input(self.prompt)
             self.facts["output_tokens"] = self.made - (self.reason == "stop")
@@ -143,6 +156,7 @@ class _Generator:
             reason = response.finish_reason
             if reason is not None:
                 call.reason = reason
+                call.peak = mlx_call.peak()
                 del calls[uid]
                 call.finish()
 
@@ -222,6 +236,7 @@ def _batch_generate(runtime: Runtime, original: Callable[..., Any]) -> Callable[
         if call is None:
             return original(*args, **kwargs)
         result = runtime.run(call, original, args, kwargs)
+        call.learn(result)
         call.finish()
         return result
 

@@ -8,9 +8,11 @@ prompt cache are part of the input.
 
 from __future__ import annotations
 
+import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce.hardware import tiers
 from sottovoce.runtimes import mlx_sampling
 from sottovoce.runtimes.engine import EngineCall
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 OPERATION: Final = "text_completion"
 
+_GB: Final = 1e9
 _MAX_TOKENS: Final = 256
 _DRAFT_TOKENS: Final = 2
 """What mlx-lm takes where the app says nothing."""
@@ -36,7 +39,7 @@ class MlxCall(EngineCall):
         asked: the arguments by name, of which only settings are read.
     """
 
-    __slots__ = ("cached",)
+    __slots__ = ("cached", "peak")
 
     def __init__(
         self,
@@ -51,6 +54,8 @@ class MlxCall(EngineCall):
         settings = mlx_sampling.asked(asked.get("sampler"), asked.get("logits_processors"))
         limit = asked.get("max_tokens")
         self.cached = held.tokens
+        # The most bytes that arrays ever took in this process, as mlx has them.
+        self.peak: Any = None
         super().__init__(
             runtime.recorder,
             operation=OPERATION,
@@ -66,11 +71,23 @@ class MlxCall(EngineCall):
         if held.window is not None:
             facts["context_size"] = min(held.window, facts.get("context_size", held.window))
 
+    def settle(self) -> None:
+        """Write the tier of memory."""
+        tier = tiers.in_use(self.peak)
+        if tier is not None:
+            self.facts["peak_memory"] = tier
+
     def count_input(self, prompt: int) -> None:
         """Write how many tokens the model read: those of the prompt and of the cache."""
         self.facts["input_tokens"] = prompt + self.cached
         if self.cached:
             self.facts["cache_read_tokens"] = self.cached
+
+
+def peak() -> int | None:
+    """The most bytes that arrays ever took; only for the thread that the engine runs in."""
+    ask = getattr(sys.modules.get("mlx.core"), "get_peak_memory", None)
+    return ask() if callable(ask) else None
 
 
 class Generation(MlxCall):
@@ -92,9 +109,12 @@ class Generation(MlxCall):
         if not self.first_ns:
             self.first_ns = self.busy_ns or perf_counter_ns() - self.started_ns
             self.prompt = piece.prompt_tokens
+        if self.reason is not None:
+            self.peak = piece.peak_memory * _GB
 
     def settle(self) -> None:
-        """Write the counts of the latest response."""
+        """Write the counts of the latest response, too."""
+        super().settle()
         if type(self.prompt) is int:
             self.count_input(self.prompt)
         if isinstance(self.reason, str):

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from sottovoce.runtimes.engine import Runtime
 
-models: Final = identity.Identities("mlx")
+PROVIDER: Final = "mlx"
+
+models: Final = identity.Identities(PROVIDER)
 """Identities of the models that are loaded in this process."""
 
 _FLOATS: Final = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -80,7 +82,10 @@ def adapter(adapted: bool, original: Callable[..., Any]) -> Callable[..., Any]:
 
 def known(model: Any, tokenizer: Any = None) -> identity.Identity | None:
     """Give the identity of `model`, also of one that was loaded before we were here."""
-    return models.get(model) or _late(model, tokenizer)
+    found = models.get(model)
+    if found is None and hasattr(model, "modules"):
+        found = _late(model, tokenizer)
+    return found
 
 
 @never_raise("mlx.context")
@@ -120,7 +125,7 @@ def _identify(
         getattr(configured, "model_type", None),
         type(model).__module__.removeprefix("mlx_lm.models."),
     )
-    parameters = 0
+    parameters = size = 0
     weights: Counter[str] = Counter()
     for module in model.modules():
         # LoRA and DoRA layers alike wrap the layer that they adapt.
@@ -131,21 +136,25 @@ def _identify(
         for name, array in module.items():
             if name.startswith("_") or not hasattr(array, "dtype"):
                 continue
+            # Neither asks for the array's values, which a lazy load has not read.
+            count = array.size
+            size += array.nbytes
             if packed and name in {"scales", "biases"}:
                 continue
-            size = array.size
             if packed and name == "weight":
-                size = size * 32 // bits
+                count = count * 32 // bits
                 mode = getattr(module, "mode", "affine")
-                weights[f"{bits}bit" if mode == "affine" else str(mode)] += size
+                weights[f"{bits}bit" if mode == "affine" else str(mode)] += count
             else:
                 dtype = str(array.dtype).rpartition(".")[2]
-                weights[_FLOATS.get(dtype, identity.OTHER)] += size
-            parameters += size
+                weights[_FLOATS.get(dtype, identity.OTHER)] += count
+            parameters += count
     # Mixed models are named by what most of their weights are.
     most = weights.most_common(1)
-    found = identity.describe(public_id, architecture, most[0][0] if most else None, parameters)
-    found.facts["model_adapter"] = adapted
+    quantization = most[0][0] if most else None
+    found = identity.describe(
+        public_id, architecture, quantization, parameters, size=size, adapted=adapted
+    )
     context = context or _context_length(configured)
     if context is not None:
         found.facts["context_size"] = context
