@@ -65,6 +65,7 @@ OURS = {
         "steps",
     },
     "record_engines": {"instruments", "loaded", "measure", "privacy", "record", "registry"},
+    "record_requests": {"dropped", "guard", "record"},
     "record_steps": {"dropped", "guard", "instruments", "measure", "record", "steps"},
 }
 NO_OPENTELEMETRY = {

@@ -36,6 +36,7 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     modules: ClassVar[tuple[str, ...]] = ()
     in_process: ClassVar[bool] = False
+    _providers: tuple[Any, Any, settings.Settings]
     _patches: Patches
     _hooks: ImportHooks
     _own_hosts: tuple[str, ...]
@@ -53,7 +54,7 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._own_hosts = (*chosen.own_hosts, *chosen.endpoints)
         self._installed = False
         self._meters = kwargs.get("meter_provider")
-        given = kwargs.get("tracer_provider"), self._meters, chosen
+        self._providers = given = kwargs.get("tracer_provider"), self._meters, chosen
         recorder = _recorder(*given)
         # Asked for by every step, and settings take a while to hash.
         self._steps = lru_cache(maxsize=1)(partial(_step_recorder, *given))
@@ -105,6 +106,13 @@ def _step_recorder(tracers: Any, meters: Any, chosen: settings.Settings) -> Reco
     from sottovoce.record_steps import StepRecorder  # noqa: PLC0415
 
     return StepRecorder(tracers, meters, chosen)
+
+
+def _request_recorder(tracers: Any, meters: Any, chosen: settings.Settings) -> Recorder:
+    """Make the recorder of requests that this process answers, once there are any."""
+    from sottovoce.record_requests import RequestRecorder  # noqa: PLC0415
+
+    return RequestRecorder(tracers, meters, chosen)
 
 
 class _ClientInstrumentor(_Instrumentor):
@@ -344,7 +352,7 @@ class MLXInstrumentor(_Instrumentor):
 
 
 class LlamaCppInstrumentor(_Instrumentor):
-    """llama-cpp-python in this process: loading, completing, chatting, embedding."""
+    """llama-cpp-python in this process: loading, completing, chatting, embedding; its server."""
 
     modules = ("llama_cpp.llama",)
     in_process = True
@@ -353,6 +361,15 @@ class LlamaCppInstrumentor(_Instrumentor):
         from sottovoce.runtimes import llama_cpp  # noqa: PLC0415
 
         llama_cpp.install(recorder, self._hooks, self._patches)
+        self._hooks.when_imported("llama_cpp.server.app", self._serve)
+
+    def _serve(self, app: ModuleType, late: bool) -> None:
+        from sottovoce.runtimes import llama_server  # noqa: PLC0415 - most apps serve nobody
+
+        make = lru_cache(maxsize=1)(partial(_request_recorder, *self._providers))
+        llama_server.patch(app, make, self._hooks, self._patches)
+        if late:
+            self._patches.rebind()
 
 
 ALL = (

@@ -28,10 +28,12 @@ from sottovoce.registry import ATTRIBUTES, EVENTS, METRICS, SCHEMA_URLS, SCOPES,
 OUR_SCOPE = "sottovoce"
 OPERATION = "gen_ai.operation.name"
 METHOD = "mcp.method.name"
+HTTP_METHOD = "http.request.method"
 TARGETS = {
     "execute_tool": "gen_ai.tool.name",
     "invoke_agent": "gen_ai.agent.name",
     "prompts/get": "gen_ai.prompt.name",
+    "POST": "http.route",
 }
 INFERENCE = {"chat", "text_completion", "generate_content"}
 NOT_OF_INFERENCE = ("gen_ai.client.operation.duration", "latest")
@@ -195,6 +197,8 @@ def _span(scope: Scope, span: Span) -> Iterator[str]:
     if (span.status == "ERROR") != ("error.type" in span.attributes) and scope.name == OUR_SCOPE:
         yield f"{where}: an error has a status and an error.type, or neither"
     operation = span.attributes.get(OPERATION, span.attributes.get(METHOD))
+    if operation is None and scope.name == OUR_SCOPE:
+        operation = span.attributes.get(HTTP_METHOD)
     if operation is None:
         if scope.name == OUR_SCOPE:
             yield f"{where}: {OPERATION} is missing"

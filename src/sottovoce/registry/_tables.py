@@ -145,6 +145,7 @@ _A34: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
 _A35: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
 _A36: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
 _A37: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.agent.name', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.finish_reasons', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A38: Final[frozenset[str]] = frozenset({'error.type', 'http.request.method', 'http.response.status_code', 'http.route', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'url.scheme'})
 
 ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('ai.model.id', 'string', None, _R0, _S0),
@@ -563,6 +564,7 @@ SPANS: Final[tuple[tuple[str, frozenset[str], frozenset[str], frozenset[str]], .
     ('roots/list', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
     ('_OTHER', frozenset({'CLIENT', 'SERVER'}), _A10, _A36),
     ('invoke_agent', frozenset({'CLIENT', 'INTERNAL'}), _A34, _A37),
+    ('POST', frozenset({'SERVER'}), _A17, _A38),
 )
 
 EVENTS: Final[frozenset[str]] = frozenset({'exception', 'gen_ai.client.inference.operation.details', 'gen_ai.client.operation.exception', 'gen_ai.evaluation.result'})
