@@ -5,6 +5,8 @@ import pytest
 from delivery.launcher import SPAN, run
 from delivery.sink import Sink, dead_endpoint
 
+from sottovoce import hardware
+
 pytestmark = pytest.mark.e2e
 
 FILE = """
@@ -13,6 +15,8 @@ resource:
   attributes:
     - name: service.name
       value: shop
+    - name: host.arch
+      value: s390x
     - name: secret.attribute
       value: planted in the resource
 propagator:
@@ -72,6 +76,9 @@ def test_what_the_file_sets_up_is_gated(configuration):
     [(resource, _, span)] = sink.spans
     assert resource["service.name"] == "shop"
     assert resource["telemetry.distro.name"] == "sottovoce"
+    # What the file says of the machine stays.
+    machine = hardware.profile().attributes() | {"host.arch": "s390x"}
+    assert machine.items() <= resource.items()
     assert sorted(a.key for a in span.attributes) == [
         "gen_ai.operation.name",
         "gen_ai.request.max_tokens",

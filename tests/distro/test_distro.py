@@ -7,6 +7,8 @@ import pytest
 from delivery.launcher import SPAN, run
 from delivery.sink import Sink
 
+from sottovoce import hardware
+
 pytestmark = pytest.mark.e2e
 
 LOOK = """
@@ -116,8 +118,21 @@ def test_the_resource_names_the_distribution():
     assert resource["telemetry.distro.version"]
     assert resource["telemetry.auto.version"]
     assert resource["service.name"] == "shop"
+    assert hardware.profile().attributes().items() <= resource.items()
     assert scope.name == "sottovoce"
     assert sink.metrics[0][0] == resource
+
+
+def test_what_the_operator_says_of_the_machine_stays():
+    with Sink() as sink:
+        run(
+            SPAN,
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
+            OTEL_RESOURCE_ATTRIBUTES="host.arch=ppc64,sottovoce.total_memory_gb=my big machine",
+        )
+    [(resource, *_)] = sink.spans
+    assert resource["host.arch"] == "ppc64"
+    assert resource["sottovoce.total_memory_gb"] == "_OTHER"
 
 
 def test_exporters_can_be_listed_and_printed():

@@ -27,7 +27,9 @@ CANARIES = {kind: f"zq{number:02}{kind.replace('_', '')}" for number, kind in en
 PSEUDONYM = re.compile("h:[0-9a-f]{12}")
 RESOURCE = {
     "host.arch",
+    "sottovoce.accelerator.family",
     "sottovoce.key.id",
+    "sottovoce.total_memory_gb",
     "os.type",
     "os.version",
     "process.runtime.name",

@@ -23,7 +23,7 @@ from sottovoce.delivery import exit as ending
 from sottovoce.guard import Patches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sottovoce.delivery.pipeline import Pipeline
     from sottovoce.settings import Settings
@@ -229,14 +229,24 @@ def _since(before: Providers) -> Providers:
 
 
 def _sign(providers: Providers) -> None:
-    """Name the distribution on the resource, where the SDK lets a provider's change (1.43 on)."""
+    """Name distribution and machine on the resource, where the SDK lets it change (1.43 on)."""
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
 
-    ours = Resource({"telemetry.distro.name": "sottovoce", "telemetry.distro.version": __version__})
+    from sottovoce import hardware  # noqa: PLC0415 - of use only here
+
+    ours = {"telemetry.distro.name": "sottovoce", "telemetry.distro.version": __version__}
+    machine = hardware.profile().attributes()
     for provider in providers:
         update = getattr(provider, "_update_resource", None)
         if update is not None:
-            update(ours)
+            told = _resource_of(provider)
+            update(Resource({k: v for k, v in machine.items() if k not in told} | ours))
+
+
+def _resource_of(provider: Any) -> Mapping[str, Any]:
+    """Attributes of the resource of a provider; a meter provider has it in `_sdk_config` (1.45)."""
+    resource = getattr(getattr(provider, "_sdk_config", provider), "resource", None)
+    return getattr(resource, "attributes", {})
 
 
 def _is_vacant(provider: Any) -> bool:

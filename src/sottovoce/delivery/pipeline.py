@@ -31,7 +31,7 @@ from opentelemetry.trace import set_tracer_provider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util._importlib_metadata import entry_points
 
-from sottovoce import settings
+from sottovoce import hardware, settings
 from sottovoce._version import __version__
 from sottovoce.delivery import adopt
 from sottovoce.delivery import exit as ending
@@ -168,7 +168,8 @@ def _resource(auto_version: str | None) -> Resource:
     ours = {"telemetry.distro.name": "sottovoce", "telemetry.distro.version": __version__}
     if auto_version:
         ours["telemetry.auto.version"] = auto_version
-    return Resource.create(ours)
+    # What the operator or a detector says of the machine stays.
+    return Resource(hardware.profile().attributes()).merge(Resource.create(ours))
 
 
 def _tracer_provider(
