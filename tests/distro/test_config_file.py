@@ -4,7 +4,6 @@ import pytest
 
 from delivery.launcher import SPAN, run
 from delivery.sink import Sink, dead_endpoint
-
 from sottovoce import hardware
 
 pytestmark = pytest.mark.e2e

@@ -6,7 +6,6 @@ import pytest
 
 from delivery.launcher import SPAN, run
 from delivery.sink import Sink
-
 from sottovoce import hardware
 
 pytestmark = pytest.mark.e2e
