@@ -396,6 +396,77 @@ def test_an_in_process_call_is_internal_and_has_the_servers_metrics():
     assert points["gen_ai.server.time_per_output_token"][0].sum == 0.1
 
 
+ENGINE = {
+    "prefill_rate": 512.5,
+    "decode_rate": 40.25,
+    "context_fill": 0.5,
+    "batch_size": 3,
+    "draft_accepted_share": 0.25,
+    "model_adapter": True,
+    "model_offload": "partial",
+    "model_size": "4_8GiB",
+    "peak_memory": "8_12GiB",
+    "load_s": 1.5,
+}
+PACE = {
+    "sottovoce.engine.prefill.throughput": 512.5,
+    "sottovoce.engine.decode.throughput": 40.25,
+    "sottovoce.engine.context.utilization": 0.5,
+}
+
+
+def test_what_an_engine_tells_is_on_the_span():
+    bench = Bench()
+    finished(bench, **ENGINE)
+    said = bench.span.attributes.items()
+    assert (
+        said
+        >= {
+            "sottovoce.prefill.throughput": 512.5,
+            "sottovoce.decode.throughput": 40.25,
+            "sottovoce.context.utilization": 0.5,
+            "sottovoce.request.batch.size": 3,
+            "sottovoce.draft.acceptance_rate": 0.25,
+            "sottovoce.model.adapted": True,
+            "sottovoce.model.offload": "partial",
+            "sottovoce.model.size": "4_8GiB",
+            "sottovoce.memory.peak": "8_12GiB",
+            "sottovoce.model.load.wait": 1.5,
+        }.items()
+    )
+
+
+def test_words_of_an_engine_that_are_no_words_of_ours_stay():
+    bench = Bench()
+    finished(bench, model_offload="alice", model_size="alice", peak_memory="alice")
+    assert "alice" not in bench.span.to_json()
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_the_pace_of_an_engine_is_recorded_wherever_it_runs(in_process):
+    bench = Bench()
+    call = bench.call(provider="ollama", in_process=in_process, local=True)
+    call.facts.update(ENGINE, model_quantization="4bit", model_parameters="8B")
+    call.end()
+    points = bench.points()
+    for name, value in PACE.items():
+        (point,) = points[name]
+        assert (point.count, point.sum) == (1, value)
+        assert point.attributes["sottovoce.model.quantization"] == "4bit"
+        assert point.attributes["sottovoce.model.parameters"] == "8B"
+    assert ("gen_ai.server.request.duration" in points) == in_process
+    (point,) = points["gen_ai.client.operation.duration"]
+    assert "sottovoce.model.quantization" not in point.attributes
+
+
+def test_the_pace_of_a_call_that_failed_is_not_recorded():
+    bench = Bench()
+    call = bench.call(provider="mlx", in_process=True, local=True)
+    call.facts.update(ENGINE)
+    call.fail("out_of_memory")
+    assert not PACE.keys() & bench.points().keys()
+
+
 def test_time_per_token_is_recorded_for_successes_only():
     bench = Bench()
     call = bench.call(provider="mlx", in_process=True, local=True)

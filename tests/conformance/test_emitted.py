@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Status, StatusCode
 
 from conformance.conformance import violations
-from sottovoce import guard
+from sottovoce import guard, loaded
 from sottovoce.call import Call
 from sottovoce.privacy import gate, policy
 from sottovoce.record import SpanRecorder
@@ -95,6 +95,16 @@ OF_ENGINES = {
     "model_quantization": "4bit",
     "model_parameters": "1B",
     "context_size": 4096,
+    "context_fill": 0.5,
+    "batch_size": 2,
+    "prefill_rate": 512.5,
+    "decode_rate": 40.25,
+    "draft_accepted_share": 0.75,
+    "model_adapter": True,
+    "model_offload": "partial",
+    "model_size": "4_8GiB",
+    "load_s": 1.5,
+    "peak_memory": "8_12GiB",
 }
 
 
@@ -137,6 +147,36 @@ def test_a_generation(operation, where, end, vocabulary):
     end(call)
     assert len(gated.spans.get_finished_spans()) == 1
     assert gated.violations(vocabulary) == []
+
+
+MODEL = {
+    key: OF_ENGINES[key]
+    for key in ("model_architecture", "model_quantization", "model_parameters", "model_adapter")
+    + ("model_offload", "model_size", "context_size")
+}
+
+
+@pytest.mark.parametrize("vocabulary", ["v1.41", "latest"])
+@pytest.mark.parametrize("profile", ["aggregate", "strict", "standard"])
+@pytest.mark.parametrize("error", [None, "bad_model_file", MemoryError("hello")])
+def test_a_load(profile, error, vocabulary):
+    gated = Gated(semconv=vocabulary, profile=profile)
+    recorder = SpanRecorder(gated.tracers, gated.meters, gated.settings)
+    known = {"request_model": "/home/bob/model", **MODEL} if error is None else {}
+    ticket = loaded.add((("provider", "mlx"), ("request_model", "/home/bob/model")))
+    try:
+        recorder.loaded("mlx", known, 1.5, error, recorder.loading("mlx"))
+        assert len(gated.spans.get_finished_spans()) == (profile != "aggregate")
+        assert gated.violations(vocabulary) == []
+    finally:
+        loaded.remove(ticket)
+    names = {
+        metric.name
+        for resource in gated.reader.get_metrics_data().resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+    assert {"sottovoce.model.load.duration", "sottovoce.model.count"} <= names
 
 
 @pytest.mark.parametrize("vocabulary", ["v1.41", "latest", "both"])

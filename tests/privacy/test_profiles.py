@@ -52,7 +52,9 @@ PROFILES = ["off", "aggregate", "strict", "standard", "content"]
 
 INPUT, OUTPUT, CACHED, CHUNKS = 1523, 347, 1291, 23
 SECONDS = (0.735118734, 2.291346571, 0.051728394)
-EXACT = {INPUT, OUTPUT, CACHED, INPUT + OUTPUT, *SECONDS}
+PACE = (1234.567891, 43.211778)
+SHARES = (0.618033, 0.271828)
+EXACT = {INPUT, OUTPUT, CACHED, INPUT + OUTPUT, *SECONDS, *PACE, *SHARES}
 
 DURATION = "gen_ai.client.operation.duration"
 USAGE = "gen_ai.client.token.usage"
@@ -116,6 +118,11 @@ class Bench:
             time_to_first_token_s=SECONDS[0],
             time_per_output_token_s=SECONDS[2],
             engine_duration_s=SECONDS[1],
+            prefill_rate=PACE[0],
+            decode_rate=PACE[1],
+            context_fill=SHARES[0],
+            draft_accepted_share=SHARES[1],
+            load_s=SECONDS[1],
         )
         call.stream = True
         call.first_chunk_ns = call.last_chunk_ns = call.start_ns + round(SECONDS[0] * 1e9)
@@ -258,9 +265,13 @@ class TestStrict:
         bench.recorder.loaded("mlx", {}, SECONDS[1])
         sent = bench.sent()
         assert exact(sent) == []
-        assert {"gen_ai.server.request.duration", "sottovoce.model.load.duration"} <= set(
-            metrics_of(sent)
-        )
+        assert {
+            "gen_ai.server.request.duration",
+            "sottovoce.engine.context.utilization",
+            "sottovoce.engine.decode.throughput",
+            "sottovoce.engine.prefill.throughput",
+            "sottovoce.model.load.duration",
+        } <= set(metrics_of(sent))
 
     @pytest.mark.parametrize("origin", ["call", "foreign"])
     def test_counts_are_the_upper_bounds_of_their_buckets(self, origin):
@@ -275,6 +286,11 @@ class TestStrict:
         if origin == "call":
             assert said["gen_ai.usage.reasoning.output_tokens"] == 0
             assert said["sottovoce.response.chunks"] == 64
+            assert said["sottovoce.prefill.throughput"] == 2048.0
+            assert said["sottovoce.decode.throughput"] == 64.0
+            assert said["sottovoce.context.utilization"] == 0.6
+            assert said["sottovoce.draft.acceptance_rate"] == 0.3
+            assert said["sottovoce.model.load.wait"] == 5.0
 
     def test_what_must_be_kept(self):
         bench = Bench("strict")
@@ -709,8 +725,8 @@ def test_a_bucket_of_a_count_bounds_it_and_is_its_own(value):
 
 
 @given(st.floats())
-def test_a_bucket_of_a_time_or_a_score_is_its_own(value):
-    for bucketed in (buckets.seconds, buckets.score):
+def test_a_bucket_of_a_time_a_score_or_a_throughput_is_its_own(value):
+    for bucketed in (buckets.seconds, buckets.score, buckets.throughput):
         bucket = bucketed(value)
         assert bucket is None or bucketed(bucket) == bucket
 
