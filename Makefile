@@ -17,14 +17,14 @@ test: ## The whole suite; builds llama-cpp-python and the Collector once
 	@tools/environment.sh test
 	@$(PY) tools/collector.py --optional >/dev/null
 	@$(MAKE) -s lint
-	@$(PY) -m pytest -q -n auto --dist loadfile $(ARGS)
+	@$(PY) -m pytest -q -n logical --dist loadfile $(ARGS)
 
 UNIT := $(wildcard tests/test_*.py) tests/protocols $(filter-out %/test_mutations.py %/test_leak_corpus.py %/test_dialects.py %/test_catalogue.py %/test_profiles.py,$(wildcard tests/privacy/test_*.py)) tests/clients/test_openai.py tests/transports/test_httpx.py
 
 check: ## The quick inner loop, under a minute: lint, types, unit tests
 	@tools/environment.sh check
 	@$(MAKE) -s lint
-	@$(PY) -m pytest -q -x -n auto --dist loadfile -m "not e2e" $(UNIT) $(ARGS)
+	@$(PY) -m pytest -q -x -n logical --dist loadfile -m "not e2e" $(UNIT) $(ARGS)
 
 .PHONY: lint
 lint:
