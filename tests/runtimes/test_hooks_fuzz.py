@@ -91,7 +91,8 @@ responses = st.one_of(
 arguments = st.dictionaries(
     st.sampled_from(
         "model tokenizer prompt max_tokens prompt_cache messages tools stop stream temperature "
-        "response_format tokens input return_count path_or_hf_repo repo_id".split()
+        "response_format tokens input return_count path_or_hf_repo repo_id sampler "
+        "logits_processors draft_model num_draft_tokens max_kv_size adapter_path".split()
     ),
     odd,
     max_size=6,
@@ -160,6 +161,35 @@ def standins(monkeypatch):
     generate.stream_generate, generate.generate = stream_generate, whole
     utils.load, utils.load_model = function, function
 
+    def batch_generate(model=None, tokenizer=None, prompts=None, prompt_caches=None, **kwargs):
+        batch = generate.BatchGenerator(model)
+        batch.insert(prompts)
+        batch.next()
+        batch.close()
+        return function(model, **kwargs)
+
+    class BatchGenerator:
+        def __init__(self, model=None):
+            self.model = self.sampler = model
+
+        def insert(self, prompts, max_tokens=None, caches=None, samplers=None, **kwargs):
+            return function(prompts, **kwargs)
+
+        def next(self):
+            return function()
+
+        def remove(self, uids):
+            return function(uids)
+
+        def close(self):
+            return function()
+
+    generate.batch_generate, generate.BatchGenerator = batch_generate, BatchGenerator
+    samples = types.ModuleType("mlx_lm.sample_utils")
+    samples.make_sampler = samples.make_presence_penalty = function
+    tuner = types.ModuleType("mlx_lm.tuner.utils")
+    tuner.load_adapters = function
+
     llama = types.ModuleType("llama_cpp.llama")
     llama.llama_cpp = types.SimpleNamespace(llama_vocab_is_eog=lambda *_: ends(True))
 
@@ -187,7 +217,7 @@ def standins(monkeypatch):
 
     llama.Llama = Llama
     recorder, hooks, patches = Loud(), guard.ImportHooks(), guard.Patches()
-    for module in (generate, utils, llama):
+    for module in (generate, utils, samples, tuner, llama):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     # Straight to the hooks: the stand-ins are never imported.
     waiting = {}
@@ -196,7 +226,9 @@ def standins(monkeypatch):
     llama_cpp.install(recorder, hooks, patches)
     for name, hook in waiting.items():
         hook(sys.modules[name], False)
-    yield types.SimpleNamespace(generate=generate, utils=utils, llama=llama, script=script)
+    yield types.SimpleNamespace(
+        generate=generate, utils=utils, samples=samples, tuner=tuner, llama=llama, script=script
+    )
     hooks.stop()
     patches.undo()
     guard.failures.clear()
@@ -255,6 +287,63 @@ def test_mlx_loads(standins, result, fails, asked, kwargs):
     for load in (standins.utils.load, standins.utils.load_model):
         got = seen_by_the_app(standins.script, lambda load=load: load(asked, **kwargs))
         assert fails or got is result
+
+
+stepped = st.one_of(
+    responses,
+    st.lists(
+        st.builds(
+            lambda names: Partial(**names),
+            st.dictionaries(
+                st.sampled_from(["uid", "finish_reason", "token"]), st.one_of(odd, st.just(0))
+            ),
+        ),
+        max_size=3,
+    ),
+)
+
+
+@FUZZ
+@given(
+    prompts=st.one_of(odd, st.lists(odd, max_size=3)),
+    uids=st.one_of(odd, st.just([0, 1])),
+    caches=st.one_of(odd, st.lists(odd, max_size=3)),
+    steps=st.lists(st.one_of(stepped, st.tuples(odd, stepped)), max_size=3),
+    fails=st.booleans(),
+    model=odd,
+)
+def test_mlx_batches(standins, prompts, uids, caches, steps, fails, model):
+    script = standins.script
+    script.update(result=uids, fails=False)
+    batch = standins.generate.BatchGenerator(model)
+    got = seen_by_the_app(script, lambda: batch.insert(prompts, caches, caches, caches))
+    assert got is uids
+    for step in steps:
+        script.update(result=step, fails=fails)
+        got = seen_by_the_app(script, batch.next)
+        assert fails or got is step
+        got = seen_by_the_app(script, lambda: batch.remove(uids))
+        assert fails or got is step
+    got = seen_by_the_app(script, batch.close)
+    script.update(result=uids, fails=fails)
+    got = seen_by_the_app(
+        script, lambda: standins.generate.batch_generate(model, None, prompts, caches)
+    )
+    assert fails or got is uids
+
+
+@FUZZ
+@given(made=odd, fails=st.booleans(), args=st.lists(odd, max_size=5), kwargs=arguments)
+def test_mlx_samplers_and_adapters(standins, made, fails, args, kwargs):
+    script = standins.script
+    script.update(result=made, fails=fails)
+    for function in (
+        standins.samples.make_sampler,
+        standins.samples.make_presence_penalty,
+        standins.tuner.load_adapters,
+    ):
+        got = seen_by_the_app(script, lambda function=function: function(*args, **kwargs))
+        assert fails or got is made
 
 
 @FUZZ

@@ -36,11 +36,13 @@ def test_a_stream_of_mlx(record, mlx_model):
         "gen_ai.usage.input_tokens": len(PROMPT),
         "gen_ai.usage.output_tokens": 5,
         "sottovoce.call.outcome": "completed",
+        "sottovoce.memory.peak": "lt_1GiB",
         "sottovoce.model.adapted": False,
         "sottovoce.model.architecture": "llama",
         "sottovoce.model.context_size": 2048,
         "sottovoce.model.parameters": "lt_1M",
         "sottovoce.model.quantization": "f32",
+        "sottovoce.model.size": "lt_1GiB",
         "sottovoce.response.chunks": 5,
     }
     points = recorded.points()
