@@ -93,8 +93,10 @@ class Engines:
             self._engine.record(call, point, failed)
         if call.error is None:
             words = self._model_words(call.facts)
-            shared = Point({**point.attributes, **words}, point.context) if words else point
-            self._engine.record_pace(call, shared)
+            if words:
+                both = {**point.attributes, **words}
+                point = Point(both, point.context, sampled=point.sampled)
+            self._engine.record_pace(call, point)
 
     def begin(self, provider: str) -> Loading:
         """A load begins: start its span and make it current, for what is downloaded."""
