@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sottovoce.hardware import tiers
 from sottovoce.privacy import catalogue
 from sottovoce.registry import ATTRIBUTES
-from sottovoce.runtimes import identity, llama_cpp, mlx_models
+from sottovoce.runtimes import identity, llama_models, mlx_models
 
 HUB = "/home/alice/.cache/huggingface/hub"
 
@@ -139,14 +139,14 @@ def test_every_word_that_we_use_is_in_the_registry():
         assert ATTRIBUTES[attribute].values == set(tiers.IN_USE)
     buckets = {bucket.name for bucket in identity.SIZE_BUCKETS} | {identity.OTHER}
     assert buckets == ATTRIBUTES["sottovoce.model.parameters"].values
-    words = {*llama_cpp._FILE_TYPES.values(), *mlx_models._FLOATS.values()}
+    words = {*llama_models.FILE_TYPES.values(), *mlx_models._FLOATS.values()}
     words |= {f"{bits}bit" for bits in (2, 3, 4, 5, 6, 8)} | {"mxfp4", "mxfp8", "nvfp4"}
     assert words <= ATTRIBUTES["sottovoce.model.quantization"].values
 
 
 def test_the_file_types_are_those_of_gguf():
     gguf = pytest.importorskip("gguf")
-    ours = llama_cpp._FILE_TYPES
+    ours = llama_models.FILE_TYPES
     for kind in gguf.LlamaFileType:
         name = kind.name.removeprefix("ALL_").removeprefix("MOSTLY_").lower()
         if name != "guessed":

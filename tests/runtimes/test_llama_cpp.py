@@ -371,6 +371,9 @@ def test_loading_says_who_without_a_path(llama_hooks, gguf_path, gguf_q8_path):
             "model_architecture": "llama",
             "model_quantization": kind,
             "model_parameters": "lt_1M",
+            "model_size": "lt_1GiB",
+            "model_adapter": False,
+            "model_offload": "none",
         }
         call = llama_hooks.recorder.calls[-1]
         assert call.model == f"llama-lt_1M-{kind}"
@@ -448,6 +451,7 @@ def test_removing_restores_the_class(instrumented_llama, llama):
     assert changed == {
         "__call__",
         "__init__",
+        "close",
         "create_chat_completion",
         "create_completion",
         "create_embedding",

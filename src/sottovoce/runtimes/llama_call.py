@@ -9,7 +9,7 @@ less than tokens.
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sottovoce import dropped
 from sottovoce.guard import never_raise
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from sottovoce.call import Recorder
     from sottovoce.runtimes.identity import Identity
-
-_OVERFLOW: Final = ("Requested tokens", "exceed context window")
-"""How the message of the error for a prompt that is too long begins and goes on."""
 
 
 class LlamaCall(EngineCall):
@@ -44,6 +41,7 @@ class LlamaCall(EngineCall):
         "ends",
         "engaged",
         "evaluated",
+        "exhausted",
         "fed",
         "in_pass",
         "last",
@@ -54,7 +52,6 @@ class LlamaCall(EngineCall):
         "prefilling",
         "prompt",
         "seen",
-        "sent",
         "steps",
         "tools",
         "watched",
@@ -80,10 +77,11 @@ class LlamaCall(EngineCall):
         # evaluations that it took.
         self.prompt: int | None = 0
         self.cached = self.decoded = self.steps = self.passes = 0
-        # Of this pass: tokens of its prompt, and how many had to be evaluated; tokens that the
-        # app sent; how many tokens there were before it.
+        # Of this pass: tokens of its prompt, and how many had to be evaluated; how many tokens
+        # there were before it; whether the engine itself ended it.
         self.asked: int | None = 0
-        self.evaluated = self.sent = self.base = 0
+        self.evaluated = self.base = 0
+        self.exhausted = False
         # Tokens that somebody evaluated before the pass, as handlers of images do.
         self.fed = 0
         # Whether the engine runs, whether it is at the prompt, whether evaluations matter.
@@ -124,7 +122,7 @@ class LlamaCall(EngineCall):
         self.passes += 1
         self.prompt = None if tokens is None or self.prompt is None else self.prompt + tokens
         self.asked, self.base, self.mark_ns = tokens, self.made, self._clock()
-        self.evaluated = self.sent = 0
+        self.evaluated, self.exhausted = 0, False
         self.drafting = self.engaged = bool(_drafts(self.llama))
         self.in_pass = self.prefilling = self.watched = True
 
@@ -182,16 +180,21 @@ class LlamaCall(EngineCall):
     def _settle_context(self) -> None:
         size = self.facts.get("context_size")
         if size and self.asked is not None and not self.prefilling:
-            # The newest token was not evaluated any more.
-            held = self.asked + max(0, self.made - self.base - 1) + self.sent
+            made = self.made - self.base
+            # The newest token was not evaluated any more, unless the engine wanted another one.
+            held = self.asked + (made if self.exhausted else max(0, made - 1))
             self.facts["context_fill"] = min(1.0, held / size)
 
     def _settle_times(self) -> None:
+        """Write what a time is for each token: of many passes each has its prompt and its first."""
         facts = self.facts
         facts.pop("time_per_output_token_s", None)
+        read_ns = self.first_ns + self.later_ns
         if self.decoded:
-            decode_ns = max(0, self.busy_ns - self.first_ns - self.later_ns)
-            facts["time_per_output_token_s"] = decode_ns / self.decoded * NS
+            per_token = max(0, self.busy_ns - read_ns) / self.decoded
+            facts["time_per_output_token_s"] = per_token * NS
+        if self.prompt is not None and self.prompt - self.cached > self.passes:
+            facts["prefill_rate"] = (self.prompt - self.cached) / (read_ns * NS)
 
     def _settle_tokens(self) -> None:
         facts = self.facts
@@ -205,15 +208,6 @@ class LlamaCall(EngineCall):
         if self.drafting and self.made:
             accepted = max(0, self.decoded - self.steps)
             facts["draft_accepted_share"] = min(1.0, accepted / self.made)
-
-    def blame(self, error: BaseException) -> BaseException | str:
-        """Tell a prompt that is too long apart from other wrong values."""
-        if type(error) is ValueError:
-            start, rest = _OVERFLOW
-            message = str(error)
-            if message.startswith(start) and rest in message:
-                return "context_length_exceeded"
-        return error
 
 
 def stream(inner: Generator[Any, Any, Any], call: LlamaCall) -> Generator[Any, Any, Any]:
@@ -261,6 +255,7 @@ def count(
                 # A stopping criterion may have been met by the first token already.
                 if call.prefilling:
                     call.prefilled()
+                call.exhausted = True
                 return stop.value
             if call.prefilling:
                 call.prefilled()
@@ -269,8 +264,6 @@ def count(
             if drafting:
                 call.engaged = False
             sent = yield token
-            if sent is not None:
-                call.sent += length(sent) or 0
             if drafting:
                 call.engaged = True
     finally:

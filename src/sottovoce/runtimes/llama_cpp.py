@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
@@ -26,7 +25,7 @@ from sottovoce.guard import never_raise
 from sottovoce.protocols.openai_chat import ANSWERED, OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.protocols.protocol import checked, read
-from sottovoce.runtimes import identity, llama_call
+from sottovoce.runtimes import identity, llama_call, llama_models
 from sottovoce.runtimes.engine import Arguments, Runtime
 from sottovoce.runtimes.llama_call import LlamaCall
 
@@ -37,27 +36,9 @@ if TYPE_CHECKING:
     from sottovoce.call import Facts, Recorder
     from sottovoce.guard import ImportHooks, Patches
 
-PROVIDER: Final = "llama_cpp"
-
-_FILE_TYPES: Final = {
-    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 10: "q2_k",
-    11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s",
-    17: "q5_k_m", 18: "q6_k", 19: "iq2_xxs", 20: "iq2_xs", 21: "q2_k_s", 22: "iq3_xs",
-    23: "iq3_xxs", 24: "iq1_s", 25: "iq4_nl", 26: "iq3_s", 27: "iq3_m", 28: "iq2_s",
-    29: "iq2_m", 30: "iq4_xs", 31: "iq1_m", 32: "bf16", 36: "tq1_0", 37: "tq2_0",
-    38: "mxfp4_moe", 39: "nvfp4", 40: "q1_0", 41: "q2_0",
-}  # fmt: skip
-"""`general.file_type` of GGUF, by llama.cpp's `llama_ftype`."""
-
 _OF_ANSWERS: Final = frozenset({"finish_reasons", "tool_call_count", "tool_names"})
 _ANSWERED: Final = tuple(row for row in ANSWERED if row[0] in _OF_ANSWERS)
 """What is read of a whole answer; its counts cover the last pass only."""
-
-models: Final = identity.Identities()
-"""Identities of the models that are loaded in this process."""
-
-_repository: ContextVar[str | None] = ContextVar("sottovoce_llama_repository", default=None)
-"""The hub id that `from_pretrained` loads; set and reset in one frame."""
 
 
 def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: Any = None) -> None:
@@ -73,7 +54,8 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
 
     def patch(module: ModuleType, late: bool) -> None:
         del late  # methods are looked up when they are called
-        runtime = _LlamaCpp(PROVIDER, recorder, hooks)
+        runtime = _LlamaCpp(llama_models.PROVIDER, recorder, hooks)
+        runtime.library = module.llama_cpp
         runtime.is_end = getattr(module.llama_cpp, "llama_vocab_is_eog", None)
         for name, make in (
             # Hands its defaults on as if the app had asked for them, hence a hook of its own.
@@ -86,6 +68,7 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
             ("eval", runtime.eval),
             ("__init__", runtime.init),
             ("from_pretrained", runtime.from_pretrained),
+            ("close", runtime.close),
         ):
             patches.wrap(module.Llama, name, make)
 
@@ -95,6 +78,7 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
 class _LlamaCpp(Runtime):
     """Makes the wrappers, which are methods of `Llama`."""
 
+    library: ModuleType
     is_end: Callable[[Any, Any], bool] | None
 
     def create_completion(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +120,8 @@ class _LlamaCpp(Runtime):
 
         @functools.wraps(original)
         def create_embedding(*args: Any, **kwargs: Any) -> Any:
-            call = self._open("embeddings", arguments.named(args, kwargs))
+            named = arguments.named(args, kwargs)
+            call = self._open("embeddings", named, _read_inputs)
             if call is None:
                 return original(*args, **kwargs)
             result = self.run(call, original, args, kwargs)
@@ -154,7 +139,7 @@ class _LlamaCpp(Runtime):
         @functools.wraps(original)
         def embed(*args: Any, **kwargs: Any) -> Any:
             named = arguments.named(args, kwargs)
-            call = self._open("embeddings", named)
+            call = self._open("embeddings", named, _read_inputs)
             if call is None:
                 return original(*args, **kwargs)
             add_count = can_count and "return_count" not in named
@@ -212,7 +197,7 @@ class _LlamaCpp(Runtime):
 
         @functools.wraps(original)
         def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
-            self.load(original, args, kwargs, lambda _: _identity(args[0]))
+            self.load(original, args, kwargs, lambda _: self.identify(args[0]))
 
         return __init__
 
@@ -225,13 +210,29 @@ class _LlamaCpp(Runtime):
         @functools.wraps(function)
         def from_pretrained(*args: Any, **kwargs: Any) -> Any:
             asked = identity.hub_id(arguments.named(args, kwargs).get("repo_id"))
-            repository = _repository.set(asked)
+            repository = llama_models.repository.set(asked)
             try:
-                return self.load(function, args, kwargs, _identity)
+                return self.load(function, args, kwargs, self.identify)
             finally:
-                _repository.reset(repository)
+                llama_models.repository.reset(repository)
 
         return from_pretrained
+
+    def close(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `Llama.close`, which `__del__` calls as well: it frees the model."""
+        unloaded = never_raise("llama_cpp.close")(llama_models.LOADED.unloaded)
+
+        @functools.wraps(original)
+        def close(*args: Any, **kwargs: Any) -> Any:
+            if args:
+                unloaded(args[0])
+            return original(*args, **kwargs)
+
+        return close
+
+    def identify(self, llama: Any) -> identity.Identity | None:
+        """Describe a model. Never raises."""
+        return llama_models.identify(llama, self.library)
 
     @never_raise("llama_cpp.open")
     def _open(
@@ -258,7 +259,7 @@ class _LlamaCpp(Runtime):
             self.recorder,
             operation=operation,
             provider=self.provider,
-            identity=_identity(llama),
+            identity=self.identify(llama),
             stream=bool(named.get("stream")),
             llama=llama,
             ends=self._ends,
@@ -274,6 +275,12 @@ class _LlamaCpp(Runtime):
         if model.model is None or self.is_end is None:
             return False
         return bool(self.is_end(model.vocab, token))
+
+
+def _read_inputs(named: dict[str, Any]) -> Facts:
+    """Tell how many texts are embedded at once, where there may be several."""
+    texts = named.get("input")
+    return {"batch_size": len(texts)} if isinstance(texts, (list, tuple)) else {}
 
 
 @never_raise("llama_cpp.answer")
@@ -296,20 +303,3 @@ def _read_count(call: LlamaCall, result: Any) -> None:
     tokens = result[1]
     if type(tokens) is int:
         call.facts["input_tokens"] = tokens
-
-
-@never_raise("llama_cpp.identity")
-def _identity(llama: Any) -> identity.Identity | None:
-    """Describe a model by the tensors' own words; titles and file names are user-typed."""
-    known = models.get(llama)
-    if known is None:
-        metadata = llama.metadata
-        kind = str(metadata.get("general.file_type"))
-        known = identity.describe(
-            _repository.get() or identity.snapshot_id(llama.model_path),
-            identity.architecture(metadata.get("general.architecture")),
-            _FILE_TYPES.get(int(kind)) if kind.isdigit() else None,
-            llama._model.n_params(),
-        )
-        models.put(llama, known)
-    return known
