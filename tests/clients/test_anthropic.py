@@ -15,11 +15,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from servers import anthropic as claude
 from servers import bedrock
 from servers.calls import Calls
-from servers.drivers import Async, Sync
+from servers.fixtures import fresh, hooked
 from servers.provider import ANSWER
 from sottovoce import guard
 from sottovoce.clients import anthropic as door
-from sottovoce.guard import ImportHooks, Patches
 from sottovoce.instrumentors import AnthropicInstrumentor, HTTPXInstrumentor
 from sottovoce.settings import Settings
 from sottovoce.transports import httpx as wire
@@ -35,13 +34,6 @@ class Answer(pydantic.BaseModel):
     answer: int
 
 
-@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
-def driver(request):
-    driver = request.param()
-    yield driver
-    driver.stop()
-
-
 @pytest.fixture(scope="module")
 def running():
     with claude.serve() as server:
@@ -50,21 +42,14 @@ def running():
 
 @pytest.fixture
 def server(running):
-    running.scenarios.clear()
-    running.requests.clear()
-    return running
+    return fresh(running)
 
 
 @pytest.fixture
 def calls():
     guard.failures.clear()
-    calls, hooks, patches = Calls(), ImportHooks(), Patches()
-    door.install(calls, hooks, patches)
-    wire.install_wire()
-    yield calls
-    hooks.stop()
-    wire.remove_wire()
-    patches.undo()
+    with hooked(door.install) as calls:
+        yield calls
     assert not guard.failures
 
 

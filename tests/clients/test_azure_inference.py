@@ -22,13 +22,10 @@ from azure.core.exceptions import (
 from azure.core.pipeline import AsyncPipeline, Pipeline
 from azure.core.rest import HttpRequest
 
-from servers.calls import Calls
-from servers.drivers import Async, Sync
+from servers import fixtures
 from servers.provider import ANSWER, MODEL, WORDS
-from sottovoce import transports
 from sottovoce.call import current_call
 from sottovoce.clients import azure_inference as room
-from sottovoce.guard import ImportHooks, Patches
 
 CREDENTIAL = AzureKeyCredential("a key")
 MESSAGES = [SystemMessage("a secret instruction"), UserMessage("a secret question")]
@@ -44,25 +41,8 @@ CLIENTS = {
 }
 
 
-@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
-def driver(request):
-    driver = request.param()
-    yield driver
-    driver.stop()
-
-
-@contextlib.contextmanager
 def hooked():
-    calls = Calls()
-    hooks, patches = ImportHooks(), Patches()
-    room.install(calls, hooks, patches)
-    transports.install_wire()
-    try:
-        yield calls
-    finally:
-        hooks.stop()
-        transports.remove_wire()
-        patches.undo()
+    return fixtures.hooked(room.install)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Every way to ask Bedrock with boto3 becomes one call, and the app sees no difference."""
 
-import contextlib
 import gc
 import json
 import threading
@@ -14,13 +13,12 @@ from botocore.eventstream import EventStream
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
-from servers import bedrock
+from servers import bedrock, fixtures
 from servers.bedrock import CLAUDE, COUNTED, FAMILIES, QUESTION
 from servers.calls import Calls
 from sottovoce import transports
 from sottovoce.call import current_call
 from sottovoce.clients import bedrock as room
-from sottovoce.guard import ImportHooks, Patches
 
 TITAN = "amazon.titan-text-express-v1"
 META = "meta.llama3-70b-instruct-v1:0"
@@ -62,18 +60,8 @@ def client(make):
     return make()
 
 
-@contextlib.contextmanager
 def hooked():
-    calls = Calls()
-    hooks, patches = ImportHooks(), Patches()
-    room.install(calls, hooks, patches)
-    transports.install_wire()
-    try:
-        yield calls
-    finally:
-        hooks.stop()
-        transports.remove_wire()
-        patches.undo()
+    return fixtures.hooked(room.install)
 
 
 @pytest.fixture

@@ -6,20 +6,17 @@ Every scenario runs without us and with us, and what the app sees of both is com
 import asyncio
 import importlib
 import inspect
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
 from servers import anthropic as claude
+from servers import fixtures
 from servers.calls import Calls
-from servers.drivers import Async, Sync
 from servers.provider import MODEL, ProviderServer
 from sottovoce import guard
 from sottovoce.call import current_call
 from sottovoce.clients import anthropic, generated
-from sottovoce.guard import ImportHooks, Patches
-from sottovoce.transports import httpx as wire
 
 MESSAGES = [{"role": "user", "content": "a secret question"}]
 USAGE = {"input_tokens": 11, "output_tokens": 7, "cache_read_tokens": 3, "reasoning_tokens": 2}
@@ -71,13 +68,6 @@ SDKS = {
 }
 
 
-@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
-def driver(request):
-    driver = request.param()
-    yield driver
-    driver.stop()
-
-
 @pytest.fixture(params=SDKS)
 def sdk(request):
     pytest.importorskip(SDKS[request.param].module)
@@ -103,20 +93,10 @@ def server(servers, sdk):
     return server
 
 
-@contextmanager
 def hooked(sdk, calls):
-    hooks, patches = ImportHooks(), Patches()
     if sdk.module == "anthropic":
-        anthropic.install(calls, hooks, patches)
-    else:
-        generated.install(calls, hooks, patches, families=(sdk.module.partition(".")[0],))
-    wire.install_wire()
-    try:
-        yield
-    finally:
-        hooks.stop()
-        wire.remove_wire()
-        patches.undo()
+        return fixtures.hooked(anthropic.install, calls=calls)
+    return fixtures.hooked(generated.install, (sdk.module.partition(".")[0],), calls=calls)
 
 
 def make(driver, server, sdk, **options):
@@ -198,21 +178,9 @@ def timeout(driver, client, sdk, server):
 
 def cancelled(driver, client, sdk, server):
     server.gate.clear()
-    reading = asyncio.Event()
-
-    async def read():
-        opened = await sdk.resource(client).create(**sdk.params, stream=True)
-        reading.set()
-        async for _ in opened:
-            pass
-
-    async def main():
-        task = asyncio.ensure_future(read())
-        await reading.wait()
-        task.cancel()
-        await task
-
-    return driver.do(main)
+    return fixtures.cancelled_while_reading(
+        driver, lambda: sdk.resource(client).create(**sdk.params, stream=True)
+    )
 
 
 OK = ("completed", None)

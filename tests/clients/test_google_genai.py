@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import re
-from contextlib import contextmanager
 
 import aiohttp
 import httpx
@@ -13,14 +12,15 @@ from google import genai
 from google.genai import _api_client, types
 from google.oauth2.credentials import Credentials
 
+from servers import fixtures
 from servers.calls import Calls
 from servers.drivers import Async, Sync
+from servers.fixtures import cancelled_while_reading, fresh
 from servers.gemini import FACTS, WORDS, gemini_server
 from servers.provider import ANSWER, MODEL
 from sottovoce import guard, transports
 from sottovoce.call import current_call
 from sottovoce.clients import google_genai
-from sottovoce.guard import ImportHooks, Patches
 
 # The SDK's own, with and without us.
 pytestmark = [
@@ -43,17 +43,7 @@ def running():
 
 @pytest.fixture
 def server(running):
-    running.scenarios.clear()
-    running.requests.clear()
-    running.gate.set()
-    return running
-
-
-@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
-def driver(request):
-    driver = request.param()
-    yield driver
-    driver.stop()
+    return fresh(running)
 
 
 @pytest.fixture(params=["httpx2", "httpx", "aiohttp"])
@@ -64,15 +54,8 @@ def library(request, driver):
     return request.param
 
 
-@contextmanager
 def hooked(calls):
-    hooks, patches = ImportHooks(), Patches()
-    google_genai.install(calls, hooks, patches)
-    transports.install_wire()
-    yield
-    hooks.stop()
-    transports.remove_wire()
-    patches.undo()
+    return fixtures.hooked(google_genai.install, calls=calls)
 
 
 @pytest.fixture
@@ -197,21 +180,9 @@ def timeout(driver, client, server):
 
 def cancelled(driver, client, server):
     server.gate.clear()
-    reading = asyncio.Event()
-
-    async def read():
-        opened = await client.models.generate_content_stream(model="tiny", contents=QUESTION)
-        reading.set()
-        async for _ in opened:
-            pass
-
-    async def main():
-        task = asyncio.ensure_future(read())
-        await reading.wait()
-        task.cancel()
-        await task
-
-    return driver.do(main)
+    return cancelled_while_reading(
+        driver, lambda: client.models.generate_content_stream(model="tiny", contents=QUESTION)
+    )
 
 
 OK = ("completed", None)

@@ -5,11 +5,10 @@ import asyncio
 import pytest
 
 from servers.calls import Calls
-from servers.drivers import Async, Sync
+from servers.fixtures import fresh, hooked
 from servers.gemini import COUNTED, MODEL, WORDS, gemini_server
-from sottovoce import guard, transports
+from sottovoce import guard
 from sottovoce.clients import google_genai
-from sottovoce.guard import ImportHooks, Patches
 
 genai = pytest.importorskip("google.genai")
 basesdk = pytest.importorskip("google.genai._gaos.basesdk")  # since 2.0
@@ -35,17 +34,7 @@ def running():
 
 @pytest.fixture
 def server(running):
-    running.scenarios.clear()
-    running.requests.clear()
-    running.gate.set()
-    return running
-
-
-@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
-def driver(request):
-    driver = request.param()
-    yield driver
-    driver.stop()
+    return fresh(running)
 
 
 def make(driver, server, **options):
@@ -121,13 +110,8 @@ def test_one_call_and_no_difference(driver, server, scenario):
     guard.failures.clear()
     calls = Calls()
     before = run()
-    hooks, patches = ImportHooks(), Patches()
-    google_genai.install(calls, hooks, patches)
-    transports.install_wire()
-    after = run()
-    hooks.stop()
-    transports.remove_wire()
-    patches.undo()
+    with hooked(google_genai.install, calls=calls):
+        after = run()
     assert after == before
     call = calls.wait()
     assert calls.only is call

@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import sys
-from contextlib import contextmanager
 
 import pytest
 from opentelemetry import trace
@@ -11,14 +10,14 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from servers import fixtures
 from servers.calls import Calls
-from servers.drivers import Async, Sync
+from servers.fixtures import cancelled_while_reading, fresh
 from servers.mistral import mistral_server
 from servers.provider import MODEL, WORDS
-from sottovoce import guard, transports
+from sottovoce import guard
 from sottovoce.call import current_call
 from sottovoce.clients import mistral
-from sottovoce.guard import ImportHooks, Patches
 from sottovoce.instrumentors import MistralInstrumentor
 from sottovoce.privacy import gate
 from sottovoce.privacy.policy import activate
@@ -62,28 +61,11 @@ def running():
 
 @pytest.fixture
 def server(running):
-    running.scenarios.clear()
-    running.requests.clear()
-    running.gate.set()
-    return running
+    return fresh(running)
 
 
-@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
-def driver(request):
-    driver = request.param()
-    yield driver
-    driver.stop()
-
-
-@contextmanager
 def hooked(calls):
-    hooks, patches = ImportHooks(), Patches()
-    mistral.install(calls, hooks, patches, MistralInstrumentor.modules)
-    transports.install_wire()
-    yield
-    hooks.stop()
-    transports.remove_wire()
-    patches.undo()
+    return fixtures.hooked(mistral.install, MistralInstrumentor.modules, calls=calls)
 
 
 @pytest.fixture
@@ -174,21 +156,7 @@ def timeout(driver, client, server):
 
 def cancelled(driver, client, server):
     server.gate.clear()
-    reading = asyncio.Event()
-
-    async def read():
-        opened = await client.chat.stream_async(**ASKED)
-        reading.set()
-        async for _ in opened:
-            pass
-
-    async def main():
-        task = asyncio.ensure_future(read())
-        await reading.wait()
-        task.cancel()
-        await task
-
-    return driver.do(main)
+    return cancelled_while_reading(driver, lambda: client.chat.stream_async(**ASKED))
 
 
 OK = ("completed", None)

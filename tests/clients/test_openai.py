@@ -9,7 +9,6 @@ import pydantic
 import pytest
 import trio
 
-from servers.drivers import Async, Sync
 from servers.provider import ANSWER, MODEL, WORDS
 from sottovoce import guard
 from sottovoce.call import current_call
@@ -58,13 +57,6 @@ STREAMS = {
     "completions": (lambda c: complete(c, stream=True), WORDS + 2, WHOLE["completions"]),
     "responses": (lambda c: respond(c, stream=True), WORDS + 7, WHOLE["responses"]),
 }
-
-
-@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
-def driver(request):
-    driver = request.param()
-    yield driver
-    driver.stop()
 
 
 @pytest.fixture

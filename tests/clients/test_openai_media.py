@@ -5,7 +5,7 @@ import openai
 import pytest
 
 from servers import media
-from servers.drivers import Async, Sync
+from servers.fixtures import fresh
 from servers.provider import ANSWER, MODEL, WORDS
 from sottovoce import guard
 from sottovoce.call import current_call
@@ -88,13 +88,6 @@ STREAMS = {
 }
 
 
-@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
-def driver(request):
-    driver = request.param()
-    yield driver
-    driver.stop()
-
-
 @pytest.fixture(scope="module")
 def running():
     with media.serve() as server:
@@ -103,9 +96,7 @@ def running():
 
 @pytest.fixture
 def server(running):
-    running.scenarios.clear()
-    running.requests.clear()
-    return running
+    return fresh(running)
 
 
 @pytest.fixture

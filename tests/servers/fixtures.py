@@ -1,13 +1,66 @@
 """Fixtures of the rooms that talk to `ProviderServer` through hooked libraries."""
 
+import asyncio
+from contextlib import contextmanager
+
 import pytest
 
 from servers.calls import Calls
+from servers.drivers import Async, Sync
 from servers.provider import ProviderServer
-from sottovoce import guard
+from sottovoce import guard, transports
 from sottovoce.clients import generated
 from sottovoce.guard import ImportHooks, Patches
 from sottovoce.transports import httpx as wire
+
+
+@pytest.fixture(params=[Sync, Async], ids=["sync", "async"])
+def driver(request):
+    driver = request.param()
+    yield driver
+    driver.stop()
+
+
+def fresh(server):
+    """A server that several tests share, as it was when it was started."""
+    server.scenarios.clear()
+    server.requests.clear()
+    if hasattr(server, "gate"):
+        server.gate.set()
+    return server
+
+
+@contextmanager
+def hooked(install, *more, calls=None):
+    """The calls that a room of `clients` makes, hooked by its `install` with what it needs more."""
+    calls, hooks, patches = calls or Calls(), ImportHooks(), Patches()
+    install(calls, hooks, patches, *more)
+    transports.install_wire()
+    try:
+        yield calls
+    finally:
+        hooks.stop()
+        transports.remove_wire()
+        patches.undo()
+
+
+def cancelled_while_reading(driver, ask):
+    """Cancel the task that reads an asynchronous stream, which `ask` gives, once it waits."""
+    reading = asyncio.Event()
+
+    async def read():
+        opened = await ask()
+        reading.set()
+        async for _ in opened:
+            pass
+
+    async def main():
+        task = asyncio.ensure_future(read())
+        await reading.wait()
+        task.cancel()
+        await task
+
+    return driver.do(main)
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +71,7 @@ def running_server():
 
 @pytest.fixture
 def server(running_server):
-    running_server.scenarios.clear()
-    running_server.requests.clear()
-    running_server.gate.set()
-    return running_server
+    return fresh(running_server)
 
 
 @pytest.fixture
