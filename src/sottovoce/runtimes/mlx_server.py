@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from sottovoce import dropped
 from sottovoce.guard import never_raise
-from sottovoce.runtimes import failures, mlx_answer, mlx_batch
+from sottovoce.runtimes import failures, mlx_answer, mlx_batch, mlx_main
 from sottovoce.runtimes.engine import Runtime
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches) -> None:
     """
     server = _Server(mlx_answer.PROVIDER, recorder, hooks)
     hooks.when_imported(MODULE, lambda module, _: server.patch(module, patches))
+    mlx_main.when_run(MODULE, hooks, patches, lambda module: server.patch(module, patches))
 
 
 class _Request:
