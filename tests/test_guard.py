@@ -163,6 +163,26 @@ def test_import_hooks_run_after_the_import_or_at_once_and_can_be_stopped(tmp_pat
     assert len(seen) == 2
 
 
+def test_a_hook_that_is_set_while_a_module_runs_gets_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "guard_hook_d.py").write_text("import guard_hook_e\nx = 1\n")
+    (tmp_path / "guard_hook_e.py").write_text("")
+    seen = []
+    hooks, later = ImportHooks(), ImportHooks()
+
+    def inner(module, late):
+        later.when_imported("guard_hook_d", lambda module, late: seen.append((module.x, late)))
+        assert not seen
+
+    hooks.when_imported("guard_hook_d", lambda module, late: seen.append("own"))
+    hooks.when_imported("guard_hook_e", inner)
+    import guard_hook_d  # noqa: F401
+
+    assert seen == ["own", (1, True)]
+    later.when_imported("guard_hook_d", lambda module, late: seen.append("at once"))
+    assert seen[-1] == "at once"
+
+
 def test_an_import_hook_that_fails_does_not_break_the_import(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "guard_hook_c.py").write_text("x = 1\n")

@@ -170,6 +170,10 @@ def _rebind(names: dict[int, tuple[Any, Any]]) -> int:
     return bound
 
 
+_awaited: dict[str, list[Callable[[ModuleType], None]]] = {}
+"""Module that a hook waits for → hooks that were set while its code ran."""
+
+
 class ImportHooks:
     """Run a function when a module is imported, or at once if it already is; can be stopped.
 
@@ -186,15 +190,28 @@ class ImportHooks:
         then need `Patches.rebind`. Errors of the hook are counted and swallowed.
         """
         guarded = never_raise(f"import hook of {module}")(hook)
-        late = module in sys.modules
+        known = sys.modules.get(module)
+        late = known is not None
 
         def run(loaded: ModuleType) -> None:
             if self._active:
                 guarded(loaded, late)
 
+        def imported(loaded: ModuleType) -> None:
+            waiting = _awaited.pop(module, ())
+            for each in (run, *waiting):
+                each(loaded)
+
+        # What it imports may have led here, while nothing is defined yet. CPython 3.10 to 3.14.
+        if module in _awaited and getattr(getattr(known, "__spec__", None), "_initializing", False):
+            _awaited[module].append(run)
+            return
+
         import wrapt  # noqa: PLC0415 - most of what this module would cost an app without hooks
 
-        wrapt.register_post_import_hook(run, module)
+        if not late:
+            _awaited.setdefault(module, [])
+        wrapt.register_post_import_hook(run if late else imported, module)
 
     @property
     def active(self) -> bool:
