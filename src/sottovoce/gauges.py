@@ -70,21 +70,22 @@ def _gpu_memory_share(now: Readings) -> Points:
     yield (now.gpus.memory_utilization if now.gpus else None), _NOTHING
 
 
-SOURCES: Final[Mapping[str, Callable[[Readings], Points]]] = {
-    "process.memory.usage": _process,
-    # The conventions have what is available for Linux alone; elsewhere it is what is free.
-    **(
-        {"system.memory.linux.available": _available}
-        if sys.platform == "linux"
-        else {"system.memory.usage": _free}
-    ),
-    "sottovoce.engine.memory.usage": _engine,
-    "sottovoce.engine.memory.peak": _engine_peak,
-    "hw.gpu.utilization": _gpu,
-    "hw.gpu.memory.usage": _gpu_memory,
-    "hw.gpu.memory.utilization": _gpu_memory_share,
-}
-"""Metric → its points, as (value, attributes), of readings; without what could not be read."""
+def sources() -> dict[str, Callable[[Readings], Points]]:
+    """Metric → its points, as (value, attributes), of readings; None where nothing was read."""
+    return {
+        "process.memory.usage": _process,
+        # The conventions have what is available for Linux alone; elsewhere it is what is free.
+        **(
+            {"system.memory.linux.available": _available}
+            if sys.platform == "linux"
+            else {"system.memory.usage": _free}
+        ),
+        "sottovoce.engine.memory.usage": _engine,
+        "sottovoce.engine.memory.peak": _engine_peak,
+        "hw.gpu.utilization": _gpu,
+        "hw.gpu.memory.usage": _gpu_memory,
+        "hw.gpu.memory.utilization": _gpu_memory_share,
+    }
 
 
 class _Users:
@@ -137,7 +138,7 @@ def _users_of(provider: Any) -> _Users | None:
 
 def _make(meter: Meter, users: _Users, chosen: Settings) -> None:
     choice = policy.active(chosen).choice
-    for name, source in SOURCES.items():
+    for name, source in sources().items():
         known = METRICS[name]
         make = (
             meter.create_observable_gauge
@@ -171,4 +172,4 @@ def _observed(
 
 def told_here() -> tuple[str, ...]:
     """Names of the metrics that this machine has values for now."""
-    return tuple(name for name, source in SOURCES.items() if _observed(source))
+    return tuple(name for name, source in sources().items() if _observed(source))
