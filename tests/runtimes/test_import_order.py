@@ -68,6 +68,7 @@ def test_every_name_that_mlx_lm_binds_is_ours_and_is_put_back(tmp_path):
         bound = [
             generate, load, stream_generate,
             mlx_lm.generate, mlx_lm.load, mlx_lm.stream_generate,
+            mlx_lm.batch_generate, mlx_lm.server.make_sampler,
             mlx_lm.server.load, mlx_lm.server.stream_generate,
             sys.modules["mlx_lm.generate"].load, sys.modules["mlx_lm.utils"].load_model,
         ]
@@ -112,15 +113,20 @@ def test_a_stream_survives_a_fork(tmp_path):
         model = mlx_lm.load(str(tiny_mlx.make(sys.argv[1])))
         stream = mlx_lm.stream_generate(*model, "x", max_tokens=5)
         next(stream)
+        batch = sys.modules["mlx_lm.generate"].BatchGenerator(model[0], max_tokens=4)
+        batch.insert([[7, 8, 9]])
         warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside MLX's threads
         child = os.fork()
         if child == 0:
             # The engine's threads are not in the child: only our own state is looked at.
-            os._exit(0 if recorder.open == 1 and not recorder.calls else 1)
+            batch.close()
+            os._exit(0 if recorder.open == 2 and not recorder.calls else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         list(stream)
-        (call,) = recorder.calls
-        assert (call.outcome, call.facts["output_tokens"]) == ("completed", 5)
+        while recorder.calls[1:] == []:
+            batch.next()
+        told = [(call.outcome, call.facts["output_tokens"]) for call in recorder.calls]
+        assert told == [("completed", 5), ("completed", 4)]
         """,
         tmp_path,
     )
