@@ -1,6 +1,18 @@
-import pytest
+import subprocess
+import sys
 
-from sottovoce.protocols import match
+import pytest
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
+
+from sottovoce.protocols import match, routes
+
+SEGMENTS = st.sampled_from(
+    ["", "http:", "v1", "chat", "completions", "models", "m:generateContent", "m:predict", "model",
+     "converse", "deployments", "engines", "responses", "pipeline", "feature-extraction", "x?y",
+     "publishers", "mistralai", "claude:rawPredict", "a" * 300]
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -140,3 +152,68 @@ def test_a_path_that_says_what_comes_out_and_a_deployment_tells_both():
 def test_what_others_use_too_is_known_by_a_key_of_the_body(path, sign):
     route = match("POST", path)
     assert (route.sign, route.unmistakable) == (sign, False)
+
+
+@given(st.text("POST/:?%.ax= ") | st.lists(SEGMENTS).map("/".join) | st.text())
+@limits(max_examples=500, deadline=None)
+def test_no_path_raises_and_only_what_asks_a_model_is_remembered(path):
+    first = match("POST", path)
+    assert match("POST", path) == first
+    assert match("POST", f"{path.partition('?')[0]}?key=secret") == match(
+        "POST", path.partition("?")[0]
+    )
+    assert not any("?" in kept or len(kept) > 256 for kept in routes._matched)
+    if first is None:
+        assert path not in routes._matched
+
+
+def test_few_paths_are_remembered_however_many_models_they_name():
+    for number in range(2000):
+        assert match("POST", f"/model/m{number}/converse").facts["request_model"] == f"m{number}"
+    assert len(routes._matched) <= 512
+
+
+def test_a_host_in_front_is_no_part_of_what_is_remembered():
+    assert match("POST", "https://user:secret@host.example/v1/embeddings").operation == "embeddings"
+    assert not any("secret" in kept or "host.example" in kept for kept in routes._matched)
+
+
+LOADED = """
+import sys, threading
+from sottovoce.protocols.routes import match
+loaded = lambda: sorted(n.rpartition(".")[2] for n in sys.modules if n.startswith("sottovoce.protocols."))
+before = loaded()
+assert match("POST", "/orders/17") is None
+assert loaded() == before, loaded()
+together = threading.Barrier(8)
+found = []
+def first():
+    together.wait()
+    found.append(match("POST", "/v1/messages").protocol.name)
+threads = [threading.Thread(target=first) for _ in range(8)]
+[each.start() for each in threads]
+[each.join(60) for each in threads]
+assert found == ["anthropic_messages"] * 8, found
+print(*before, "|", *loaded())
+"""
+
+
+def test_a_protocol_is_loaded_by_the_first_path_that_asks_for_it_in_any_thread():
+    ran = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.stderr == ""
+    before, after = (set(names.split()) for names in ran.stdout.split("|"))
+    assert before == {"paths", "routes"}
+    assert "anthropic_messages" in after
+    assert not {"gemini", "bedrock_invoke", "cohere", "ollama", "openai_responses"} & after
+
+
+def test_every_row_names_a_protocol_that_there_is():
+    rows = [*routes.ROUTES.values()]
+    for each in (each for found in routes.VERBS.values() for each in found):
+        rows += [each.route, *(row for _, row in each.models)]
+    assert len({row.protocol for row in rows}) > 20
+    for row in rows:
+        assert row.route().protocol.name
+        assert row.route().sign == row.sign

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
+from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
 from sottovoce.protocols.protocol import (
@@ -26,51 +25,12 @@ from sottovoce.protocols.protocol import (
     rows,
 )
 
-if TYPE_CHECKING:
-    from sottovoce.call import Facts
-
 PERSON_PARTS: Final = frozenset({"text", "inlineData", "inline_data", "fileData", "file_data"})
 """Parts that a person's turn is made of; what a function gave back is not among them."""
 
 _DECLARATIONS: Final = frozenset({"functionDeclarations", "function_declarations"})
 _OUTPUT_TYPES: Final = {"application/json": "json", "text/plain": "text", "text/x.enum": "text"}
 _REASON = re.compile(r"(?!.*_UNSPECIFIED)[A-Z][A-Z_]{1,63}").fullmatch
-_PATH = re.compile(r"(?:^|/)(models|tunedModels|endpoints)/([^/]{1,256}):[A-Za-z]+$").search
-# Looked for too rarely to be compiled beforehand.
-_EMBEDDER: Final = r"(?:^|/)publishers/google/models/[^/]*(?:embedding|gecko)"
-_PAINTER: Final = r"(?:^|/)models/(imagen|veo)[^/]*$"
-
-
-def generates(path: str) -> Facts | None:
-    """Read the model of ``models/NAME:generateContent``, a tuned model or an endpoint."""
-    found = _PATH(path)
-    if found is None:
-        return None
-    kind, name = found[1], unquote(found[2])
-    return {"request_model": name if kind == "models" else f"{kind}/{name}"}
-
-
-def streams(path: str) -> Facts | None:
-    """Read the same of ``:streamGenerateContent``."""
-    facts = generates(path)
-    return None if facts is None else {**facts, "request_stream": True}
-
-
-def embeds(path: str) -> Facts | None:
-    """Read the model of ``:predict`` when it is one of Google's for embeddings.
-
-    Everything that Vertex AI serves answers to this verb, models of one's own included; so does
-    what TensorFlow Serving serves.
-    """
-    return generates(path) if re.search(_EMBEDDER, path) else None
-
-
-def paints(path: str) -> Facts | None:
-    """Read the model of ``:predict`` and ``:predictLongRunning`` when it makes images or videos."""
-    found, facts = re.search(_PAINTER, path), generates(path)
-    if found is None or facts is None:
-        return None
-    return {**facts, "output_type": "image"} if found[1] == "imagen" else facts
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:

@@ -8,8 +8,7 @@ words. Neither the request nor the answer names the model: the path does, or the
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
+from typing import Any, Final
 
 from sottovoce.protocols.protocol import (
     Body,
@@ -23,9 +22,6 @@ from sottovoce.protocols.protocol import (
     read,
     rows,
 )
-
-if TYPE_CHECKING:
-    from sottovoce.call import Facts
 
 
 @of("parameters")
@@ -63,13 +59,6 @@ def _event(body: Body, _seen: Seen) -> Candidates:
 
 def _last(body: Body) -> bool:
     return isinstance(body.get("generated_text"), str)
-
-
-def model_in(path: str) -> Facts | None:
-    """Find the model in ``…/models/NAME/pipeline/TASK``; a name may have a slash."""
-    _, found, rest = path.partition("/models/")
-    name, task, _ = rest.partition("/pipeline/")
-    return {"request_model": unquote(name)} if found and task and name else None
 
 
 ASKED: Final[Table] = rows(

@@ -1,37 +1,19 @@
 """Which path is which operation in which protocol: the one table.
 
 A path counts by how it ends, under any prefix (`/v1`, `/api/v1`, `/openai/deployments/NAME`),
-so that a gateway or a local server needs no row of its own.
+so that a gateway or a local server needs no row of its own. A protocol is loaded when the first
+path comes that asks for it: most processes ask in one or two.
 """
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import unquote
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from sottovoce.protocols import gemini, huggingface, mistral
-from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
-from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
-from sottovoce.protocols.bedrock_invoke import BEDROCK_EMBEDDINGS, BEDROCK_INVOKE
-from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
-from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
-from sottovoce.protocols.gemini_interactions import GEMINI_INTERACTIONS
-from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
-from sottovoce.protocols.llama_server import LLAMA_COMPLETION, LLAMA_EMBEDDING
-from sottovoce.protocols.mistral import MISTRAL_OCR
-from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
-from sottovoce.protocols.openai_audio import OPENAI_AUDIO
-from sottovoce.protocols.openai_chat import OPENAI_CHAT
-from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
-from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
-from sottovoce.protocols.openai_images import OPENAI_IMAGES
-from sottovoce.protocols.openai_moderations import OPENAI_MODERATIONS
-from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
+from sottovoce.protocols import paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sottovoce.call import Facts
     from sottovoce.protocols.protocol import Protocol
@@ -61,6 +43,30 @@ class Route(NamedTuple):
     sign: str | None = None
 
 
+class Row(NamedTuple):
+    """A `Route` whose protocol is not loaded yet, but named: ``module:NAME``."""
+
+    operation: str
+    protocol: str
+    provider: str | None = None
+    unmistakable: bool = False
+    facts: Facts = {}  # noqa: RUF012 - never written to
+    sign: str | None = None
+
+    def route(self, facts: Facts | None = None) -> Route:
+        """Load the protocol; `facts` are what the path says besides."""
+        module, _, name = self.protocol.partition(":")
+        protocol = getattr(import_module(f"{__package__}.{module}"), name)
+        return Route(
+            self.operation,
+            cast("Protocol", protocol),
+            self.provider,
+            self.unmistakable,
+            {**self.facts, **facts} if facts else self.facts,
+            sign=self.sign,
+        )
+
+
 class PathRoute(NamedTuple):
     """A route whose path holds facts: ``models/NAME:generateContent``, ``model/NAME/converse``.
 
@@ -71,80 +77,92 @@ class PathRoute(NamedTuple):
             counts.
     """
 
-    route: Route
+    route: Row
     read: Callable[[str], Facts | None]
-    models: tuple[tuple[str, Route], ...] = ()
+    models: tuple[tuple[str, Row], ...] = ()
 
 
-def _generates(protocol: Protocol, output: str) -> Route:
-    """Give the route of what is neither text nor chat: the conventions' name for the rest."""
-    return Route("generate_content", protocol, unmistakable=True, facts={"output_type": output})
+ANTHROPIC_MESSAGES: Final = "anthropic_messages:ANTHROPIC_MESSAGES"
+BEDROCK_CONVERSE: Final = "bedrock_converse:BEDROCK_CONVERSE"
+BEDROCK_EMBEDDINGS: Final = "bedrock_invoke:BEDROCK_EMBEDDINGS"
+BEDROCK_INVOKE: Final = "bedrock_invoke:BEDROCK_INVOKE"
+COHERE_CHAT: Final = "cohere:COHERE_CHAT"
+COHERE_EMBED: Final = "cohere:COHERE_EMBED"
+RERANK: Final = "cohere:RERANK"
+GEMINI: Final = "gemini:GEMINI"
+GEMINI_EMBEDDINGS: Final = "gemini:GEMINI_EMBEDDINGS"
+GEMINI_INTERACTIONS: Final = "gemini_interactions:GEMINI_INTERACTIONS"
+HF_FEATURES: Final = "huggingface:HF_FEATURES"
+HF_TEXT_GENERATION: Final = "huggingface:HF_TEXT_GENERATION"
+LLAMA_COMPLETION: Final = "llama_server:LLAMA_COMPLETION"
+LLAMA_EMBEDDING: Final = "llama_server:LLAMA_EMBEDDING"
+MISTRAL_OCR: Final = "mistral:MISTRAL_OCR"
+OLLAMA_CHAT: Final = "ollama:OLLAMA_CHAT"
+OLLAMA_EMBED: Final = "ollama:OLLAMA_EMBED"
+OLLAMA_GENERATE: Final = "ollama:OLLAMA_GENERATE"
+OPENAI_AUDIO: Final = "openai_audio:OPENAI_AUDIO"
+OPENAI_CHAT: Final = "openai_chat:OPENAI_CHAT"
+OPENAI_COMPLETIONS: Final = "openai_completions:OPENAI_COMPLETIONS"
+OPENAI_EMBEDDINGS: Final = "openai_embeddings:OPENAI_EMBEDDINGS"
+OPENAI_IMAGES: Final = "openai_images:OPENAI_IMAGES"
+OPENAI_MODERATIONS: Final = "openai_moderations:OPENAI_MODERATIONS"
+OPENAI_RESPONSES: Final = "openai_responses:OPENAI_RESPONSES"
+
+
+def _generates(protocol: str, output: str) -> Row:
+    """Give the row of what is neither text nor chat: the conventions' name for the rest."""
+    return Row("generate_content", protocol, unmistakable=True, facts={"output_type": output})
 
 
 _IMAGES = _generates(OPENAI_IMAGES, "image")
 _TRANSCRIPTS = _generates(OPENAI_AUDIO, "text")
-_MESSAGES = Route("chat", ANTHROPIC_MESSAGES, "anthropic")
+_MESSAGES = Row("chat", ANTHROPIC_MESSAGES, "anthropic")
 
-ROUTES: Final[dict[str, Route]] = {
-    "chat/completions": Route("chat", OPENAI_CHAT, unmistakable=True),
-    "completions": Route("text_completion", OPENAI_COMPLETIONS),
-    "responses": Route("chat", OPENAI_RESPONSES),
-    "responses/compact": Route("chat", OPENAI_RESPONSES),
+ROUTES: Final[dict[str, Row]] = {
+    "chat/completions": Row("chat", OPENAI_CHAT, unmistakable=True),
+    "completions": Row("text_completion", OPENAI_COMPLETIONS),
+    "responses": Row("chat", OPENAI_RESPONSES),
+    "responses/compact": Row("chat", OPENAI_RESPONSES),
     # Judgements in a schema of the provider's; asked and counted like responses.
-    "decisions": Route("generate_content", OPENAI_RESPONSES, facts={"output_type": "json"}),
-    "embeddings": Route("embeddings", OPENAI_EMBEDDINGS),
-    "agents/completions": Route("chat", OPENAI_CHAT, "mistral_ai", unmistakable=True),
-    "fim/completions": Route(
-        "text_completion", OPENAI_COMPLETIONS, "mistral_ai", unmistakable=True
-    ),
-    "interactions": Route("generate_content", GEMINI_INTERACTIONS, "gcp.gen_ai"),
-    "ocr": Route("generate_content", MISTRAL_OCR, "mistral_ai"),
+    "decisions": Row("generate_content", OPENAI_RESPONSES, facts={"output_type": "json"}),
+    "embeddings": Row("embeddings", OPENAI_EMBEDDINGS),
+    "agents/completions": Row("chat", OPENAI_CHAT, "mistral_ai", unmistakable=True),
+    "fim/completions": Row("text_completion", OPENAI_COMPLETIONS, "mistral_ai", unmistakable=True),
+    "interactions": Row("generate_content", GEMINI_INTERACTIONS, "gcp.gen_ai"),
+    "ocr": Row("generate_content", MISTRAL_OCR, "mistral_ai"),
     "images/generations": _IMAGES,
     "images/edits": _IMAGES,
     "images/variations": _IMAGES,
     "audio/speech": _generates(OPENAI_AUDIO, "speech"),
     "audio/transcriptions": _TRANSCRIPTS,
     "audio/translations": _TRANSCRIPTS,
-    "moderations": Route("moderation", OPENAI_MODERATIONS),
+    "moderations": Row("moderation", OPENAI_MODERATIONS),
     "v1/messages": _MESSAGES,
-    "api/chat": Route("chat", OLLAMA_CHAT, "ollama"),
-    "api/generate": Route("text_completion", OLLAMA_GENERATE, "ollama"),
-    "api/embed": Route("embeddings", OLLAMA_EMBED, "ollama"),
-    "api/embeddings": Route("embeddings", OLLAMA_EMBED, "ollama"),
-    "v1/chat": Route("chat", COHERE_CHAT, "cohere"),
-    "v2/chat": Route("chat", COHERE_CHAT, "cohere"),
-    "v1/generate": Route("text_completion", COHERE_CHAT, "cohere"),
-    "v1/embed": Route("embeddings", COHERE_EMBED, "cohere"),
-    "v2/embed": Route("embeddings", COHERE_EMBED, "cohere"),
-    "v2/rerank": Route("rerank", RERANK, "cohere"),
-    "rerank": Route("rerank", RERANK),
-    "generate": Route("text_completion", HF_TEXT_GENERATION, "hugging_face", sign="inputs"),
+    "api/chat": Row("chat", OLLAMA_CHAT, "ollama"),
+    "api/generate": Row("text_completion", OLLAMA_GENERATE, "ollama"),
+    "api/embed": Row("embeddings", OLLAMA_EMBED, "ollama"),
+    "api/embeddings": Row("embeddings", OLLAMA_EMBED, "ollama"),
+    "v1/chat": Row("chat", COHERE_CHAT, "cohere"),
+    "v2/chat": Row("chat", COHERE_CHAT, "cohere"),
+    "v1/generate": Row("text_completion", COHERE_CHAT, "cohere"),
+    "v1/embed": Row("embeddings", COHERE_EMBED, "cohere"),
+    "v2/embed": Row("embeddings", COHERE_EMBED, "cohere"),
+    "v2/rerank": Row("rerank", RERANK, "cohere"),
+    "rerank": Row("rerank", RERANK),
+    "generate": Row("text_completion", HF_TEXT_GENERATION, "hugging_face", sign="inputs"),
     # Text Generation Inference answers here, too, but so do servers for other tasks.
-    "": Route("text_completion", HF_TEXT_GENERATION, "hugging_face", sign="max_new_tokens"),
-    "completion": Route("text_completion", LLAMA_COMPLETION, "llama_cpp", sign="prompt"),
-    "embedding": Route("embeddings", LLAMA_EMBEDDING, "llama_cpp", sign="content"),
-    "generate_stream": Route(
+    "": Row("text_completion", HF_TEXT_GENERATION, "hugging_face", sign="max_new_tokens"),
+    "completion": Row("text_completion", LLAMA_COMPLETION, "llama_cpp", sign="prompt"),
+    "embedding": Row("embeddings", LLAMA_EMBEDDING, "llama_cpp", sign="content"),
+    "generate_stream": Row(
         "text_completion", HF_TEXT_GENERATION, "hugging_face", unmistakable=True
     ),
 }
 """By how a path ends: whole segments, the longest ending that fits counts; "" is no path at all."""
 
 
-def _bedrock(path: str) -> Facts | None:
-    """Read ``/model/ID/VERB``; an id can be an ARN, whose slashes some libraries have decoded."""
-    before, _, rest = path.partition("/model/")
-    model = unquote(rest[: rest.rfind("/")]) if "/" in rest else ""
-    ours = not before or before.endswith("/bedrock")  # a gateway's pass-through
-    return {"request_model": model} if model and ours else None
-
-
-def _bedrock_stream(path: str) -> Facts | None:
-    facts = _bedrock(path)
-    return None if facts is None else {**facts, "request_stream": True}
-
-
-_CONVERSE = Route("chat", BEDROCK_CONVERSE, "aws.bedrock", unmistakable=True)
-_INVOKE = Route("chat", BEDROCK_INVOKE, "aws.bedrock", unmistakable=True)
+_CONVERSE = Row("chat", BEDROCK_CONVERSE, "aws.bedrock", unmistakable=True)
+_INVOKE = Row("chat", BEDROCK_INVOKE, "aws.bedrock", unmistakable=True)
 _PICTURES = _INVOKE._replace(operation="generate_content", facts={"output_type": "image"})
 _INVOKED = (
     ("embed", _INVOKE._replace(operation="embeddings", protocol=BEDROCK_EMBEDDINGS)),
@@ -157,41 +175,37 @@ _INVOKED = (
 )
 
 
-def _vertex_claude(path: str) -> Facts | None:
-    """Read ``…/publishers/anthropic/models/ID:VERB``; counting tokens is the model of that name."""
-    _, found, rest = path.partition("/publishers/anthropic/models/")
-    model = unquote(rest.partition(":")[0])
-    return {"request_model": model} if found and model != "count-tokens" else None
-
-
 _CLAUDE = (
-    PathRoute(_MESSAGES._replace(provider="gcp.vertex_ai", unmistakable=True), _vertex_claude),
+    PathRoute(_MESSAGES._replace(provider="gcp.vertex_ai", unmistakable=True), paths.vertex_claude),
 )
 
 # Models of two companies answer to the same verbs, in their own formats.
-_RAW = (*_CLAUDE, PathRoute(Route("chat", OPENAI_CHAT, "gcp.vertex_ai"), mistral.on_vertex))
+_RAW = (*_CLAUDE, PathRoute(Row("chat", OPENAI_CHAT, "gcp.vertex_ai"), paths.vertex_mistral))
 
 # Which of Google's services it is, is known by the host alone.
-_GENERATE = Route("generate_content", GEMINI, "gcp.gen_ai", unmistakable=True)
-_EMBED = Route("embeddings", GEMINI_EMBEDDINGS, "gcp.gen_ai", unmistakable=True)
+_GENERATE = Row("generate_content", GEMINI, "gcp.gen_ai", unmistakable=True)
+_EMBED = Row("embeddings", GEMINI_EMBEDDINGS, "gcp.gen_ai", unmistakable=True)
 
-_FETCH = Route("fetch_response", OPENAI_RESPONSES)
+_FETCH = Row("fetch_response", OPENAI_RESPONSES)
 
 VERBS: Final[dict[str, tuple[PathRoute, ...]]] = {
-    "converse": (PathRoute(_CONVERSE, _bedrock),),
-    "converse-stream": (PathRoute(_CONVERSE, _bedrock_stream),),
-    "invoke": (PathRoute(_INVOKE, _bedrock, _INVOKED),),
-    "invoke-with-response-stream": (PathRoute(_INVOKE, _bedrock_stream, _INVOKED),),
-    "generateContent": (PathRoute(_GENERATE, gemini.generates),),
-    "streamGenerateContent": (PathRoute(_GENERATE, gemini.streams),),
-    "embedContent": (PathRoute(_EMBED, gemini.generates),),
-    "batchEmbedContents": (PathRoute(_EMBED, gemini.generates),),
-    "predict": (PathRoute(_EMBED, gemini.embeds), PathRoute(_GENERATE, gemini.paints)),
-    "predictLongRunning": (PathRoute(_GENERATE, gemini.paints),),
+    "converse": (PathRoute(_CONVERSE, paths.bedrock),),
+    "converse-stream": (PathRoute(_CONVERSE, paths.bedrock_stream),),
+    "invoke": (PathRoute(_INVOKE, paths.bedrock, _INVOKED),),
+    "invoke-with-response-stream": (PathRoute(_INVOKE, paths.bedrock_stream, _INVOKED),),
+    "generateContent": (PathRoute(_GENERATE, paths.gemini),),
+    "streamGenerateContent": (PathRoute(_GENERATE, paths.gemini_stream),),
+    "embedContent": (PathRoute(_EMBED, paths.gemini),),
+    "batchEmbedContents": (PathRoute(_EMBED, paths.gemini),),
+    "predict": (
+        PathRoute(_EMBED, paths.google_embedder),
+        PathRoute(_GENERATE, paths.google_painter),
+    ),
+    "predictLongRunning": (PathRoute(_GENERATE, paths.google_painter),),
     "feature-extraction": (
         PathRoute(
-            Route("embeddings", HF_FEATURES, "hugging_face", unmistakable=True),
-            huggingface.model_in,
+            Row("embeddings", HF_FEATURES, "hugging_face", unmistakable=True),
+            paths.huggingface,
         ),
     ),
     "rawPredict": _RAW,
@@ -209,57 +223,75 @@ def _by_last_segment() -> dict[str, list[str]]:
 
 
 _ENDINGS: Final = _by_last_segment()
-_NAMED = re.compile(r"/(?:deployments|engines)/([^/]{1,512})/").search
+
+_matched: dict[str, Route] = {}
+_MOST: Final = 512
+_LONGEST: Final = 256
 
 
-@lru_cache(maxsize=512)
 def match(method: str, path: str) -> Route | None:
     """Find what a request is for.
 
     Args:
         method: of the HTTP request; only ``POST`` asks a model, and ``GET`` for what it made.
-        path: of the URL, with or without a query.
+        path: of the URL, with or without a query; or the whole URL.
 
     Returns:
-        The route, or None; paths that come again are remembered. On hosts that are not
+        The route, or None, at the cost of a look at the last segment. On hosts that are not
         known to be a provider's, and paths that are not unmistakable, a request without
         `request_model` among its facts is somebody else's ``/responses``.
     """
-    query = path.find("?")
-    if query >= 0:
-        path = path[:query]
     if method != "POST":
         method = method.upper()
         if method != "POST":
             return _fetched(path) if method == "GET" and "responses/" in path else None
-    if path[:1] != "/" and "://" in path:
-        path = path[path.find("/", path.find("://") + 3) :]
-    if path.endswith("/"):
+    route = _matched.get(path)
+    return _match(path) if route is None else route
+
+
+def _match(path: str) -> Route | None:
+    if "?" in path:
+        path = path[: path.index("?")]
+    if path[-1:] == "/":
         path = path.rstrip("/")
-    last = path[path.rfind("/") + 1 :]
-    for ending in _ENDINGS.get(last, ()):
+    slash = path.rfind("/")
+    if path[slash - 2 : slash] == ":/":
+        # An address that has no path.
+        path, slash = "", -1
+    last = path[slash + 1 :]
+    verb = last[last.rfind(":") + 1 :]
+    if last not in _ENDINGS and verb not in VERBS:
+        # What apps ask of others: said fast, and not kept.
+        return None
+    if path[:1] != "/" and "://" in path:
+        path = path[path.index("/", path.index("://") + 3) :]
+    route = _matched.get(path) or _route(path, _ENDINGS.get(last, ()), VERBS.get(verb, ()))
+    # Without the query, and the host, that it was given with.
+    if route is not None and path not in _matched and len(path) <= _LONGEST:
+        # Most processes ask on a few paths: found at once when they come again.
+        if len(_matched) >= _MOST:
+            _matched.clear()
+        _matched[path] = route
+    return route
+
+
+def _route(path: str, endings: Iterable[str], verbs: Iterable[PathRoute]) -> Route | None:
+    for ending in endings:
         if path.endswith("/" + ending) or path == ending:
-            return _with_deployment(ROUTES[ending], path)
-    for found in VERBS.get(last[last.rfind(":") + 1 :], ()):
+            named = paths.deployment(path)
+            return ROUTES[ending].route(None if named is None else {"request_model": named})
+    for found in verbs:
         facts = found.read(path)
         if facts is not None:
             model = facts.get("request_model", "")
-            route = next((each for part, each in found.models if part in model), found.route)
-            return route._replace(facts={**route.facts, **facts})
+            row = next((each for part, each in found.models if part in model), found.route)
+            return row.route(facts)
     return None
-
-
-def _with_deployment(route: Route, path: str) -> Route:
-    """Azure and old OpenAI paths name what the body then need not."""
-    named = _NAMED(path)
-    if named is None:
-        return route
-    return route._replace(facts={**route.facts, "request_model": unquote(named[1])})
 
 
 def _fetched(path: str) -> Route | None:
     """Read ``responses/ID``: what was, or is being, made in the background is asked for."""
-    before, _, identity = path.rstrip("/").rpartition("/")
+    before, _, identity = path.partition("?")[0].rstrip("/").rpartition("/")
     if identity and (before.endswith("/responses") or before == "responses"):
-        return _FETCH._replace(unmistakable=identity.startswith("resp_"))
+        return _FETCH._replace(unmistakable=identity.startswith("resp_")).route()
     return None
