@@ -162,6 +162,7 @@ def test_a_model_that_the_hub_has_not(mlx):
         (None, "model_not_found"),
         (lambda content: b"alice" * 100, "bad_model_file"),
         (lambda content: content[: len(content) // 2], "bad_model_file"),
+        (lambda content: content.replace(b"llama", b"alice"), "unsupported_architecture"),
     ],
 )
 def test_why_llama_cpp_could_not_load(llama, gguf_path, tmp_path, content, code):

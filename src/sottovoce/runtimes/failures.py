@@ -10,8 +10,9 @@
 
 A code follows from the exception's class, or from how the message of an exception of Python's
 own begins: runtimes raise those with fixed phrases around a path, a name or a number. Of a
-message nothing else is looked at, and nothing of it becomes part of a code. What no row
-matches has no code: its class is what there is to say.
+message nothing else is looked at (but the path of a file that llama.cpp refused, see `gguf.py`),
+and nothing of it becomes part of a code. What no row matches has no code: its class is what
+there is to say.
 
 Phrases of mlx 0.29 to 0.32, mlx-lm 0.28 to 0.32.2, llama-cpp-python 0.3.x, huggingface_hub
 0.x and 1.x.
@@ -19,6 +20,7 @@ Phrases of mlx 0.29 to 0.32, mlx-lm 0.28 to 0.32.2, llama-cpp-python 0.3.x, hugg
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sottovoce.guard import never_raise
@@ -37,6 +39,10 @@ CODES: Final = frozenset({OUT_OF_MEMORY, CONTEXT, BAD_FILE, UNSUPPORTED, NOT_FOU
 
 _LOOKED_AT: Final = 256
 """Characters of a message that are looked at."""
+
+
+_REFUSED: Final = "Failed to load model from file: "
+"""What llama-cpp-python says before the path, whatever the reason."""
 
 
 class _Phrase(NamedTuple):
@@ -73,7 +79,7 @@ _OF_LOADS: Final[Mapping[type[BaseException], tuple[_Phrase, ...]]] = {
         _Phrase(BAD_FILE, "Expected shape ", " for parameter "),
         _Phrase(NOT_FOUND, "Model path does not exist: "),
         _Phrase(NOT_FOUND, "No file found in ", " that match "),
-        _Phrase(BAD_FILE, "Failed to load model from file: "),
+        _Phrase(BAD_FILE, _REFUSED),
         _Phrase(BAD_FILE, "Failed to get vocab from model: "),
         # The key-value cache and the buffers of the computation are made here.
         _Phrase(OUT_OF_MEMORY, "Failed to create llama_context"),
@@ -125,7 +131,23 @@ def of_call(error: BaseException) -> str | None:
 @never_raise("runtime.failure")
 def of_load(error: BaseException) -> str | None:
     """Give the code of what a load failed with; None when its class is all there is to say."""
-    return _code(error, _CLASSES_OF_LOADS, _OF_LOADS)
+    code = _code(error, _CLASSES_OF_LOADS, _OF_LOADS)
+    if code is BAD_FILE and type(error) is ValueError and _is_unsupported(error.args[0]):
+        return UNSUPPORTED
+    return code
+
+
+def _is_unsupported(said: str) -> bool:
+    """Whether llama.cpp refused a file for its architecture."""
+    before, start, path = said.partition(_REFUSED)
+    # Read in llama-cpp-python 0.2 and 0.3: the library as `ctypes` loaded it.
+    low = sys.modules.get("llama_cpp.llama_cpp")
+    library = getattr(getattr(low, "_lib", None), "_name", None)
+    if before or not start or type(library) is not str:
+        return False
+    from sottovoce.runtimes import gguf  # noqa: PLC0415 - most loads succeed
+
+    return gguf.is_unsupported(path, library)
 
 
 def _code(
