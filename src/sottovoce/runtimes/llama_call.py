@@ -106,15 +106,21 @@ class LlamaCall(EngineCall):
         if type(choices) is not list:  # a token of `generate`, or a handler of the app's own
             return
         for choice in choices:
+            if type(choice) is not dict:
+                continue
             reason = choice.get("finish_reason")
             if reason is not None:
                 self.seen.finished(choice.get("index"), reason)
             if self.tools:
-                calls = (choice.get("delta") or {}).get("tool_calls") or ()
-                for place, tool in enumerate(calls):
-                    name = (tool.get("function") or {}).get("name")
-                    index, place_of = choice.get("index"), tool.get("index", place)
-                    self.seen.tool(index, place_of, tool.get("id"), name)
+                self._read_tools(choice.get("index"), choice.get("delta"))
+
+    def _read_tools(self, index: Any, delta: Any) -> None:
+        calls = delta.get("tool_calls") if type(delta) is dict else None
+        for place, tool in enumerate(calls if type(calls) is list else ()):
+            if type(tool) is dict:
+                function = tool.get("function")
+                name = function.get("name") if type(function) is dict else None
+                self.seen.tool(index, tool.get("index", place), tool.get("id"), name)
 
     def begin_pass(self, tokens: int | None) -> None:
         """A pass of the engine begins, with that many tokens of prompt."""
