@@ -5,10 +5,19 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import entry_points
 
 import pytest
 
+from sottovoce import hardware
+
 SOTTOVOCE = [sys.executable, "-c", "import sys; from sottovoce.cli import main; sys.exit(main())"]
+
+RUNTIMES = {
+    entry.name
+    for entry in entry_points(group="opentelemetry_instrumentor")
+    if entry.value.startswith("sottovoce.") and entry.load().in_process
+}
 
 
 def doctor(*arguments, path="", **environment):
@@ -59,6 +68,13 @@ def test_it_says_where_to_and_what_differs(found):
     assert "gen_ai.client.inference.duration" not in found["metrics"]
 
 
+def test_it_says_what_kind_of_machine_this_is_and_what_is_read_of_it(found):
+    assert found["machine"] == hardware.profile().attributes()
+    installed = {each["instrumentor"] for each in found["libraries"]} & RUNTIMES
+    assert ("process.memory.usage" in found["gauges"]) is bool(installed)
+    assert ("sottovoce.engine.memory.peak" in found["gauges"]) is ("sottovoce_mlx" in installed)
+
+
 def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):
     package = tmp_path / "groq"
     package.mkdir()
@@ -74,11 +90,12 @@ def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):
         rival = rival:Distro
     """
     (info / "entry_points.txt").write_text(textwrap.dedent(points))
-    done = doctor(path=tmp_path)
+    done = doctor(path=tmp_path, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=",".join(RUNTIMES))
     assert done.returncode == 1
+    assert "tells    nothing: no runtime is hooked" in done.stdout
     assert "groq" in done.stdout and "left alone" in done.stdout
     assert "There is no destination" in done.stdout
-    kinds = done.stdout.partition("As what\n")[2].partition("\nOther telemetry")[0].splitlines()
+    kinds = done.stdout.partition("As what\n")[2].partition("\nThis machine")[0].splitlines()
     mend = done.stdout.partition("To mend\n")[2].splitlines()
     for lines in (kinds, mend):
         assert len(lines) > 2 and all(line.startswith("  ") for line in lines if line)

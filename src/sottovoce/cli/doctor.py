@@ -94,6 +94,11 @@ def _show(out: Console, found: Environment) -> None:
     out.print(Text("\nAs what", style="bold"))
     for kind, names in (("spans", found.spans), ("metrics", found.metrics)):
         out.print(_below(f"{kind:8} {clean(', '.join(names), 2000) or 'none'}"))
+    out.print(Text("\nThis machine", style="bold"))
+    said = ", ".join(f"{name} {word}" for name, word in found.machine.items())
+    out.print(_below(f"{'is':8} {clean(said, 400) or 'not told'}"))
+    read = clean(", ".join(found.gauges), 2000) or "nothing: no runtime is hooked"
+    out.print(_below(f"{'tells':8} {read}"))
     out.print(Text("\nOther telemetry", style="bold"))
     _table(
         out,

@@ -15,7 +15,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from sottovoce import registry, rivals, settings
+from sottovoce import hardware, registry, rivals, settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +69,9 @@ class Environment:
         spans: what spans would be of, by `gen_ai.operation.name` or MCP method; none in a
             profile without spans.
         metrics: names of the metrics of the chosen vocabulary.
+        machine: what the resource says of it: attribute -> word.
+        gauges: those of the metrics that tell of memory and accelerators, as far as this machine
+            can; none without a runtime.
         libraries: those that are installed.
         others: other distributions, rivals, native telemetry of SDKs.
         missing: entry points of ours that nothing installed asks for.
@@ -81,6 +84,8 @@ class Environment:
     destinations: Mapping[str, str]
     spans: tuple[str, ...]
     metrics: tuple[str, ...]
+    machine: Mapping[str, str]
+    gauges: tuple[str, ...]
     libraries: tuple[Library, ...]
     others: tuple[Other, ...]
     missing: tuple[str, ...] = ()
@@ -106,6 +111,8 @@ def look() -> Environment:
         destinations={signal: _destination(chosen, signal) for signal in settings.SIGNALS},
         spans=() if chosen.profile in _NO_SPANS else tuple(registry.SPANS),
         metrics=() if chosen.profile == "off" else _metrics(chosen.semconv),
+        machine={} if chosen.profile == "off" else hardware.profile().attributes(),
+        gauges=() if chosen.profile == "off" else _gauges(found, libraries),
         libraries=tuple(libraries),
         others=tuple(_others(chosen, {each.name: each.version for each in libraries})),
         missing=tuple(name for name, each in found.items() if each["library"] is None),
@@ -120,6 +127,11 @@ def look() -> Environment:
 def _metrics(vocabulary: str) -> tuple[str, ...]:
     chosen = {"v1.41", "latest"} if vocabulary == "both" else {vocabulary}
     return tuple(name for name, each in registry.METRICS.items() if chosen & each.vocabulary)
+
+
+def _gauges(found: Mapping[str, Any], libraries: list[Library]) -> tuple[str, ...]:
+    hooked = [found[each.instrumentor]["gauges"] for each in libraries if each.hooks]
+    return tuple(dict.fromkeys(name for names in hooked for name in names))
 
 
 def _probed() -> tuple[dict[str, Any], str | None]:

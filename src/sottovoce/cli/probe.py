@@ -4,7 +4,8 @@ A process of its own, because it imports what the app may import. The instrument
 real ones, applied to providers that keep nothing.
 
 Output: ``{entry point: {"library": module found or null, "error": class name or null,
-"hooks": ["module.Class.method", …]}}``; a library that is not installed has no module.
+"hooks": ["module.Class.method", …], "gauges": ["metric", …]}}``; a library that is not installed
+has no module. Gauges are what a runtime's instrumentor lets this machine tell.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
+from sottovoce import gauges
 from sottovoce.instrumentors import ALL
 from sottovoce.settings import Settings
 
@@ -36,6 +38,8 @@ def main() -> int:
     found = {name: _look(instrumentor) for name, instrumentor in applied}
     for name, instrumentor in applied:
         found[name]["hooks"] = instrumentor.hooked()
+        gauged = instrumentor.in_process and found[name]["hooks"]
+        found[name]["gauges"] = gauges.told_here() if gauged else ()
     json.dump(found, sys.stdout)
     return 0
 
