@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
 from sottovoce.guard import failed, never_raise
-from sottovoce.runtimes import mlx_batch, mlx_cache, mlx_models, mlx_sampling
+from sottovoce.runtimes import mlx_batch, mlx_cache, mlx_main, mlx_models, mlx_sampling
 from sottovoce.runtimes.engine import Arguments, Runtime, pass_on
 from sottovoce.runtimes.mlx_call import Generation, Speculation
 from sottovoce.runtimes.mlx_models import PROVIDER
@@ -77,6 +77,7 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
     when_imported("mlx_lm.tuner.utils", adapters)
     when_imported("mlx_lm.utils", loaders)
     when_imported("mlx_lm.generate", generators)
+    mlx_main.when_run("mlx_lm.generate", hooks, patches, generators)
 
 
 class _Mlx(Runtime):

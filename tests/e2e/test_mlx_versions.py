@@ -1,0 +1,107 @@
+"""mlx-lm from the oldest version that the hooks were read in to the newest: in its ways, once.
+
+The oldest lives in an environment of its own, made by uv from `requirements/mlx-oldest.txt`.
+"""
+
+import importlib.metadata
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from delivery.sink import Sink, mapping
+from e2e import environments, mlx_processes
+
+pytestmark = [pytest.mark.e2e, pytest.mark.mlx]
+
+APP = Path(__file__).with_name("mlx_app.py")
+SAID = mlx_processes.SAID
+
+
+@dataclass
+class Version:
+    """An installed version.
+
+    Attributes:
+        programs: the `bin` folder of its environment.
+        kind: of a span of its server.
+        chat: the operation of a chat: the oldest server hands its model a finished prompt.
+    """
+
+    programs: Path
+    version: str
+    kind: int
+    chat: str
+
+
+@pytest.fixture(scope="module", params=["oldest", "newest"])
+def installed(request, tmp_path_factory):
+    if request.param == "newest":
+        version = importlib.metadata.version("mlx-lm")
+        return Version(Path(sys.executable).parent, version, Span.SPAN_KIND_SERVER, "chat")
+    programs = environments.made(tmp_path_factory.mktemp("versions") / "env", "mlx-oldest")
+    return Version(programs, "0.28.0", Span.SPAN_KIND_INTERNAL, "text_completion")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("alice")
+    mlx_processes.make_model(made)
+    return made
+
+
+def spans(sink):
+    """Name, kind and attributes, in the order in which they began."""
+    found = sorted((span for _, _, span in sink.spans), key=lambda span: span.start_time_unix_nano)
+    assert {scope.name for _, scope, _ in sink.spans} == {"sottovoce"}
+    return [(span, mapping(span.attributes)) for span in found]
+
+
+def counts(told):
+    return [
+        told["gen_ai.usage.input_tokens"],
+        told["gen_ai.usage.output_tokens"],
+        told["gen_ai.response.finish_reasons"],
+    ]
+
+
+def test_in_process(installed, folder):
+    with Sink() as sink:
+        done = mlx_processes.run(installed.programs, ("python", APP, "tiny"), folder, sink)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        [(load, _), *calls] = spans(sink)
+        for secret in (SAID, "alice", "tiny"):
+            assert secret.encode() not in sink.bytes
+    assert answer["version"] == installed.version
+    assert load.name == "load_model llama-lt_1M-f32"
+    assert {span.name for span, _ in calls} == {"text_completion llama-lt_1M-f32"}
+    assert [counts(told) for _, told in calls] == answer["counted"]
+    assert [told.get("sottovoce.request.batch.size") for _, told in calls] == [None, None, 2]
+
+
+def test_the_server(installed, folder):
+    with Sink() as sink:
+        with mlx_processes.serving(installed.programs, ("mlx_lm.server",), folder, sink) as port:
+            asked = mlx_processes.CHAT
+            [chat] = mlx_processes.ask(port, "/v1/chat/completions", asked)
+            text = {"prompt": SAID, "max_tokens": 4, "stream": True}
+            assert mlx_processes.ask(port, "/v1/completions", text)
+            sink.wait(lambda sink: len(sink.spans) == 3)
+        [(load, _), *calls] = spans(sink)
+        for secret in (SAID, "alice", "tiny"):
+            assert secret.encode() not in sink.bytes
+    assert load.name == "load_model llama-lt_1M-f32"
+    for span, _ in calls:
+        assert span.kind == installed.kind
+        assert span.trace_id.hex() == mlx_processes.TRACE
+        assert span.parent_span_id.hex() == mlx_processes.SPAN
+    assert [span.name.split()[0] for span, _ in calls] == [installed.chat, "text_completion"]
+    usage = chat["usage"]
+    assert [counts(told) for _, told in calls] == [
+        [usage["prompt_tokens"], usage["completion_tokens"], ["length"]],
+        [len(SAID), 4, ["length"]],
+    ]
