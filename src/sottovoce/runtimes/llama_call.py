@@ -102,19 +102,18 @@ class LlamaCall(EngineCall):
 
     def read(self, piece: Any) -> None:
         """Read why a choice ended, and which tools it calls."""
-        choices = piece.get("choices") if type(piece) is dict else None
-        if type(choices) is not list:  # a token of `generate`, or a handler of the app's own
+        if type(piece) is not dict:  # a token of `generate`, or a handler of the app's own
+            return
+        choices = piece.get("choices")
+        if type(choices) is not list:
             return
         for choice in choices:
-            if type(choice) is not dict:
-                continue
-            reason = choice.get("finish_reason")
-            if reason is not None:
-                self.seen.finished(choice.get("index"), reason)
-            if self.tools:
-                self._read_tools(choice.get("index"), choice.get("delta"))
+            if type(choice) is dict and (self.tools or choice.get("finish_reason") is not None):
+                self._read_choice(choice)
 
-    def _read_tools(self, index: Any, delta: Any) -> None:
+    def _read_choice(self, choice: dict[str, Any]) -> None:
+        index, delta = choice.get("index"), choice.get("delta")
+        self.seen.finished(index, choice.get("finish_reason"))
         calls = delta.get("tool_calls") if type(delta) is dict else None
         for place, tool in enumerate(calls if type(calls) is list else ()):
             if type(tool) is dict:

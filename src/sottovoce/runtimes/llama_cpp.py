@@ -182,13 +182,27 @@ class _LlamaCpp(Runtime):
         """Wrap `Llama.eval`: what it evaluates of a prompt was not in the cache; guesses, too."""
         get_current = current_call.get
 
-        @functools.wraps(original)
-        def eval_(*args: Any, **kwargs: Any) -> Any:
+        def look(llama: Any, tokens: Any) -> None:
             call = get_current()
-            if type(call) is LlamaCall and call.watched and args and call.llama is args[0]:
-                tokens = args[1] if len(args) > 1 else kwargs.get("tokens")
+            if type(call) is LlamaCall and call.watched and call.llama is llama:
                 call.evaluate(llama_call.length(tokens) or 0)
-            return original(*args, **kwargs)
+
+        if Arguments(original).names != ("self", "tokens"):
+
+            @functools.wraps(original)
+            def eval_with_more(*args: Any, **kwargs: Any) -> Any:
+                look(args[0] if args else None, args[1] if len(args) > 1 else kwargs.get("tokens"))
+                return original(*args, **kwargs)
+
+            return eval_with_more
+
+        # It runs for every token: written out, it costs half.
+        @functools.wraps(original)
+        def eval_(self: Any, tokens: Any) -> Any:
+            call = get_current()
+            if type(call) is LlamaCall and call.watched and call.llama is self:
+                call.evaluate(llama_call.length(tokens) or 0)
+            return original(self, tokens)
 
         return eval_
 
