@@ -15,7 +15,7 @@ from opentelemetry import metrics
 
 from sottovoce import guard
 from sottovoce._version import __version__
-from sottovoce.hardware import readings
+from sottovoce.hardware import gpu, readings
 from sottovoce.privacy import buckets, policy
 from sottovoce.record import PROVIDER, SCOPE
 from sottovoce.registry import METRICS, SCHEMA_URLS
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 STATE: Final = "sottovoce.memory.state"
 
+_PATIENCE_S: Final = 20.0
 _NOTHING: Final[Mapping[str, str]] = {}
 _FREE: Final = {"system.memory.state": "free"}
 _MLX: Final = {PROVIDER: "mlx"}
@@ -171,5 +172,6 @@ def _observed(
 
 
 def told_here() -> tuple[str, ...]:
-    """Names of the metrics that this machine has values for now."""
+    """Names of the metrics that this machine has values for; waits for a driver to begin."""
+    gpu.wait(_PATIENCE_S)
     return tuple(name for name, source in sources().items() if _observed(source))

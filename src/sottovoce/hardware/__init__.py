@@ -24,8 +24,8 @@ def available_memory_gb() -> float | None:
 def gpu_utilization() -> float | None:
     """Mean share of time, 0..1, in which the GPUs were at work; None where it cannot be told.
 
-    Read at most every ten seconds; the first time finds the driver, which can take a second
-    where there is one. Never raises.
+    Read at most every ten seconds. The driver is begun when it is first asked for, beside the
+    caller; until then there is none. Never raises.
     """
     from sottovoce.hardware import readings  # noqa: PLC0415 - of no use at start
 

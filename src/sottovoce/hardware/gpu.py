@@ -7,8 +7,11 @@ failed once, a missing driver say, is not tried again in this process. Nothing h
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.guard import failed
@@ -36,47 +39,82 @@ class Gpus:
 
 
 class _Driver:
-    """`pynvml`, begun once a process: a child of a fork begins anew."""
+    """`pynvml`, begun once a process and by a thread of its own: that can take seconds.
+
+    Attributes:
+        broken: it failed, or there is none; whoever sees this asks no more.
+    """
 
     def __init__(self) -> None:
-        self._library: Any = None
-        self._devices: tuple[Any, ...] = ()
+        self._begun: tuple[Any, tuple[Any, ...]] | None = None
         self._process = 0
+        self._thread: threading.Thread | None = None
         self.broken = False
 
-    def devices(self) -> tuple[Any, tuple[Any, ...]]:
-        """The library and its handles. May raise."""
+    def begun(self) -> tuple[Any, tuple[Any, ...]] | None:
+        """The library and its handles; None as long as they are not there. May raise."""
         if self._process != os.getpid():
+            # A child of a fork begins anew.
+            self._begun = None
+            if "pynvml" not in sys.modules and find_spec("pynvml") is None:
+                self.broken = True
+                return None
+            thread = threading.Thread(target=self._begin, name="sottovoce-gpu", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # No thread can be had, as at the process's end.
+                return None
+            self._thread, self._process = thread, os.getpid()
+        return self._begun
+
+    def wait(self, seconds: float) -> None:
+        """Let the thread come to its end."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _begin(self) -> None:
+        try:
             library = _imported()
             library.nvmlInit()
             count = min(int(library.nvmlDeviceGetCount()), _MOST)
-            self._devices = tuple(
-                handle
-                for number in range(count)
-                if (handle := _asked(library.nvmlDeviceGetHandleByIndex, number)) is not None
-            )
-            self._library, self._process = library, os.getpid()
-        return self._library, self._devices
+            handles = (_asked(library.nvmlDeviceGetHandleByIndex, n) for n in range(count))
+            self._begun = library, tuple(each for each in handles if each is not None)
+        except Exception as error:  # noqa: BLE001 - a driver can fail in any way
+            _blame(error)
+            self.broken = True
 
 
 _driver: Final = _Driver()
 
 
 def read() -> Gpus | None:
-    """What the GPUs do now; None without any, or without a way to ask them."""
+    """What the GPUs do now; None without any, without a way to ask them, and until one is begun."""
     if _driver.broken:
         return None
     try:
-        library, devices = _driver.devices()
-        found = _summed(library, devices)
-    except Exception as error:  # noqa: BLE001 - a driver can fail in any way
-        # That the extra or a driver is not installed is no failure.
-        if not isinstance(error, ImportError) and type(error).__name__ not in _NO_DRIVER:
-            failed("hardware.gpu")
+        begun = _driver.begun()
+        if begun is None:
+            return None
+        found = _summed(*begun)
+    except Exception as error:  # noqa: BLE001 - see `_Driver`
+        _blame(error)
         found = None
     if found is None:
         _driver.broken = True
     return found
+
+
+def wait(seconds: float) -> None:
+    """Begin to ask the driver, and wait until it can be asked. Never raises."""
+    read()
+    _driver.wait(seconds)
+
+
+def _blame(error: Exception) -> None:
+    """Count what is being handled, unless it says that there is nothing to ask."""
+    if not isinstance(error, ImportError) and type(error).__name__ not in _NO_DRIVER:
+        failed("hardware.gpu")
 
 
 _NO_DRIVER: Final = frozenset({"NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded"})
