@@ -101,7 +101,7 @@ class LlamaCall(EngineCall):
         return self.llama is llama or self.engaged
 
     def read(self, piece: Any) -> None:
-        """Read why a choice ended, and which tools it calls."""
+        """Read why a choice of a chunk ended, and which tools it calls."""
         if type(piece) is not dict:  # a token of `generate`, or a handler of the app's own
             return
         choices = piece.get("choices")
@@ -109,12 +109,20 @@ class LlamaCall(EngineCall):
             return
         for choice in choices:
             if type(choice) is dict and (self.tools or choice.get("finish_reason") is not None):
-                self._read_choice(choice)
+                self._read_choice(choice, choice.get("index"), choice.get("delta"))
 
-    def _read_choice(self, choice: dict[str, Any]) -> None:
-        index, delta = choice.get("index"), choice.get("delta")
+    @never_raise("llama_cpp.answer")
+    def read_answer(self, answer: Any) -> None:
+        """Read of a whole answer what `read` does of chunks; its counts cover the last pass only."""
+        # Anything else is the app's alone: an iterator must not lose its first item to us.
+        choices = answer.get("choices") if type(answer) is dict else None
+        for place, choice in enumerate(choices if type(choices) is list else ()):
+            if type(choice) is dict:
+                self._read_choice(choice, choice.get("index", place), choice.get("message"))
+
+    def _read_choice(self, choice: dict[str, Any], index: Any, said: Any) -> None:
         self.seen.finished(index, choice.get("finish_reason"))
-        calls = delta.get("tool_calls") if type(delta) is dict else None
+        calls = said.get("tool_calls") if type(said) is dict else None
         for place, tool in enumerate(calls if type(calls) is list else ()):
             if type(tool) is dict:
                 function = tool.get("function")

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sottovoce.call import current_call
 from sottovoce.guard import never_raise
-from sottovoce.protocols.openai_chat import ANSWERED, OPENAI_CHAT
+from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
-from sottovoce.protocols.protocol import checked, read
 from sottovoce.runtimes import identity, llama_call, llama_models
 from sottovoce.runtimes.engine import Arguments, Runtime
 from sottovoce.runtimes.llama_call import LlamaCall
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
 
     from sottovoce.call import Facts, Recorder
     from sottovoce.guard import ImportHooks, Patches
-
-_OF_ANSWERS: Final = frozenset({"finish_reasons", "tool_call_count", "tool_names"})
-_ANSWERED: Final = tuple(row for row in ANSWERED if row[0] in _OF_ANSWERS)
-"""What is read of a whole answer; its counts cover the last pass only."""
 
 
 def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: Any = None) -> None:
@@ -108,7 +103,7 @@ class _LlamaCpp(Runtime):
                 # To its first yield, so that a stream that is never read ends its call too.
                 next(stream)
                 return stream
-            _read_answer(call, result)
+            call.read_answer(result)
             call.finish()
             return result
 
@@ -295,14 +290,6 @@ def _read_inputs(named: dict[str, Any]) -> Facts:
     """Tell how many texts are embedded at once, where there may be several."""
     texts = named.get("input")
     return {"batch_size": len(texts)} if isinstance(texts, (list, tuple)) else {}
-
-
-@never_raise("llama_cpp.answer")
-def _read_answer(call: LlamaCall, result: Any) -> None:
-    """Read why the answer ended, and its tool calls."""
-    # Anything else is the app's alone: an iterator must not lose its first item to us.
-    if type(result) is dict:
-        call.facts.update(checked(read(_ANSWERED, result)))
 
 
 @never_raise("llama_cpp.embedding")
