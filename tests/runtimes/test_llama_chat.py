@@ -125,6 +125,34 @@ def test_a_tokenizer_of_hugging_face(chat, hugging_face, stream):
     assert call.facts["input_tokens"] > len(PROMPT.encode())
 
 
+@pytest.fixture
+def registered():
+    """Handlers and formats that the app registers, which the package keeps for good."""
+    kept = llama_chat_format.LlamaChatCompletionHandlerRegistry()._chat_handlers
+    before = dict(kept)
+    yield llama_chat_format
+    kept.clear()
+    kept.update(before)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_app_registers(chat, registered, stream):
+    @registered.register_chat_format("mine")
+    def form(messages, **kwargs):
+        return registered.ChatFormatterResponse(prompt=messages[0]["content"], stop="never")
+
+    @registered.register_chat_completion_handler("my own")
+    def handle(llama, messages, stream, max_tokens, **kwargs):
+        llama.create_completion(messages[0]["content"], max_tokens=2, temperature=0)
+        answer = llama.create_completion("und", max_tokens=3, temperature=0, stream=stream)
+        return registered._convert_completion_to_chat(answer, stream=stream)
+
+    _, call, _ = chat(chat_format="mine", stream=stream)
+    assert call.facts["output_tokens"] == 5
+    _, call, engine = chat(chat_format="my own", stream=stream)
+    assert (call.facts["output_tokens"], len(engine.passes)) == (2 + 3, 2)
+
+
 @pytest.mark.parametrize("kind", ["json_object", "json_schema", "text"])
 def test_a_response_format(chat, kind):
     answer, call, _ = chat(

@@ -104,6 +104,16 @@ def test_a_stopping_criterion(llama_hooks, llama, after, stream):
     assert call.facts["context_fill"] == (prompt + max(0, after)) / 256
 
 
+def test_a_context_that_runs_full(llama_hooks, llama):
+    made = []
+    with pytest.raises(RuntimeError, match="llama_decode"):
+        made.extend(llama.generate([1, 72], temp=0))
+    call = llama_hooks.recorder.call
+    assert (call.outcome, call.error) == ("failed", "context_length_exceeded")
+    assert call.facts["output_tokens"] == llama.n_ctx() - 1
+    assert call.facts["context_fill"] == 1
+
+
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs(watch, llama_hooks, gguf_path, chat, stream):
