@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics import (
     AlwaysOnExemplarFilter,
     Histogram,
     MeterProvider,
+    SimpleFixedSizeExemplarReservoir,
     TraceBasedExemplarFilter,
 )
 from opentelemetry.sdk.metrics.export import (
@@ -273,7 +274,8 @@ def comparable(points):
     return sorted(
         (
             str(sorted(p.attributes.items())), p.count, round(p.sum, 9), list(p.bucket_counts),
-            round(p.min, 9), round(p.max, 9), len(p.exemplars),
+            round(p.min, 9), round(p.max, 9),
+            [(e.value, e.span_id, e.trace_id, e.filtered_attributes or {}) for e in p.exemplars],
         )
         for p in points
     )  # fmt: skip
@@ -288,7 +290,7 @@ def test_the_short_way_records_what_the_public_way_records(temporality, exemplar
     other = Bench(temporality={Histogram: temporality}, exemplars=exemplars())
     (_, short), (public, _) = measured(one, extra="x"), measured(other)
     for _ in range(2):  # across a collection, after which delta starts anew
-        for value in (0.003, 0.5, 99.0):
+        for value in (0.003, 0.004, 0.01, 0.5, 99.0):
             for attributes in ({"a": 1}, {"a": "1"}, {}):
                 point = Point(attributes, set_span_in_context(SAMPLED))
                 short.record(value, point)
@@ -358,6 +360,21 @@ def test_attribute_sets_beyond_the_sdks_limit_overflow_as_they_would():
     (overflow,) = [p for p in points if "otel.metric.overflow" in p.attributes]
     assert overflow.count == 100
     assert sum(p.count for p in points) == 2100
+    remembered = len(short._aggregations)
+    short.record(1.0, Point({"n": "one of too many"}, Context()))
+    assert len(short._aggregations) == remembered
+
+
+def test_an_exemplar_reservoir_of_the_operators_own_gets_what_the_sdk_would_give_it():
+    view = View(
+        instrument_name="h",
+        exemplar_reservoir_factory=lambda _: lambda **_: SimpleFixedSizeExemplarReservoir(size=1),
+    )
+    bench = Bench(views=[view])
+    _, short = measured(bench)
+    short.record(0.5, Point({}, set_span_in_context(SAMPLED)))
+    (point,) = bench.points()["h"]
+    assert [(e.value, e.span_id) for e in point.exemplars] == [(0.5, 2)]
 
 
 def test_a_foreign_meter_is_used_through_the_public_api():

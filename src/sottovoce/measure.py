@@ -22,6 +22,7 @@ by what stands for its bucket before an aggregation, or anyone's reader, can see
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import Histogram
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, SpanContext
 
     from sottovoce.privacy.compiled import Choice
 
@@ -51,21 +52,22 @@ class Point:
         attributes: the attributes of its metric points, strings and ints only (a key tells
             1 and True apart no better than Python does).
         context: where the call's span is current, for exemplars.
-        sampled: whether that span is.
+        span: that span's ids; asked of the context when absent.
     """
 
-    __slots__ = ("attributes", "context", "key", "measurement", "sampled")
+    __slots__ = ("attributes", "context", "key", "measurement", "sampled", "span")
 
     def __init__(
-        self, attributes: Mapping[str, Any], context: Context, *, sampled: bool | None = None
+        self, attributes: Mapping[str, Any], context: Context, *, span: SpanContext | None = None
     ) -> None:
         self.attributes = attributes
         self.context = context
         self.key = _key(attributes)
         self.measurement = _Measurement(attributes, context)
-        if sampled is None:
-            sampled = trace.get_current_span(context).get_span_context().trace_flags.sampled
-        self.sampled = bool(sampled)
+        if span is None:
+            span = trace.get_current_span(context).get_span_context()
+        self.span = span
+        self.sampled = bool(span.trace_flags.sampled)
 
 
 _CLEAN: Final = frozenset({str, int, float, bool})
@@ -120,13 +122,12 @@ class _Key:
 _keys: Final[dict[tuple[Any, ...], _Key]] = {}
 
 
-def _key(attributes: Mapping[str, Any]) -> _Key:
+def _key(attributes: Mapping[str, Any]) -> _Key | None:
+    """The key of a set of attributes; None when there are more than are remembered."""
     items = tuple(attributes.items())
     key = _keys.get(items)
-    if key is None:
-        key = _Key()
-        if len(_keys) < _REMEMBERED:
-            _keys[items] = key
+    if key is None and len(_keys) < _REMEMBERED:
+        key = _keys[items] = _Key()
     return key
 
 
@@ -153,7 +154,7 @@ class Measured:
         self._choice = choice
         self._extra = dict(extra or {})
         self._storages: Any = None
-        self._aggregations: dict[_Key, list[Callable[..., None]]] = {}
+        self._aggregations: dict[_Key | None, list[tuple[Callable[..., None], Any]]] = {}
         self._exemplars: Callable[[Point], bool] | None = None
 
     def record(self, value: float, point: Point) -> None:
@@ -178,8 +179,12 @@ class Measured:
             return
         measurement, sampled = point.measurement, self._exemplars(point)
         measurement.value = value
-        for aggregate in aggregations:  # type: ignore[union-attr]
-            aggregate(measurement, sampled)
+        for aggregate, reservoir in aggregations:  # type: ignore[union-attr]
+            if sampled and reservoir is not None:
+                aggregate(measurement, False)
+                _offer(reservoir, value, point)
+            else:
+                aggregate(measurement, sampled)
 
     def record_gaps(self, gaps: Gaps, point: Point) -> None:
         """Record `gaps` (nanoseconds) into this histogram of seconds."""
@@ -199,16 +204,20 @@ class Measured:
                 value = _REPRESENTATIVES[place] if coarse else total / count * _NS
                 self._histogram.record(value, attributes, point.context)
 
-    def _find(self, point: Point) -> list[Callable[..., None]]:
-        """The `aggregate` methods that a measurement of `point` goes to; none: unknown."""
+    def _find(self, point: Point) -> list[tuple[Callable[..., None], Any]]:
+        """The `aggregate` methods that a measurement of `point` goes to; none: unknown.
+
+        Each with the reservoir of its exemplars, if that is one that `_offer` knows.
+        """
         attributes = {**point.attributes, **self._extra}
-        found: list[Callable[..., None]] = []
+        found: list[tuple[Callable[..., None], Any]] = []
         for match in _matches(self._histogram):
             if match._reset_on_collect:  # noqa: SLF001
                 found = []
                 break
-            found.append(_aggregation(match, attributes).aggregate)
-        if len(self._aggregations) < _REMEMBERED:
+            aggregation = _aggregation(match, attributes)
+            found.append((aggregation.aggregate, _known_reservoir(aggregation)))
+        if point.key is not None and len(self._aggregations) < _REMEMBERED:
             self._aggregations[point.key] = found
         return found
 
@@ -249,6 +258,42 @@ def _aggregation(match: Any, attributes: dict[str, Any]) -> Any:
     kept = _kept(match, attributes)
     with match._lock:  # noqa: SLF001
         return match._get_or_create_aggregation(sdk._hash_attributes(kept), kept)  # noqa: SLF001
+
+
+def _known_reservoir(aggregation: Any) -> Any:
+    """The reservoir of a histogram that has an exemplar for each bucket; None: another one."""
+    from opentelemetry.sdk.metrics._internal.exemplar import exemplar_reservoir as sdk  # noqa: PLC0415
+
+    reservoir = getattr(aggregation, "_reservoir", None)
+    if type(reservoir) is not sdk.AlignedHistogramBucketExemplarReservoir:
+        return None
+    known = vars(sdk.ExemplarBucket()).keys() == _EXEMPLAR
+    return reservoir if known and hasattr(reservoir, "_lock") else None
+
+
+_EXEMPLAR: Final = {
+    f"_ExemplarBucket__{name}"
+    for name in ("value", "attributes", "time_unix_nano", "span_id", "trace_id", "offered")
+}
+
+
+def _offer(reservoir: Any, value: float, point: Point) -> None:
+    """What the SDK does: the newest measurement of a bucket is its exemplar.
+
+    There, each of a call's measurements looks for its bucket and its span for long.
+    """
+    span = point.span
+    told = {
+        "_ExemplarBucket__value": value,
+        "_ExemplarBucket__attributes": point.attributes,
+        "_ExemplarBucket__time_unix_nano": point.measurement.time_unix_nano,
+        "_ExemplarBucket__span_id": span.span_id or None,
+        "_ExemplarBucket__trace_id": span.trace_id or None,
+        "_ExemplarBucket__offered": True,
+    }
+    with reservoir._lock:  # noqa: SLF001
+        place = bisect_left(reservoir._boundaries, value)  # noqa: SLF001
+        vars(reservoir._reservoir_storage[place]).update(told)  # noqa: SLF001
 
 
 def _exemplar_filter(instrument: Any) -> Callable[[Point], bool] | None:

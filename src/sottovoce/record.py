@@ -276,10 +276,10 @@ class SpanRecorder(Recording):
                 self._finish_span(call, handle, error)
         finally:
             handle.span.end(call.start_unix_ns + call.duration_ns)
-        point = Point(
-            common, handle.context, sampled=handle.span.get_span_context().trace_flags.sampled
-        )
-        failed = point if error is None else Point({**common, ERROR_TYPE: error}, handle.context)
+        span = handle.span.get_span_context()
+        point = failed = Point(common, handle.context, span=span)
+        if error is not None:
+            failed = Point({**common, ERROR_TYPE: error}, handle.context, span=span)
         # Who asked records the client's metrics.
         for vocabulary in () if call.served else self._vocabularies:
             vocabulary.record(call, point, failed)

@@ -95,7 +95,7 @@ class Engines:
             words = self._model_words(call.facts)
             if words:
                 both = {**point.attributes, **words}
-                point = Point(both, point.context, sampled=point.sampled)
+                point = Point(both, point.context, span=point.span)
             self._engine.record_pace(call, point)
 
     def begin(self, provider: str) -> Loading:
