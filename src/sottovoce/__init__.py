@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RequestsInstrumentor,
         TogetherInstrumentor,
         URLLib3Instrumentor,
+        XLlamaCppInstrumentor,
     )
     from sottovoce.scopes import agent, conversation, tool
 
@@ -58,6 +59,7 @@ __all__ = [
     "RequestsInstrumentor",
     "TogetherInstrumentor",
     "URLLib3Instrumentor",
+    "XLlamaCppInstrumentor",
     "__version__",
     "agent",
     "conversation",

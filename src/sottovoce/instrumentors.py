@@ -372,6 +372,18 @@ class LlamaCppInstrumentor(_Instrumentor):
             self._patches.rebind()
 
 
+class XLlamaCppInstrumentor(_Instrumentor):
+    """xllamacpp in this process: its server asked without HTTP, and made."""
+
+    modules = ("xllamacpp.xllamacpp",)
+    in_process = True
+
+    def _install(self, recorder: SpanRecorder) -> None:
+        from sottovoce.runtimes import xllamacpp  # noqa: PLC0415
+
+        xllamacpp.install(recorder, self._hooks, self._patches)
+
+
 ALL = (
     OpenAIInstrumentor,
     AnthropicInstrumentor,
@@ -394,5 +406,6 @@ ALL = (
     MCPInstrumentor,
     MLXInstrumentor,
     LlamaCppInstrumentor,
+    XLlamaCppInstrumentor,
 )
 """Every instrumentor, in the order in which `start()` applies them."""

@@ -1,8 +1,8 @@
-"""Whether llama.cpp knows the architecture of a file that it could not load.
+"""What the head of a GGUF file says, and whether llama.cpp knows the architecture that it names.
 
-It says why on its log alone, beside the path; to the app every reason is the same error. The
-head of a GGUF file names the architecture, and the library holds the names of those that it
-knows as C strings. Both are looked at only after a load failed, and nothing of either is told.
+Of a file that it could not load llama.cpp says why on its log alone, beside the path; to the app
+every reason is the same error. The head names the architecture, and the library holds the names
+of those that it knows as C strings. Nothing of either is told.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 _HEAD: Final = 4096
-"""Bytes of a file that are read; the architecture stands at the beginning."""
+"""Bytes of a file that are read; what is general stands at the beginning."""
 
 _KEY: Final = b"general.architecture"
 _NAME: Final = re.compile(rb"[\w.-]{1,64}", re.ASCII)
@@ -26,7 +26,18 @@ _SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 1
 """Type of a value → its bytes, of those that have a size."""
 
 _STRING: Final = 8
+_UINT32: Final = 4
 _VERSIONS: Final = {2, 3}
+
+
+def head(path: str) -> bytes | None:
+    """Give the beginning of the file at `path`; None where it is none, or cannot be read."""
+    with suppress(OSError, ValueError):
+        # What is no file may never answer.
+        if stat.S_ISREG(Path(path).stat().st_mode):
+            with Path(path).open("rb") as file:
+                return file.read(_HEAD)
+    return None
 
 
 def is_unsupported(path: str, library: str) -> bool:
@@ -35,34 +46,41 @@ def is_unsupported(path: str, library: str) -> bool:
     False where either cannot be read. Never raises.
     """
     with suppress(OSError, ValueError):
-        # What is no file may never answer.
-        if stat.S_ISREG(Path(path).stat().st_mode):
-            with Path(path).open("rb") as file:
-                name = architecture(file.read(_HEAD))
-            return name is not None and not _holds(library, name)
+        name = architecture(head(path) or b"")
+        return name is not None and not _holds(library, name)
     return False
 
 
 def architecture(head: bytes) -> bytes | None:
     """Give the architecture that the beginning of a GGUF file names, if it does."""
+    value = values(head).get(_KEY)
+    return value if isinstance(value, bytes) and _NAME.fullmatch(value) else None
+
+
+def values(head: bytes) -> dict[bytes, bytes | int]:
+    """Give the strings and the 32-bit numbers that the beginning of a GGUF file holds, by key.
+
+    Those up to the first list: the vocabulary is one, the general ones stand before it.
+    """
+    found: dict[bytes, bytes | int] = {}
     with suppress(struct.error):
         magic, version, _, pairs = struct.unpack_from("<4sIQQ", head)
         if magic != b"GGUF" or version not in _VERSIONS:
-            return None
+            return found
         at = 24
         for _ in range(pairs):
             key, at = _string(head, at)
             (kind,) = struct.unpack_from("<I", head, at)
             at += 4
             if kind == _STRING:
-                value, at = _string(head, at)
-                if key == _KEY:
-                    return value if _NAME.fullmatch(value) else None
+                found[key], at = _string(head, at)
             elif kind in _SIZES:
+                if kind == _UINT32:
+                    (found[key],) = struct.unpack_from("<I", head, at)
                 at += _SIZES[kind]
             else:
                 break
-    return None
+    return found
 
 
 def _string(head: bytes, at: int) -> tuple[bytes, int]:
