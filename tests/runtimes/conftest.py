@@ -189,7 +189,9 @@ def _llama(gguf_path):
     """A model, loaded before anything was instrumented."""
     from llama_cpp import Llama
 
-    with contextlib.closing(Llama(str(gguf_path), n_ctx=256, n_threads=1, verbose=False)) as llama:
+    with contextlib.closing(
+        Llama(str(gguf_path), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False)
+    ) as llama:
         yield llama
 
 
@@ -205,7 +207,9 @@ def embedder(gguf_path):
     from llama_cpp import Llama
 
     with contextlib.closing(
-        Llama(str(gguf_path), n_ctx=64, n_threads=1, verbose=False, embedding=True)
+        Llama(
+            str(gguf_path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False, embedding=True
+        )
     ) as llama:
         yield llama
 

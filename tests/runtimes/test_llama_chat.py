@@ -32,7 +32,9 @@ FORMATS = sorted(
 @pytest.fixture(scope="module")
 def _llama(gguf_path):
     """A model with room for the prompts that some handlers write."""
-    with contextlib.closing(Llama(str(gguf_path), n_ctx=2048, n_threads=1, verbose=False)) as llama:
+    with contextlib.closing(
+        Llama(str(gguf_path), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False)
+    ) as llama:
         yield llama
 
 
@@ -270,6 +272,7 @@ def functionary(gguf_path, hugging_face):
                 str(gguf_path),
                 n_ctx=2048,
                 n_threads=1,
+                n_threads_batch=1,
                 verbose=False,
                 tokenizer=tokenizer,
                 chat_format="functionary-v2",

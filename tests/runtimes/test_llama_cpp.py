@@ -256,7 +256,7 @@ def test_a_stream_that_is_never_read_ends_when_it_is_dropped(llama_hooks, llama)
 
 
 def test_dropping_a_stream_after_the_model_is_closed_is_safe(llama_hooks, gguf_path):
-    llama = Llama(str(gguf_path), n_ctx=64, n_threads=1, verbose=False)
+    llama = Llama(str(gguf_path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
     stream = llama.create_completion(PROMPT, max_tokens=9, temperature=0, stream=True)
     next(stream)
     llama.close()
@@ -305,7 +305,9 @@ def test_what_the_app_throws_into_a_stream(llama_hooks, llama):
 
 def test_generate_is_a_stream_of_tokens_that_takes_what_is_sent(llama_hooks, gguf_path):
     with contextlib.closing(
-        Llama(str(gguf_path), n_ctx=64, n_threads=1, verbose=False, logits_all=True)
+        Llama(
+            str(gguf_path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False, logits_all=True
+        )
     ) as llama:
         tokens = llama.tokenize(PROMPT.encode())
         plain = []
@@ -362,7 +364,7 @@ def test_an_embedding_that_fails(llama_hooks, llama):
 
 def test_loading_says_who_without_a_path(llama_hooks, gguf_path, gguf_q8_path):
     for path, kind in ((gguf_path, "f32"), (gguf_q8_path, "q8_0")):
-        llama = Llama(str(path), n_ctx=64, n_threads=1, verbose=False)
+        llama = Llama(str(path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
         llama.create_completion("x", max_tokens=1)
         provider, facts, seconds, error = llama_hooks.recorder.loads[-1]
         assert (provider, error) == ("llama_cpp", None) and seconds > 0
@@ -392,7 +394,7 @@ def test_a_hub_cache_tells_the_public_id(llama_hooks, gguf_path, tmp_path):
     file = tmp_path / "models--bartowski--Tiny-GGUF" / "snapshots" / "0a1b" / "Tiny-Q4_K_M.gguf"
     file.parent.mkdir(parents=True)
     file.symlink_to(gguf_path)
-    llama = Llama(str(file), n_ctx=64, n_threads=1, verbose=False)
+    llama = Llama(str(file), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
     llama("x", max_tokens=1, model="alice's own name")
     assert llama_hooks.recorder.call.model == "bartowski/Tiny-GGUF"
     llama.close()
@@ -419,6 +421,7 @@ def test_from_pretrained_is_one_load_under_the_public_id(
         local_dir=str(gguf_path.parent),
         n_ctx=64,
         n_threads=1,
+        n_threads_batch=1,
         verbose=False,
     )
     assert type(llama) is Mine
@@ -434,7 +437,7 @@ def test_a_model_loaded_earlier_and_a_subclass_are_served(instrumented_llama, gg
         def create_completion(self, *args, **kwargs):
             return super().create_completion(*args, **kwargs)
 
-    llama = Mine(str(gguf_path), n_ctx=64, n_threads=1, verbose=False)
+    llama = Mine(str(gguf_path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
     bound = llama.create_completion
     hooks = instrumented_llama()
     bound("x", max_tokens=2)
@@ -485,7 +488,7 @@ def test_each_chunk_in_another_thread(llama_hooks, llama):
 def test_two_models_in_two_threads(llama_hooks, gguf_path, gguf_q8_path):
     paths = {"f32": gguf_path, "q8_0": gguf_q8_path}
     llamas = {
-        kind: Llama(str(path), n_ctx=128, n_threads=1, verbose=False)
+        kind: Llama(str(path), n_ctx=128, n_threads=1, n_threads_batch=1, verbose=False)
         for kind, path in paths.items()
     }
     barrier = threading.Barrier(2)
@@ -510,7 +513,10 @@ def test_two_models_in_two_threads(llama_hooks, gguf_path, gguf_q8_path):
 
 
 def test_streams_of_two_models_interleaved_in_one_thread(llama_hooks, gguf_path):
-    llamas = [Llama(str(gguf_path), n_ctx=64, n_threads=1, verbose=False) for _ in range(2)]
+    llamas = [
+        Llama(str(gguf_path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
+        for _ in range(2)
+    ]
     streams = [
         llama.create_completion("x" * size, max_tokens=size, stream=True)
         for llama, size in zip(llamas, (4, 7), strict=True)
@@ -551,7 +557,7 @@ def test_a_suppressed_call_is_not_recorded(instrumented_llama, llama):
 
 
 def test_a_model_still_pickles(llama_hooks, gguf_path):
-    llama = Llama(str(gguf_path), n_ctx=64, n_threads=1, verbose=False)
+    llama = Llama(str(gguf_path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
     twin = pickle.loads(pickle.dumps(llama))
     twin("x", max_tokens=1)
     assert llama_hooks.recorder.call.model == "llama-lt_1M-f32"

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.llama_cpp
 
 
 def load(path, **kwargs):
-    return Llama(str(path), **{"n_ctx": 64, "n_threads": 1, "verbose": False} | kwargs)
+    return Llama(
+        str(path), **{"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False} | kwargs
+    )
 
 
 def living():
@@ -201,10 +203,10 @@ import sys
 from sottovoce.instrumentors import LlamaCppInstrumentor
 LlamaCppInstrumentor().instrument()
 from llama_cpp import Llama
-llama = Llama(sys.argv[1], n_ctx=64, n_threads=1, verbose=False)
+llama = Llama(sys.argv[1], n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
 class Cycle: pass
 cycle = Cycle()
-cycle.itself, cycle.llama = cycle, Llama(sys.argv[1], n_ctx=64, n_threads=1, verbose=False)
+cycle.itself, cycle.llama = cycle, Llama(sys.argv[1], n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
 stream = llama.create_completion("x", max_tokens=5, stream=True)
 next(stream)
 cycle.stream = cycle.llama.create_chat_completion([{"role": "user", "content": "x"}], stream=True)

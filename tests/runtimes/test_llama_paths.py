@@ -17,7 +17,7 @@ PROMPT = "Grüße aus der Küche"
 
 
 def loaded(path, **kwargs):
-    arguments = {"n_ctx": 256, "n_threads": 1, "verbose": False} | kwargs
+    arguments = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "verbose": False} | kwargs
     return contextlib.closing(Llama(str(path), **arguments))
 
 

@@ -42,7 +42,10 @@ def exported():
 
 def loaded(path, **kwargs):
     return contextlib.closing(
-        Llama(str(path), **{"n_ctx": 512, "n_threads": 1, "verbose": False} | kwargs)
+        Llama(
+            str(path),
+            **{"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False} | kwargs,
+        )
     )
 
 

@@ -34,7 +34,9 @@ DEADLINE_S = 60
 
 
 def load(path, **kwargs):
-    return Llama(str(path), **{"n_ctx": 256, "n_threads": 1, "verbose": False} | kwargs)
+    return Llama(
+        str(path), **{"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "verbose": False} | kwargs
+    )
 
 
 def until(condition):
