@@ -55,7 +55,7 @@ class Point:
         span: that span's ids; asked of the context when absent.
     """
 
-    __slots__ = ("attributes", "context", "key", "measurement", "sampled", "span")
+    __slots__ = ("attributes", "context", "exemplar", "key", "measurement", "sampled", "span")
 
     def __init__(
         self, attributes: Mapping[str, Any], context: Context, *, span: SpanContext | None = None
@@ -67,6 +67,8 @@ class Point:
         if span is None:
             span = trace.get_current_span(context).get_span_context()
         self.span = span
+        # What `_offer` makes of it for all measurements.
+        self.exemplar: dict[str, Any] | None = None
         self.sampled = bool(span.trace_flags.sampled)
 
 
@@ -282,18 +284,20 @@ def _offer(reservoir: Any, value: float, point: Point) -> None:
 
     There, each of a call's measurements looks for its bucket and its span for long.
     """
-    span = point.span
-    told = {
-        "_ExemplarBucket__value": value,
-        "_ExemplarBucket__attributes": point.attributes,
-        "_ExemplarBucket__time_unix_nano": point.measurement.time_unix_nano,
-        "_ExemplarBucket__span_id": span.span_id or None,
-        "_ExemplarBucket__trace_id": span.trace_id or None,
-        "_ExemplarBucket__offered": True,
-    }
+    told = point.exemplar
+    if told is None:
+        span = point.span
+        told = point.exemplar = {
+            "_ExemplarBucket__attributes": point.attributes,
+            "_ExemplarBucket__time_unix_nano": point.measurement.time_unix_nano,
+            "_ExemplarBucket__span_id": span.span_id or None,
+            "_ExemplarBucket__trace_id": span.trace_id or None,
+            "_ExemplarBucket__offered": True,
+        }
+    told["_ExemplarBucket__value"] = value
     with reservoir._lock:  # noqa: SLF001
         place = bisect_left(reservoir._boundaries, value)  # noqa: SLF001
-        vars(reservoir._reservoir_storage[place]).update(told)  # noqa: SLF001
+        reservoir._reservoir_storage[place].__dict__.update(told)  # noqa: SLF001
 
 
 def _exemplar_filter(instrument: Any) -> Callable[[Point], bool] | None:
