@@ -19,7 +19,6 @@ import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from sottovoce.call import current_call
 from sottovoce.guard import failed, never_raise
 from sottovoce.protocols.cohere import RERANK
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
@@ -90,10 +89,7 @@ class _ServerCall(EngineCall):
 
     def read(self, piece: Any) -> None:
         """Learn from what the app's function is given: the answer, or an event of its stream."""
-        if self.stream and type(piece) is dict:
-            if not _may_tell(piece):
-                return
-        elif not isinstance(piece, dict):
+        if not isinstance(piece, dict):
             text = piece.encode() if isinstance(piece, str) else piece
             if self.stream and self.protocol.may_hold_fact.search(text) is None:
                 return
@@ -121,6 +117,12 @@ class _ServerCall(EngineCall):
         if isinstance(rest, float) and rest >= 0 and made > 1:
             self.facts["time_per_output_token_s"] = rest / 1000 / (made - 1)
 
+    def worked(self) -> None:
+        """The engine worked until now."""
+        now = perf_counter_ns()
+        self.busy_ns += now - self.started_ns
+        self.started_ns = now
+
     def over(self) -> None:
         """The method returned. Never raises."""
         if self.failure is not None:
@@ -134,11 +136,15 @@ class _ServerCall(EngineCall):
 
 def _may_tell(piece: dict[str, Any]) -> bool:
     """Whether an event holds a fact: nearly all hold a word of one choice and nothing else."""
-    choices = piece.get("choices")
-    if not choices or "usage" in piece:
+    try:
+        choice = piece["choices"][0]
+        return (
+            choice["finish_reason"] is not None
+            or "usage" in piece
+            or "tool_calls" in choice.get("delta", ())
+        )
+    except Exception:  # noqa: BLE001 - another shape, an error for one
         return True
-    choice = choices[0]
-    return choice.get("finish_reason") is not None or "tool_calls" in (choice.get("delta") or ())
 
 
 def _failure(answer: dict[str, Any]) -> str | None:
@@ -198,7 +204,7 @@ class _XLlamaCpp(Runtime):
                 args = tuple(told if each is callback else each for each in args)
                 if "callback" in kwargs:
                     kwargs["callback"] = told
-            result = self.run(call, original, args, kwargs)
+            result = _run(call, original, args, kwargs)
             if callback is None:
                 _read(call, result)
             call.over()
@@ -235,24 +241,42 @@ class _XLlamaCpp(Runtime):
         return call
 
 
+def _run(
+    call: _ServerCall, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run what the app called; `call` is never current: of Python only the app's function runs."""
+    call.started_ns = perf_counter_ns()
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        call.worked()
+        call.finish(error)
+        raise
+    finally:
+        call.worked()
+
+
 def _told(call: _ServerCall, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Give the app's function what it is told, and learn from it; what it does is not the engine."""
-    outer = current_call.get()
+    streamed, chunk = call.stream, call.chunk
 
     def told(piece: Any) -> Any:
-        now = perf_counter_ns()
-        call.busy_ns += now - call.started_ns
-        _read(call, piece)
-        if call.stream:
-            call.first_ns = call.first_ns or call.busy_ns
-            call.chunk()
-        current = current_call.set(outer)
+        if streamed:
+            chunk()
+            call.busy_ns += call.last_chunk_ns - call.started_ns
+            if not call.first_ns:
+                call.first_ns = call.busy_ns
+            if type(piece) is not dict or _may_tell(piece):
+                _read(call, piece)
+        else:
+            call.worked()
+            _read(call, piece)
         try:
             stop = callback(piece)
-            call.stopped = call.stopped or bool(stop)
+            if stop:
+                call.stopped = True
             return stop
         finally:
-            current_call.reset(current)
             call.started_ns = perf_counter_ns()
 
     return told
