@@ -30,15 +30,21 @@ def module():
 
 def generator(loaded, **options):
     model, tokenizer = loaded
-    return module().BatchGenerator(
-        model, stop_tokens=[[token] for token in tokenizer.eos_token_ids], **options
-    )
+    stops = tokenizer.eos_token_ids
+    if hasattr(module().BatchGenerator, "insert_segments"):
+        stops = [[token] for token in stops]
+    return module().BatchGenerator(model, stop_tokens=stops, **options)
+
+
+def step(batch):
+    """The next responses; `next` gave those alone before there was another way to get them."""
+    return getattr(batch, "next_generated", batch.next)()
 
 
 def drain(batch):
     """Read a generator to its end; the tokens of each sequence, the last included."""
     read = {}
-    while responses := batch.next_generated():
+    while responses := step(batch):
         for response in responses:
             read.setdefault(response.uid, []).append(response.token)
     return read
@@ -154,7 +160,7 @@ def test_each_inserted_sequence_is_a_call(mlx_hooks, mlx_model):
     batch = generator(mlx_model, max_tokens=6)
     uids = batch.insert(PROMPTS[:2])
     assert len(mlx_hooks.recorder.open) == 2
-    batch.next_generated()
+    step(batch)
     # Another request joins the running batch.
     (late,) = batch.insert([PROMPTS[2]], max_tokens=[2])
     read = drain(batch)
@@ -214,7 +220,7 @@ def test_a_removed_sequence_is_abandoned(mlx_hooks, mlx_model):
     batch = generator(mlx_model, max_tokens=6)
     first, second, third = batch.insert(PROMPTS)
     while all(not call.chunks for call in mlx_hooks.recorder.open):
-        batch.next_generated()
+        step(batch)
     batch.remove([first])
     (left,) = mlx_hooks.recorder.calls
     assert left.outcome == "abandoned" and left.error is None
@@ -234,7 +240,7 @@ def test_a_closed_generator_leaves_its_sequences(mlx_hooks, mlx_model):
     batch = generator(mlx_model)
     batch.insert(PROMPTS[:2], [6, 1])
     while not mlx_hooks.recorder.calls:
-        batch.next_generated()
+        step(batch)
     batch.close()
     assert sorted(call.outcome for call in mlx_hooks.recorder.calls) == ["abandoned", "completed"]
 
@@ -252,7 +258,7 @@ def test_a_generator_in_a_cycle_is_recorded_by_another_thread(mlx_hooks, mlx_mod
     batch = generator(mlx_model)
     batch.insert(PROMPTS[:1])
     while not mlx_hooks.recorder.open[0].chunks:
-        batch.next_generated()
+        step(batch)
     cycle = [batch]
     cycle.append(cycle)
     gone = weakref.ref(batch)
@@ -375,7 +381,7 @@ def test_hooks_that_go_in_mid_stream(mlx_model, instrumented_mlx):
     batch = generator(mlx_model, max_tokens=6)
     batch.insert(PROMPTS)
     while all(not call.chunks for call in hooks.recorder.open):
-        batch.next_generated()
+        step(batch)
     hooks.remove()
     assert module().BatchGenerator.next_generated is not before
     assert len(drain(batch)) == 3, "the app's sequences go on"
@@ -430,5 +436,5 @@ def test_responses_of_another_shape_are_the_apps_all_the_same(mlx_hooks, odd, mo
 def test_the_current_call_is_not_left_behind(mlx_hooks, mlx_model):
     batch = generator(mlx_model, max_tokens=3)
     batch.insert(PROMPTS)
-    while batch.next_generated():
+    while step(batch):
         assert current_call.get() is None
