@@ -52,25 +52,32 @@ if [ ! -e "$stamp" ]; then
 fi
 
 cache=${SOTTOVOCE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sottovoce}
-wheels=$cache/wheels/$("$venv/bin/python" -c 'import platform,sys; print("%s-%s-cp%d%d" % (sys.platform, platform.machine(), *sys.version_info[:2]))')-$(hash_of requirements/llama.txt)
-if [ "$purpose" = test ] && ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
-  if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
-    command -v c++ >/dev/null || die "llama-cpp-python has no ready-made wheel and no C++ compiler was found, so its tests cannot run. Debian/Ubuntu: sudo apt install g++; macOS: xcode-select --install"
-    mkdir -p "$wheels"
-    say "building llama-cpp-python once, 3 to 8 minutes; kept in $wheels"
-    "$venv/bin/python" -m ensurepip -q 2>/dev/null || true
-    # No vision, no OpenMP, -O1: the tests' models are tiny, so build time is what counts.
-    CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_ALL_WARNINGS=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1" \
-      "$venv/bin/python" -m pip wheel -q --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
-      --require-hashes -r requirements/llama.txt -w "$wheels" &
-    build=$!
-    seconds=0
-    while kill -0 $build 2>/dev/null; do
-      sleep 5
-      seconds=$((seconds + 5))
-      [ $((seconds % 30)) -ne 0 ] || say "still building llama-cpp-python ($seconds s)"
-    done
-    wait $build || die "llama-cpp-python could not be built; the messages above say why."
-  fi
-  "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "$wheels"/*.whl
+tag=$("$venv/bin/python" -c 'import platform,sys; print("%s-%s-cp%d%d" % (sys.platform, platform.machine(), *sys.version_info[:2]))')
+
+# Sets `wheels` to the folder with the wheel of requirements/$1.txt, built if it is not there yet.
+llama_wheel() {
+  wheels=$cache/wheels/$tag-$(hash_of "requirements/$1.txt")
+  ! ls "$wheels"/*.whl >/dev/null 2>&1 || return 0
+  command -v c++ >/dev/null || die "llama-cpp-python has no ready-made wheel and no C++ compiler was found, so its tests cannot run. Debian/Ubuntu: sudo apt install g++; macOS: xcode-select --install"
+  mkdir -p "$wheels"
+  say "building llama-cpp-python ($1) once, $2; kept in $wheels"
+  "$venv/bin/python" -m ensurepip -q 2>/dev/null || true
+  # No vision, no OpenMP, -O1: the tests' models are tiny, so build time is what counts.
+  CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_ALL_WARNINGS=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1" \
+    "$venv/bin/python" -m pip wheel -q --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+    --require-hashes -r "requirements/$1.txt" -w "$wheels" &
+  local build=$! seconds=0
+  while kill -0 $build 2>/dev/null; do
+    sleep 5
+    seconds=$((seconds + 5))
+    [ $((seconds % 30)) -ne 0 ] || say "still building llama-cpp-python ($seconds s)"
+  done
+  wait $build || die "llama-cpp-python could not be built; the messages above say why."
+}
+
+if [ "$purpose" = test ]; then
+  llama_wheel llama "3 to 8 minutes"
+  "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null || "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "$wheels"/*.whl
+  # For environments that the tests make.
+  llama_wheel llama-oldest "about a minute"
 fi

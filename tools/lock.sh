@@ -12,9 +12,10 @@ compile -c requirements/test.txt requirements/demo.in -o requirements/demo.txt
 compile -c requirements/test.txt requirements/peers.in -o requirements/peers.txt
 # So do the frameworks on top of the clients, and older versions of these.
 otel() { grep -oE '^opentelemetry[a-z-]*==[^ ]+' requirements/test.txt; }
-for name in frameworks sdks-oldest sdks-httpx sdks-httpx2 mcp-oldest mcp-v1; do
+for name in frameworks sdks-oldest sdks-httpx sdks-httpx2 mcp-oldest mcp-v1 mlx-oldest llama-server llama-server-oldest; do
   compile -c <(otel) "requirements/$name.in" -o "requirements/$name.txt"
 done
 # Put into a folder beside the tests' environment.
 compile requirements/local-servers.in -o requirements/local-servers.txt
 compile --no-deps requirements/llama.in -o requirements/llama.txt
+compile --no-deps requirements/llama-oldest.in -o requirements/llama-oldest.txt

@@ -1,8 +1,10 @@
 """Environments of other people's packages, with this checkout in each; made by uv."""
 
 import os
+import platform
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,3 +31,19 @@ def made(folder, requirements):
     here = ("--no-deps", "--no-build-isolation", "-e", ROOT)
     run("pip", "install", "-q", "--offline", *here)
     return folder / "bin"
+
+
+def llama(folder, library, requirements):
+    """The same with the llama-cpp-python that ``tools/environment.sh`` built of `library`'s pins."""
+    pins = (ROOT / "requirements" / f"{library}.txt").read_bytes()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(os.environ.get("SOTTOVOCE_CACHE") or Path(base) / "sottovoce")
+    version = "cp{}{}".format(*sys.version_info)
+    tag = f"{sys.platform}-{platform.machine()}-{version}-{sha256(pins).hexdigest()[:16]}"
+    [wheel] = (cache / "wheels" / tag).glob("*.whl")
+    done = made(folder, requirements)
+    uv = Path(sys.executable).with_name("uv")
+    environ = {**os.environ, "VIRTUAL_ENV": str(folder)}
+    install = [uv, "pip", "install", "-q", "--offline", "--no-deps", wheel]
+    subprocess.run(install, env=environ, check=True)
+    return done
