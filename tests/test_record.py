@@ -133,6 +133,15 @@ def test_the_metrics_of_the_default_vocabulary():
     assert "error.type" not in points["gen_ai.client.operation.duration"][0].attributes
 
 
+def test_what_is_fetched_was_counted_when_it_was_made():
+    bench = Bench(semconv="both")
+    call = bench.call(operation="fetch_response")
+    call.facts.update({"input_tokens": 12, "output_tokens": 5})
+    call.end()
+    assert set(bench.points()) == {"gen_ai.client.operation.duration"}
+    assert bench.span.attributes["gen_ai.usage.input_tokens"] == 12
+
+
 def test_the_latest_vocabulary_and_both():
     latest, both = Bench(semconv="latest"), Bench(semconv="both")
     for bench in (latest, both):

@@ -84,10 +84,12 @@ class Legacy:
         """Record what the call took and used; `failed` says its error as well, if it has one."""
         facts = call.facts
         self._duration.record(call.duration_ns * _NS, failed)
-        if "input_tokens" in facts:
-            self._input.record(facts["input_tokens"], point)
-        if "output_tokens" in facts:
-            self._output.record(facts["output_tokens"], point)
+        # What is fetched was used, and counted, by the call that asked for it.
+        if call.operation != "fetch_response":
+            if "input_tokens" in facts:
+                self._input.record(facts["input_tokens"], point)
+            if "output_tokens" in facts:
+                self._output.record(facts["output_tokens"], point)
         _record_stream(call, self._first, self._gaps, point)
 
 

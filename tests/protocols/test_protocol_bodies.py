@@ -351,6 +351,7 @@ BODIES = {
             "cache_read_tokens": 2051,
             "cache_write_tokens": 51,
             "reasoning_tokens": 100,
+            "response_service_tier": "standard",
             "tool_call_count": 2,
             "tool_names": ["web_search", "weather"],
         },

@@ -159,6 +159,7 @@ EXAMPLES = [
         },
         {
             "request_model": "claude-sonnet-4-5",
+            "request_service_tier": "auto",
             "request_max_tokens": 1024,
             "request_stream": True,
             "request_temperature": 1.0,

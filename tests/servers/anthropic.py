@@ -22,6 +22,7 @@ COUNTED = {
     "cache_read_tokens": 3,
     "cache_write_tokens": 2,
     "reasoning_tokens": 4,
+    "response_service_tier": "standard",
 }
 ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "the secret reason"}}
 CALLS = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"place": "secret"}}

@@ -138,6 +138,7 @@ ASKED: Final[Table] = rows(
     ("request_max_tokens", at("max_tokens")),
     ("request_stop_count", length("stop_sequences")),
     ("request_reasoning_level", at("output_config", "effort")),
+    ("request_service_tier", at("service_tier")),
     ("request_tool_count", length("tools")),
     ("output_type", _output_type),
     ("output_type", _beta_output_type),
@@ -151,6 +152,7 @@ COUNTED: Final[Table] = rows(
     ("cache_read_tokens", at("usage", "cache_read_input_tokens")),
     ("cache_write_tokens", at("usage", "cache_creation_input_tokens")),
     ("reasoning_tokens", at("usage", "output_tokens_details", "thinking_tokens")),
+    ("response_service_tier", at("usage", "service_tier")),
 )
 
 NAMED: Final[Table] = rows(("response_model", at("model")))
