@@ -2,13 +2,15 @@
 
     python benchmarks/runtimes.py [rounds]
 
-Two tables. *Added* puts an engine that does nothing in the place of the real one, beneath the
+Three tables. *Added* puts an engine that does nothing in the place of the real one, beneath the
 real instrumentors with a real SDK, because a microsecond is far below the noise of a real
-generation: per token is the slope between streams of two lengths, per call what is left.
+generation: per token is the slope between streams of two lengths, per call what is left. *Memory* is what
+our code holds late in a stream that is long, and what it held early on.
 *Beside the engine* runs the tiny models of `examples/` with and without us, each in processes of
 its own: putting methods on a class and taking them off again costs CPython its specialised code
 for that class, more than what is to be measured. CPU time of the thread, rounds that run every
-variant in a new order; median and middle half of the rounds.
+variant in a new order; the lowest twentieth of the rounds, where others disturb least, then
+median and middle half.
 """
 
 import json
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,14 +37,17 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
+import sottovoce
 import tiny_gguf
 import tiny_mlx
 from sottovoce.instrumentors import LlamaCppInstrumentor, MLXInstrumentor
 
 SHORT, LONG = 1, 1025
+EARLY, LATE = 100, 10_000
 CALLS = 20
 REAL_SHORT, REAL_LONG = 8, 136
 REAL_WINDOWS, REAL_CALLS = 15, 4
+OURS = Path(sottovoce.__file__).parent
 LLAMA = llama_cpp.Llama
 MLX = sys.modules["mlx_lm.generate"]
 
@@ -63,7 +69,11 @@ def free_mlx_stream(model, tokenizer, prompt, max_tokens=256, **kwargs):
     for _ in range(max_tokens - 1):
         yield answer
     yield SimpleNamespace(
-        prompt_tokens=9, generation_tokens=max_tokens, finish_reason="length", text=""
+        prompt_tokens=9,
+        generation_tokens=max_tokens,
+        finish_reason="length",
+        text="",
+        peak_memory=0.1,
     )
 
 
@@ -75,7 +85,7 @@ def free_mlx_generate(model, tokenizer, prompt, verbose=False, **kwargs):
 def free_llama_generate(self, tokens, **kwargs):
     for _ in range(tokens[0]):
         self.eval(tokens)
-        yield 7
+        yield 77
 
 
 def free_llama_eval(self, tokens):
@@ -115,6 +125,7 @@ def free_calls(model, tokenizer, llama):
             llama.create_completion("x", max_tokens=n, stream=True)
         ),
         "llama.cpp create_completion": lambda n: llama.create_completion("x", max_tokens=n),
+        "llama.cpp generate": lambda n: exhaust(llama.generate([n])),
     }
 
 
@@ -137,9 +148,14 @@ def real_calls(model, tokenizer, llama):
     }
 
 
-def spread(samples):
-    low, middle, high = statistics.quantiles(samples, n=4)
-    return f"{middle:9.2f} [{low:.2f} … {high:.2f}]"
+def spread(samples, low=None):
+    first, middle, third = statistics.quantiles(samples, n=4)
+    least = lowest(samples) if low is None else low
+    return f"{least:8.2f}{middle:9.2f} [{first:.2f} … {third:.2f}]"
+
+
+def lowest(samples):
+    return sorted(samples)[len(samples) // 20]
 
 
 def rounds_of(actions, rounds):
@@ -176,14 +192,55 @@ def added(loaded, rounds):
     finally:
         for (owner, name), original in real.items():
             setattr(owner, name, original)
-    print(f"{'added, µs of CPU':<40}{'per token':<32}per call")
+    print(f"{'added, µs of CPU':<40}{'per token':<40}per call")
     for name in calls:
-        per_token, per_call = [], []
-        for bare, ours in zip(found[name, False], found[name, True], strict=True):
-            short, long = ours[0] - bare[0], ours[1] - bare[1]
-            per_token.append((long - short) / (LONG - SHORT))
-            per_call.append(short - per_token[-1] * SHORT)
-        print(f"{name:<40}{spread(per_token):<32}{spread(per_call)}")
+        bare, ours = found[name, False], found[name, True]
+        short, long = (
+            [with_us[at] - without[at] for without, with_us in zip(bare, ours, strict=True)]
+            for at in (0, 1)
+        )
+        least_short, least_long = (
+            lowest([each[at] for each in ours]) - lowest([each[at] for each in bare])
+            for at in (0, 1)
+        )
+        per_token = [(b - a) / (LONG - SHORT) for a, b in zip(short, long, strict=True)]
+        per_call = [a - token * SHORT for a, token in zip(short, per_token, strict=True)]
+        token = (least_long - least_short) / (LONG - SHORT)
+        call = least_short - token * SHORT
+        print(f"{name:<40}{spread(per_token, token):<40}{spread(per_call, call)}")
+
+
+def memory(loaded):
+    """Print what our code holds in the middle of streams, in KiB."""
+    real = LLAMA.generate, LLAMA.eval, LLAMA.create_completion, MLX.stream_generate
+    LLAMA.generate, LLAMA.eval = free_llama_generate, free_llama_eval
+    LLAMA.create_completion, MLX.stream_generate = free_llama_completion, free_mlx_stream
+    model, tokenizer, llama = loaded
+    streams = {
+        "mlx-lm stream_generate": lambda: MLX.stream_generate(
+            model, tokenizer, "x", max_tokens=LATE + 1
+        ),
+        "llama.cpp create_completion, streamed": lambda: llama.create_completion(
+            "x", max_tokens=LATE + 1, stream=True
+        ),
+        "llama.cpp generate": lambda: llama.generate([LATE + 1]),
+    }
+    instrument(MLXInstrumentor)
+    instrument(LlamaCppInstrumentor)
+    ours = [tracemalloc.Filter(inclusive=True, filename_pattern=f"{OURS}/*")]
+    print(f"\n{'memory that we hold, KiB':<40}at token {EARLY:<11}at token {LATE}")
+    for name, stream in streams.items():
+        held = {}
+        tracemalloc.start()
+        for number, _ in enumerate(stream(), 1):
+            if number in {EARLY, LATE}:
+                traces = tracemalloc.take_snapshot().filter_traces(ours).statistics("filename")
+                held[number] = sum(trace.size for trace in traces) / 1024
+        tracemalloc.stop()
+        print(f"{name:<40}{held[EARLY]:8.1f}            {held[LATE]:8.1f}")
+    MLXInstrumentor().uninstrument()
+    LlamaCppInstrumentor().uninstrument()
+    LLAMA.generate, LLAMA.eval, LLAMA.create_completion, MLX.stream_generate = real
 
 
 def one_process(with_us):
@@ -211,15 +268,19 @@ def beside_the_engine(rounds):
             )
             for name, median in json.loads(done.stdout).items():
                 found.setdefault(name, {"bare": [], "ours": []})[kind].append(median)
-    print(f"\n{'beside the engine, µs of CPU per call':<40}{'bare':<36}with us")
+    print(f"\n{'beside the engine, µs of CPU per call':<40}{'bare':<44}with us")
     for name, samples in found.items():
-        print(f"{name:<40}{spread(samples['bare']):<36}{spread(samples['ours'])}")
+        print(f"{name:<40}{spread(samples['bare']):<44}{spread(samples['ours'])}")
 
 
 def load(folder):
     model, tokenizer = mlx_lm.load(str(tiny_mlx.make(folder / "mlx")))
     file = tiny_gguf.make(folder / "tiny.gguf")
-    return model, tokenizer, LLAMA(str(file), n_ctx=512, n_threads=1, verbose=False)
+    return (
+        model,
+        tokenizer,
+        LLAMA(str(file), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False),
+    )
 
 
 def main():
@@ -230,6 +291,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(Path(folder))
         added(loaded, rounds)
+        memory(loaded)
         loaded[2].close()
     beside_the_engine(max(3, rounds // 3))
 
