@@ -1,5 +1,6 @@
 """mlx-lm's own commands under the launcher: a span for each generation, the same output."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from conformance.conformance import violations
 from delivery.sink import Sink, mapping
 from e2e import mlx_processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.mlx]
 
 PROGRAMS = Path(sys.executable).parent
+APP = Path(__file__).with_name("llama_server_app.py")
+OURS = "sottovoce"
 SAID = mlx_processes.SAID
 GENERATE = ("--model", "tiny", "--prompt", SAID, "--max-tokens", "5")
 TIMINGS = re.compile(rb"[\d.]+(?= tok/s| tokens-per-sec)")
@@ -34,6 +38,10 @@ def generations(sink):
     """The spans but those of loading, in the order in which they began."""
     found = [span for _, _, span in sink.spans if not span.name.startswith("load_model")]
     return sorted(found, key=lambda span: span.start_time_unix_nano)
+
+
+def of_kind(sink, kind):
+    return [span for _, scope, span in sink.spans if (scope.name, span.kind) == (OURS, kind)]
 
 
 @pytest.mark.parametrize("how", SERVERS.values(), ids=SERVERS)
@@ -68,6 +76,38 @@ def test_the_server(folder, how):
             assert told["gen_ai.usage.output_tokens"] == usage["completion_tokens"]
         for secret in (SAID, "alice", "tiny"):
             assert secret.encode() not in sink.bytes
+
+
+def test_one_trace_from_the_sdk_to_the_model(folder):
+    unasked = ("too long", "no key", "models", "embeddings")
+    with Sink() as sink:
+        with mlx_processes.serving(PROGRAMS, SERVERS["the package"], folder, sink) as port:
+            app = ("python", APP, f"http://127.0.0.1:{port}", *unasked)
+            done = mlx_processes.run(PROGRAMS, app, folder, sink)
+            assert done.returncode == 0, done.stderr
+            sink.wait(lambda sink: len(of_kind(sink, Span.SPAN_KIND_SERVER)) == 6)
+        asked = {
+            each["trace"]: (case, each["told"]) for case, each in json.loads(done.stdout).items()
+        }
+        clients = {span.span_id: span for span in of_kind(sink, Span.SPAN_KIND_CLIENT)}
+        servers = of_kind(sink, Span.SPAN_KIND_SERVER)
+        for secret in ("a secret question", "alice", "tiny"):
+            assert secret.encode() not in sink.bytes
+        assert not violations(*(message for _, message in sink.requests))
+    assert len(clients) == len(servers) == len({span.parent_span_id for span in servers})
+    for span in servers:
+        client = clients[span.parent_span_id]
+        case, told = asked[span.trace_id.hex()]
+        made, seen = mapping(span.attributes), mapping(client.attributes)
+        assert client.trace_id == span.trace_id
+        assert client.start_time_unix_nano <= span.start_time_unix_nano
+        assert span.name.split()[0] == client.name.split()[0]
+        outcome = "abandoned" if case == "left" else "completed"
+        assert {each["sottovoce.call.outcome"] for each in (made, seen)} == {outcome}
+        if case in {"whole", "completion"}:
+            for each in (made, seen):
+                assert each["gen_ai.usage.input_tokens"] == told["prompt_tokens"]
+                assert each["gen_ai.usage.output_tokens"] == told["completion_tokens"] == 5
 
 
 @pytest.mark.parametrize(
