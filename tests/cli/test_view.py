@@ -347,6 +347,14 @@ def test_times_have_the_unit_that_fits(value, text):
     assert shown.seconds(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (512, "512 B"), (163_270_656, "163 MB"), (-5_000, "-5 kB"), (19 << 30, "20.4 GB")],
+)
+def test_memory_has_the_unit_that_fits(value, text):
+    assert shown.amount(value, "By") == text
+
+
 @given(
     st.floats(min_value=-1e18, max_value=1e18),
     st.sampled_from(["s", "ms", "{token}", "By", "1", ""]),
@@ -374,3 +382,5 @@ def test_an_attribute_set_names_its_server_only_where_it_matters():
         charts.attribute_set(attributes, server=False) == "chat mlx h:0123456789ab error.type=404"
     )
     assert charts.attribute_set({}) == "(no attributes)"
+    memory = {"gen_ai.provider.name": "mlx", "sottovoce.memory.state": "active"}
+    assert charts.attribute_set(memory) == "mlx active"

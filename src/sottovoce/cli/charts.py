@@ -34,6 +34,8 @@ _PLAIN: Final = (
     "gen_ai.request.model",
     "gen_ai.token.type",
     "gen_ai.token.modality",
+    "sottovoce.memory.state",
+    "system.memory.state",
 )
 _FACTS: Final = (
     "sottovoce.model.architecture",

@@ -9,7 +9,7 @@ from typing import Any, Final
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _SECONDS: Final = ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (1e-6, 1e6, "µs"), (0.0, 1e9, "ns"))
 _BYTES: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-_PLURALS: Final = {"{token}": "tokens", "{call}": "calls", "By": "bytes"}
+_PLURALS: Final = {"{token}": "tokens", "{call}": "calls"}
 
 
 def clean(text: object, limit: int = 120) -> str:
@@ -72,17 +72,19 @@ def _scaled(value: float) -> tuple[str, str]:
 def size(count: float) -> str:
     """Bytes: ``512 B``, ``1.2 kB``, ``3.4 MB``."""
     for least, unit in _BYTES:
-        if count >= least:
+        if abs(count) >= least:
             return f"{digits(count / least)} {unit}"
     return f"{int(count)} B"
 
 
 def amount(value: float, unit: str) -> str:
-    """A value with its UCUM unit: seconds scaled, annotations such as ``{token}`` as words."""
+    """A value with its UCUM unit: seconds and bytes scaled, annotations such as ``{token}`` as words."""
     if unit == "s":
         return seconds(value)
     if unit == "ms":
         return seconds(value / 1e3)
+    if unit == "By":
+        return size(value)
     word = _PLURALS.get(unit, unit.strip("{}") if unit != "1" else "")
     return f"{digits(value)} {clean(word, 16)}".rstrip()
 

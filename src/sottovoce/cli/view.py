@@ -282,7 +282,8 @@ def _counters(points: list[Point]) -> Iterator[Text]:
     ]
     for point in found[:_MAX_COUNTERS]:
         line = Text(shown.clean(point.name), style="bold cyan")
-        line.append(f"  {charts.attribute_set(point.attributes)}  ", style="not bold default")
+        told = f"  {charts.attribute_set(point.attributes)}" if point.attributes else ""
+        line.append(f"{told}  ", style="not bold default")
         line.append(shown.amount(point.total, point.unit), style="not bold green")
         yield line
     if len(found) > _MAX_COUNTERS:
