@@ -11,7 +11,7 @@ key-value cache. A prompt longer than the context fails with OpenAI's code for i
 ``context_length_exceeded``.
 
 Everything is patched on the class, so names that were bound earlier and subclasses are
-served too. Seen in llama-cpp-python 0.3.36.
+served too. Seen in llama-cpp-python 0.3.0 and 0.3.36.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
         runtime = _LlamaCpp(llama_models.PROVIDER, recorder, hooks)
         runtime.library = module.llama_cpp
         runtime.is_end = getattr(module.llama_cpp, "llama_vocab_is_eog", None)
+        # As 0.3.0 has it.
+        runtime.is_models_end = getattr(module.llama_cpp, "llama_token_is_eog", None)
         for name, make in (
             # Hands its defaults on as if the app had asked for them, hence a hook of its own.
             ("__call__", runtime.create_completion),
@@ -75,6 +77,7 @@ class _LlamaCpp(Runtime):
 
     library: ModuleType
     is_end: Callable[[Any, Any], bool] | None
+    is_models_end: Callable[[Any, Any], bool] | None
 
     def create_completion(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `Llama.create_completion`."""
@@ -281,9 +284,11 @@ class _LlamaCpp(Runtime):
     def _ends(self, llama: Any, token: Any) -> bool:
         """Whether a token ends the generation. The vocabulary of a closed model is freed."""
         model = llama._model
-        if model.model is None or self.is_end is None:
+        if model.model is None:
             return False
-        return bool(self.is_end(model.vocab, token))
+        if self.is_end is not None:
+            return bool(self.is_end(model.vocab, token))
+        return self.is_models_end is not None and bool(self.is_models_end(model.model, token))
 
 
 def _read_inputs(named: dict[str, Any]) -> Facts:
