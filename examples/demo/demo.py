@@ -194,7 +194,12 @@ def run_app(parts: dict[str, str], heard: Path, endpoint: str) -> int:
 def arrived(store: Store, after: int, parts: dict[str, str]) -> list[Finding]:
     """Whether what the app did is there, call by call."""
     spans = store.spans(after)
-    calls = [span for span in spans if "sottovoce.call.outcome" in span.attributes]
+    calls = [
+        span
+        for span in spans
+        if "sottovoce.call.outcome" in span.attributes and not span.name.startswith("load_model")
+    ]
+    loads = [span for span in spans if span.name.startswith("load_model")]
     streams = [s for s in calls if "gen_ai.response.time_to_first_chunk" in s.attributes]
     failed = [s for s in calls if s.attributes["sottovoce.call.outcome"] == "failed"]
     counted = ["gen_ai.usage.output_tokens" in span.attributes for span in calls]
@@ -204,6 +209,7 @@ def arrived(store: Store, after: int, parts: dict[str, str]) -> list[Finding]:
     expected = (
         ("one tree", 1, len({span.trace for span in spans})),
         ("the app's own span", 1, sum(span.name == "demo" for span in spans)),
+        ("models loaded", engines, len(loads)),
         ("calls in process", 2 * engines, sum(span.kind == INTERNAL for span in calls)),
         ("calls over HTTP", 4 * remote, sum(span.kind == CLIENT for span in calls)),
         ("streams", engines + remote, len(streams)),

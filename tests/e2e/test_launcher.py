@@ -273,6 +273,10 @@ def test_calls_over_http(unscrubbed, server, tmp_path, protocol, semconv):
         }
 
 
+def is_call(span):
+    return span["attributes"]["gen_ai.operation.name"] != "load_model"
+
+
 @pytest.mark.mlx
 def test_calls_in_process(unscrubbed, tmp_path):
     model = tmp_path / CANARIES["path"] / "model"
@@ -281,7 +285,7 @@ def test_calls_in_process(unscrubbed, tmp_path):
 
     assert_nothing_said(unscrubbed)
     _, calls = split(unscrubbed)
-    whole, stream = calls
+    load, failed, whole, stream = sorted(calls, key=is_call)
     described = {
         "sottovoce.model.architecture": "llama",
         "sottovoce.model.quantization": "f32",
@@ -292,6 +296,9 @@ def test_calls_in_process(unscrubbed, tmp_path):
         "gen_ai.provider.name": "mlx",
         "gen_ai.request.model": whole["attributes"]["gen_ai.request.model"],
     }
+    assert load["name"] == f"load_model {common['gen_ai.request.model']}"
+    assert load["attributes"].items() >= described.items()
+    assert (failed["name"], failed["status"]) == ("load_model", {"code": ERROR})
     for span, tokens in ((whole, 12), (stream, 9)):
         assert span["kind"] == INTERNAL
         assert span["name"] == f"text_completion {common['gen_ai.request.model']}"
@@ -312,7 +319,7 @@ def test_calls_in_process(unscrubbed, tmp_path):
     assert stream["attributes"]["sottovoce.response.chunks"] == 9
 
     points = unscrubbed.points()
-    both = pytest.approx(sum(map(seconds, calls)), rel=1e-6)
+    both = pytest.approx(sum(map(seconds, (whole, stream))), rel=1e-6)
     assert total(points["gen_ai.client.operation.duration"]) == (2, both)
     for kind, tokens in (("input", 2 * known["prompt_tokens"]), ("output", 12 + 9)):
         usage = points["gen_ai.client.token.usage"]
@@ -340,7 +347,9 @@ def test_calls_of_llama_cpp(unscrubbed, tmp_path):
     known = launch(unscrubbed, tmp_path, "llama", str(model))
 
     assert_nothing_said(unscrubbed)
-    _, (completion, chat) = split(unscrubbed)
+    _, calls = split(unscrubbed)
+    load, completion, chat = sorted(calls, key=is_call)
+    assert load["attributes"]["gen_ai.operation.name"] == "load_model"
     model_id = completion["attributes"]["gen_ai.request.model"]
     for span, operation, tokens in ((completion, "text_completion", 6), (chat, "chat", 5)):
         assert span["kind"] == INTERNAL
