@@ -137,27 +137,26 @@ class _Generator:
         self.calls: dict[Any, Sequence] = {}
         self.whole = whole
 
-    def read(self, responses: Iterable[Any]) -> None:
-        """Count the tokens of a step; may raise."""
-        whole, calls = self.whole, self.calls
-        if whole is not None:
-            self._feed(whole, responses)
+    def read(self, result: Any) -> None:
+        """Count the tokens of a step that ended just now; may raise."""
+        responses = result[1] if type(result) is tuple else result
+        if self.whole is not None:
+            self._feed(self.whole, responses)
             return
+        calls, busy_ns = self.calls, self.busy_ns
         for response in responses:
-            uid = response.uid
-            call = calls.get(uid)
+            call = calls.get(response.uid)
             if call is None:
                 continue
             call.chunk()
             call.made += 1
-            call.busy_ns = self.busy_ns - call.began_ns
+            call.busy_ns = busy_ns - call.began_ns
             if not call.first_ns:
                 call.first_ns = call.busy_ns
-            reason = response.finish_reason
-            if reason is not None:
-                call.reason = reason
+            if response.finish_reason is not None:
+                del calls[response.uid]
+                call.reason = response.finish_reason
                 call.peak = mlx_call.peak()
-                del calls[uid]
                 call.finish()
 
     def _feed(self, whole: Batch, responses: Iterable[Any]) -> None:
@@ -307,13 +306,13 @@ def _step(original: Callable[..., Any]) -> Callable[..., Any]:
             result = original(generator, *args, **kwargs)
         except BaseException as error:
             batch.busy_ns += perf_counter_ns() - started
+            batch.stepping = False
             batch.fail(error)
             raise
-        finally:
-            batch.stepping = False
         batch.busy_ns += perf_counter_ns() - started
+        batch.stepping = False
         try:
-            batch.read(result[1] if type(result) is tuple else result)
+            batch.read(result)
         except Exception:  # noqa: BLE001 - responses of another shape are the app's all the same
             failed("runtime.read")
         return result

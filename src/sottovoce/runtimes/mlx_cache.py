@@ -6,12 +6,9 @@ one has a `max_size`, and a list of layers for one block has `caches`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sottovoce.guard import never_raise
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Held(NamedTuple):
@@ -46,26 +43,29 @@ def held(prompt_cache: Any, model: Any = None, asked: Any = None) -> Held:
 
 @never_raise("mlx.cache")
 def _held(prompt_cache: Any) -> Held:
+    if not isinstance(prompt_cache, (list, tuple)):
+        return EMPTY
     # Layers of several kinds may lie in one cache; the one that holds most tells.
-    tokens, windows = 0, []
-    for offset, window in _layers(prompt_cache):
-        tokens = max(tokens, offset if window is None else min(offset, window))
-        windows.append(window)
-    bounded = [window for window in windows if window is not None]
-    return Held(tokens, max(bounded) if bounded and len(bounded) == len(windows) else None)
-
-
-def _layers(layers: Any) -> Iterator[tuple[int, int | None]]:
-    """Give of each layer that holds tokens how many it has seen, and its window."""
-    if not isinstance(layers, (list, tuple)):
-        return
-    for layer in layers:
-        inner = getattr(layer, "caches", None)
-        if isinstance(inner, (list, tuple)):
-            yield from _layers(inner)
+    tokens, widest, bounded = 0, 0, True
+    seen: set[type] = set()
+    for layer in prompt_cache:
+        kind = type(layer)
+        # Layers of a kind advance together, and there are many.
+        if kind in seen:
             continue
-        offset, window = getattr(layer, "offset", None), getattr(layer, "max_size", None)
+        seen.add(kind)
+        inner = getattr(layer, "caches", None)
+        if inner is None:
+            offset, window = getattr(layer, "offset", None), getattr(layer, "max_size", None)
+        else:
+            offset, window = _held(inner) or EMPTY
         # Layers of a batch have one offset for each sequence, in an array: not asked for, it
         # would have to be computed.
-        if type(offset) is int:
-            yield offset, window if type(window) is int else None
+        if type(offset) is not int:
+            continue
+        if type(window) is int:
+            offset, widest = min(offset, window), max(widest, window)
+        else:
+            bounded = False
+        tokens = max(tokens, offset)
+    return Held(tokens, widest if bounded and widest else None)

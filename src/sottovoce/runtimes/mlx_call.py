@@ -143,11 +143,16 @@ class Speculation(Generation):
 
     def read(self, piece: Any) -> None:
         """Take whether the token was drafted, too."""
-        super().read(piece)
+        # Not by way of `super`: this runs for every token.
+        Generation.read(self, piece)
         if self.between:
-            self.drafted += max(0, min(self.width, self.limit - self.made + 1))
-        self.between = not piece.from_draft
-        self.accepted += piece.from_draft
+            room = self.limit - self.made + 1
+            self.drafted += self.width if room >= self.width else max(0, room)
+        if piece.from_draft:
+            self.accepted += 1
+            self.between = False
+        else:
+            self.between = True
 
     def settle(self) -> None:
         """Write the share of what was drafted that the model accepted, too."""
