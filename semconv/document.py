@@ -64,6 +64,7 @@ _BESIDES = """\
 | severity text of a log record | one of {severities} kept, others dropped | a logger may be given any |
 | instrumentation scope | known names and those in `SOTTOVOCE_ALLOW` kept, others `_OTHER` | scopes are named by whoever makes a tracer |
 | metrics not listed here | dropped, unless named in `SOTTOVOCE_ALLOW` | their names and attributes are free text |
+| numbers of metrics | kept; in `strict` and `aggregate` a histogram keeps the counts of its buckets and a sum made of them, a counter of tokens is a bucket, memory a tier of GiB, a share a digit | one measurement would betray the exact number |
 | exemplars | trace and span id kept, attributes dropped; in `strict` and `aggregate` dropped | they carry attributes that a view has removed, and the exact number |
 | baggage | never exported, never sent to a third party; span processors of your own can read it at the start of a span, and what they write to the span is judged like any attribute | apps keep user ids in it |
 | `traceparent` to a third party | not sent, unless `SOTTOVOCE_PROPAGATION=all` | a provider could join it to an account |
