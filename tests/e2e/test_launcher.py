@@ -332,6 +332,9 @@ def test_calls_in_process(unscrubbed, tmp_path):
         points["sottovoce.model.load.duration"], key=lambda each: "error.type" in each["attributes"]
     )
     assert loaded["attributes"].items() >= described.items()
+    for name in ("process.memory.usage", "sottovoce.engine.memory.peak"):
+        [memory] = points[name]
+        assert int(memory["asInt"]) > 0
     assert missing["attributes"].keys() <= {
         "gen_ai.provider.name",
         "gen_ai.request.model",
