@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -135,9 +136,11 @@ class Recorded:
         tracers.add_span_processor(Look())
         tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.instrumentor = MLXInstrumentor()
-        self.instrumentor.instrument(
-            tracer_provider=tracers, meter_provider=MeterProvider([self.reader])
-        )
+        self.providers = {
+            "tracer_provider": tracers,
+            "meter_provider": MeterProvider([self.reader]),
+        }
+        self.instrumentor.instrument(**self.providers)
 
     def spans(self, count=1):
         """All spans but those of loading, once there are `count`: a call ends after its answer."""
@@ -480,6 +483,47 @@ def test_uninstrumented_in_mid_answer(recorded, mlx_model_path):
         assert recorded.span.attributes["gen_ai.usage.output_tokens"] == 4
     finally:
         server.close()
-        recorded.instrumentor.instrument(
-            tracer_provider=TracerProvider(), meter_provider=MeterProvider()
-        )
+        recorded.instrumentor.instrument(**recorded.providers)
+
+
+@pytest.fixture(scope="module")
+def calling_model_path(mlx_model_path, tmp_path_factory):
+    """A model with the words for calling tools in its vocabulary."""
+    folder = tmp_path_factory.mktemp("calling")
+    shutil.copytree(mlx_model_path, folder, dirs_exist_ok=True)
+    tokens = folder / "tokenizer.json"
+    tokens.write_text(tokens.read_text().replace("<|user|>", "[TOOL_CALLS]"))
+    config = folder / "tokenizer_config.json"
+    template = {"chat_template": json.loads(config.read_text())["chat_template"]}
+    template["chat_template"] += "{# [TOOL_CALLS] #}"
+    config.write_text(json.dumps(json.loads(config.read_text()) | template))
+    return folder
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_ended_the_answer_is_what_the_client_is_told(
+    server, recorded, calling_model_path, stream
+):
+    asked = CHAT | {
+        "model": str(calling_model_path),
+        "tools": [{"type": "function", "function": {"name": "alice_tool"}}],
+        # By chance the answer calls a tool, ends with the stop word, or is too long.
+        "temperature": 1.0,
+        "logit_bias": {"3": 1000, **{str(token): 1000 for token in (70, 71)}},  # b and c
+        "stop": "cc",
+        "max_tokens": 9,
+    }
+    ended = set()
+    for seed in range(30):
+        if stream:
+            answers = server.stream("/v1/chat/completions", **asked, seed=seed)
+        else:
+            answers = [server.chat(**asked, seed=seed)]
+        told = recorded.span.attributes
+        reason = answers[-1]["choices"][0]["finish_reason"]
+        assert told["gen_ai.response.finish_reasons"] == (reason,)
+        assert told["sottovoce.request.tools.count"] == 1
+        ended.add(reason)
+        if ended >= {"tool_calls", "length"}:
+            break
+    assert "tool_calls" in ended
