@@ -724,6 +724,25 @@ assert "sottovoce.protocols" not in sys.modules
     run(program, server.url)
 
 
+def test_a_request_that_asks_no_model_loads_what_tells_it_and_no_more(server):
+    program = """
+from sottovoce import transports
+import aiohttp, httpx, requests
+for name in ("httpx", "aiohttp", "requests", "urllib3", "http_client"):
+    transports.install_wire(name)
+    transports.set_raw_recorder(name, object())
+loaded = lambda: {name for name in sys.modules if name.startswith("sottovoce.")}
+assert "sottovoce.transports.aiohttp" in loaded() and "sottovoce.transports.httpx" in loaded()
+assert not [n for n in loaded() if n.startswith(("sottovoce.protocols", "sottovoce.exchange"))]
+before = loaded()
+requests.post(sys.argv[1] + "/whole/v1/traces", data=b"spans")
+httpx.post(sys.argv[1] + "/whole/v1/traces", content=b"spans")
+assert loaded() - before == {"sottovoce.protocols", "sottovoce.protocols.paths",
+                             "sottovoce.protocols.routes"}, loaded() - before
+"""
+    run(program, server.url)
+
+
 # Other ways to a server.
 
 

@@ -255,11 +255,11 @@ def _match(path: str) -> Route | None:
     if path[-1:] == "/":
         path = path.rstrip("/")
     slash = path.rfind("/")
-    if path[slash - 2 : slash] == ":/":
+    if slash < len("https://") and path[slash - 2 : slash] == ":/":
         # An address that has no path.
         path, slash = "", -1
     last = path[slash + 1 :]
-    verb = last[last.rfind(":") + 1 :]
+    verb = last[last.rfind(":") + 1 :] if ":" in last else last
     if last not in _ENDINGS and verb not in VERBS:
         # What apps ask of others: said fast, and not kept.
         return None

@@ -46,7 +46,7 @@ class Transport:
         self.recorder: Recorder | None = None
         self.users = 0
         self._begin: Callable[..., Sending | None] | None = None
-        self._match: Callable[[str, str], Route | None] = _nothing
+        self._match: Callable[[str, str], Route | None] | None = None
         self._enabled: Callable[[], bool] | None = None
         self._hooks = guard.ImportHooks()
         self._room = room
@@ -114,22 +114,22 @@ class Transport:
         if method != "POST" and method.upper() != "POST" and "/responses/" not in path:
             return None
         call = current_call.get()
-        if call is None and not self.records:
+        if call is None and (self.recorder is None or self.users == 0):
             return None
-        if self._begin is None:
-            self._begin = import_module(f"{__name__}.sending").begin
-            self._match = import_module("sottovoce.protocols.routes").match
-        route = self._match(method, path)
-        if route is None and call is None:
+        match = self._match
+        if match is None:
+            match = self._match = import_module("sottovoce.protocols.routes").match
+        # Most requests ask no model, which is told sooner than whether one would be recorded.
+        route = match(method, path)
+        if call is None and (route is None or not self.records):
             return None
-        return self._begin(self, route, method, body, where, *of, tries=tries)
+        begin = self._begin
+        if begin is None:
+            begin = self._begin = import_module(f"{__name__}.sending").begin
+        return begin(self, route, method, body, where, *of, tries=tries)
 
     def _patch(self, module: ModuleType, _late: bool) -> None:
         import_module(f"{__name__}.{self._room}").patch(self, module)
-
-
-def _nothing(_method: str, _path: str) -> None:
-    """No route is known yet."""
 
 
 TRANSPORTS: Final[Mapping[str, Transport]] = {

@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS, context, wire
+from sottovoce.transports import TRANSPORTS, context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ def _answered(begun: Sending, response: Any, session: Any, asked: dict[str, Any]
     watch = begun.watch(
         headers.get("content-type"),
         coding,
-        open_ended=wire.open_ended(headers, version),
+        open_ended=begun.open_ended(headers, version),
     )
     buffer = _WatchedBuffer(content._buffer)
     buffer.protocol = content._protocol

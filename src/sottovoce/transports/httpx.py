@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sottovoce import guard
-from sottovoce.transports import TRANSPORTS, context, wire
+from sottovoce.transports import TRANSPORTS, context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -190,7 +190,7 @@ class _Library:
                 watch = begun.watch(
                     content_type,
                     headers.get("content-encoding"),
-                    open_ended=wire.open_ended(headers, version),
+                    open_ended=begun.open_ended(headers, version),
                 )
                 response.stream = watched(stream, watch)
                 return

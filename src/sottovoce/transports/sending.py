@@ -21,7 +21,7 @@ from sottovoce.protocols.reader import request_facts
 from sottovoce.transports import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sottovoce.exchange import HTTPCall, Server, Tokens
     from sottovoce.protocols.routes import Route
@@ -115,6 +115,10 @@ class Sending:
     ) -> Watch:
         """Watch a body that the app is going to read; see `wire.watch`. May raise."""
         return wire.watch(self.call, self.route, content_type, coding, open_ended=open_ended)
+
+    def open_ended(self, headers: Mapping[str, str], version: str) -> bool:
+        """Whether a body ends when the server closes the connection; see `wire.open_ended`."""
+        return wire.open_ended(headers, version)
 
     def tap(self, response: Any) -> None:
         """Watch the body of a response of http.client's; see `tap.tap`. May raise."""
