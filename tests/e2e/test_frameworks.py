@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -28,9 +29,16 @@ TOKENS = {"anthropic": 16, "bedrock": 16, "ollama": 26}
 
 
 class Handler(provider.Handler):
-    """OpenAI's wire, which answers as it is told to."""
+    """OpenAI's wire, which answers as it is told to.
+
+    Attributes:
+        parents: the ids of the spans that requests named as their parents.
+    """
+
+    parents: ClassVar[list] = []
 
     def body(self):
+        self.parents.append(self.headers.get("traceparent", "---").split("-")[2])
         raw = super().body()
         for words, scenario in SCENARIOS.items():
             if words in raw:
@@ -93,6 +101,7 @@ def run(frameworks, framework, urls, folder, endpoint):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_each_model_call_is_one_span(frameworks, framework, urls, tmp_path):
+    Handler.parents.clear()
     with Sink() as sink:
         asked = run(frameworks, framework, urls, tmp_path, sink.endpoint)
         spans = [
@@ -102,6 +111,9 @@ def test_each_model_call_is_one_span(frameworks, framework, urls, tmp_path):
         ]
         said = sink.bytes
     assert b"secret" not in said
+    # Whatever library sends them, requests to this machine bring their span along.
+    assert Handler.parents
+    assert set(Handler.parents) <= {span.span_id.hex() for span, _ in spans}
     found = {case: _inside(spans, *context) for case, context in asked.items()}
     assert {case: len(each) for case, each in found.items()} == {
         case: 2 if case == "batch of 2" else 1 for case in asked
