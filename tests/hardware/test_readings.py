@@ -294,3 +294,14 @@ class TestTogether:
     def test_an_mlx_that_is_being_imported_says_nothing_yet(self, monkeypatch, module):
         monkeypatch.setitem(sys.modules, "mlx.core", module)
         assert readings._engine_memory() == {}
+
+    def test_metal_is_not_touched_in_a_child_of_a_fork(self, monkeypatch):
+        class Metal:
+            def get_active_memory():
+                return 1 << 20
+
+        monkeypatch.setitem(sys.modules, "mlx.core", Metal)
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert readings._engine_memory() == {"active": 1 << 20}
+        monkeypatch.setattr(readings, "_began_in", os.getpid() + 1)
+        assert readings._engine_memory() == {}
