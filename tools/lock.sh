@@ -17,5 +17,6 @@ for name in frameworks sdks-oldest sdks-httpx sdks-httpx2 mcp-oldest mcp-v1 mlx-
 done
 # Put into a folder beside the tests' environment.
 compile requirements/local-servers.in -o requirements/local-servers.txt
+compile --no-deps requirements/botocore.in -o requirements/botocore.txt
 compile --no-deps requirements/llama.in -o requirements/llama.txt
 compile --no-deps requirements/llama-oldest.in -o requirements/llama-oldest.txt

@@ -40,6 +40,7 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
     _patches: Patches
     _hooks: ImportHooks
     _own_hosts: tuple[str, ...]
+    _rivals: str
     _installed: bool
     _meters: Any
     _steps: Callable[[], Recorder]
@@ -52,6 +53,7 @@ class _Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         chosen = kwargs.get("settings") or settings.read()[0]
         self._patches, self._hooks = Patches(), ImportHooks()
         self._own_hosts = (*chosen.own_hosts, *chosen.endpoints)
+        self._rivals = chosen.rivals
         self._installed = False
         self._meters = kwargs.get("meter_provider")
         self._providers = given = kwargs.get("tracer_provider"), self._meters, chosen
@@ -217,6 +219,9 @@ class BedrockInstrumentor(_ClientInstrumentor):
     modules = ("botocore.client",)
     room = "bedrock"
 
+    def _given(self) -> Mapping[str, Any]:
+        return {"keep_others": self._rivals == "run"}
+
 
 class AzureInferenceInstrumentor(_ClientInstrumentor):
     """The azure-ai-inference package, sync and async."""
@@ -338,10 +343,21 @@ class MCPInstrumentor(_Instrumentor):
 
 
 class MLXInstrumentor(_Instrumentor):
-    """mlx-lm in this process: loading, generating, and its server."""
+    """mlx-lm in this process, loading, generating and its server, and mlx-lm's relatives."""
 
     # The others may import the first two: nobody has taken a function by then.
-    modules = ("mlx_lm.sample_utils", "mlx_lm.tuner.utils", "mlx_lm.utils", "mlx_lm.generate")
+    modules = (
+        "mlx_lm.sample_utils",
+        "mlx_lm.tuner.utils",
+        "mlx_lm.utils",
+        "mlx_lm.generate",
+        "mlx_vlm.utils",
+        "mlx_vlm.generate",
+        "mlx_vlm.generate.dispatch",
+        "mlx_embeddings.utils",
+        "mlx_whisper.load_models",
+        "mlx_whisper.transcribe",
+    )
     in_process = True
 
     def _install(self, recorder: SpanRecorder) -> None:

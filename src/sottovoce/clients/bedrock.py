@@ -6,24 +6,26 @@ wire: botocore sends through urllib3, aiobotocore through aiohttp. So the app's 
 and bodies stay botocore's own.
 
 `opentelemetry-instrumentation-botocore` makes a span for every call of every AWS service, and
-writes ``gen_ai`` attributes on those of Bedrock: it is no rival that could be left out as a whole,
-and its span stands beside ours.
+records those of Bedrock's models as ``gen_ai``: it is no rival that could be left out as a whole.
+Its span of such a call stays, as plain as those of services that it knows nothing of.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
+from sottovoce.guard import never_raise
 from sottovoce.protocols import routes
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.protocol import checked
 from sottovoce.protocols.reader import request_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
     from sottovoce.call import Facts, Recorder
@@ -51,10 +53,13 @@ def install(
     hooks: ImportHooks,
     patches: Patches,
     own_hosts: tuple[str, ...] = (),
+    *,
+    keep_others: bool = False,
 ) -> None:
     """Open a call for every model request of boto3's and aiobotocore's Bedrock clients.
 
-    Arguments as in `generated.install`.
+    Arguments as in `generated.install`, and `keep_others`: other instrumentations record the
+    same calls, too.
     """
     door = _Door(recorder, hooks, own_hosts)
 
@@ -67,6 +72,45 @@ def install(
 
     hooks.when_imported("botocore.client", patch)
     hooks.when_imported("aiobotocore.client", patch_async)
+    if not keep_others:
+        for name, (owner, function) in _CHOICES.items():
+            hooks.when_imported(name, functools.partial(_choose_plain, patches, owner, function))
+
+
+_CHOICES: Final[Mapping[str, tuple[str | None, str]]] = {
+    # Seen in 0.66b2.
+    "opentelemetry.instrumentation.botocore.extensions.registry": (
+        "ExtensionRegistry",
+        "get_extension",
+    ),
+    # Seen in 0.50b0 to 0.60b0.
+    "opentelemetry.instrumentation.botocore": (None, "_find_extension"),
+}
+"""Module, class and function by which the other instrumentation chooses what records a call."""
+
+
+def _choose_plain(
+    patches: Patches, owner: str | None, function: str, module: ModuleType, _late: bool
+) -> None:
+    patches.wrap(getattr(module, owner) if owner else module, function, _plain)
+
+
+def _plain(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        return _knowing_no_models(found) or found
+
+    return chosen
+
+
+@never_raise("bedrock.plain")
+def _knowing_no_models(extension: Any) -> Any:
+    """Give what records a call of any service, for one that we record; else ``None``."""
+    base = type(extension).__mro__[-2]
+    asked = extension._call_context
+    ours = asked.service == "bedrock-runtime" and asked.operation in VERBS
+    return base(asked) if ours and base.__name__ == "_AwsSdkExtension" else None
 
 
 class _Door(Door):
