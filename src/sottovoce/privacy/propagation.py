@@ -90,8 +90,10 @@ def headers(context: Context, *, baggage: bool) -> dict[str, str]:
     from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
 
     carrier: dict[str, str] = {}
-    # What is withheld from another host's call, in whose midst this one is made, is not from here.
-    propagate.inject(carrier, context_api.set_value(WITHHOLD, False, context))
+    if context_api.get_value(WITHHOLD, context):
+        # From another host's call, in whose midst this one is made.
+        context = context_api.set_value(WITHHOLD, False, context)
+    propagate.inject(carrier, context)
     return {
         name.lower(): value
         for name, value in carrier.items()

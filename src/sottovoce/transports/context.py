@@ -53,7 +53,7 @@ def _carried(
     if ask is None or not call.sending.asks(body):
         return None
     target = exchange.server(*where(*of), transport.own_hosts)
-    there = (target.host, target.port) == (call.address, call.port)
+    there = target.port == call.port and target.host == call.address
     return ask(call, local=call.local if there else target.local) or None
 
 

@@ -93,6 +93,7 @@ class _Twin(NamedTuple):
 
     request: Any
     carried: Mapping[str, str]
+    headers: list[tuple[bytes, bytes]]
 
 
 @guard.never_raise("httpx.carrying")
@@ -100,24 +101,29 @@ def _carrying(request: Any) -> _Twin | None:
     """Give a twin of the request that takes trace context along, where it may."""
     body = getattr(request, "_content", None)
     carried = context.carried(_transport, body, _where, request.url)
-    if carried is None or context.has_any(request.headers, carried):
+    if carried is None:
         return None
+    headers = request.headers
     twin = object.__new__(type(request))
     vars(twin).update(vars(request))
-    twin.headers = request.headers.copy()
-    twin.headers.update(carried)
-    return _Twin(twin, carried)
+    twin.headers = copy = headers.copy()
+    for name, value in carried.items():
+        # These know no case.
+        if name in headers:
+            return None
+        copy[name] = value
+    return _Twin(twin, carried, copy.raw)
 
 
 @guard.never_raise("httpx.put_back")
 def _put_back(request: Any, twin: _Twin, result: Any) -> None:
     """Make a response or an exception the app's request's, with all that was done to the twin."""
     sent, headers = twin.request, request.headers
-    for name, value in twin.carried.items():
-        if sent.headers.get(name) == value:
-            del sent.headers[name]
-    if sent.headers.raw != headers.raw:
-        # A transport of the app's did that.
+    if sent.headers.raw != twin.headers:
+        # A transport of the app's wrote there.
+        for name, value in twin.carried.items():
+            if sent.headers.get(name) == value:
+                del sent.headers[name]
         headers.update(sent.headers)
     vars(request).update({**vars(sent), "headers": headers})
     if getattr(result, "_request", None) is sent:
