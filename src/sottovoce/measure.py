@@ -67,7 +67,7 @@ class Point:
         if span is None:
             span = trace.get_current_span(context).get_span_context()
         self.span = span
-        # What `_offer` makes of it for all measurements.
+        # What `_aggregate` makes of it for all measurements.
         self.exemplar: dict[str, Any] | None = None
         self.sampled = bool(span.trace_flags.sampled)
 
@@ -156,7 +156,7 @@ class Measured:
         self._choice = choice
         self._extra = dict(extra or {})
         self._storages: Any = None
-        self._aggregations: dict[_Key | None, list[tuple[Callable[..., None], Any]]] = {}
+        self._aggregations: dict[_Key | None, list[tuple[Any, bool]]] = {}
         self._exemplars: Callable[[Point], bool] | None = None
 
     def record(self, value: float, point: Point) -> None:
@@ -179,14 +179,13 @@ class Measured:
         if not known or self._exemplars is None:
             self._histogram.record(value, {**point.attributes, **self._extra}, point.context)
             return
-        measurement, sampled = point.measurement, self._exemplars(point)
-        measurement.value = value
-        for aggregate, reservoir in aggregations:  # type: ignore[union-attr]
-            if sampled and reservoir is not None:
-                aggregate(measurement, False)
-                _offer(reservoir, value, point)
+        sampled = self._exemplars(point)
+        for aggregation, known in aggregations:  # type: ignore[union-attr]
+            if known:
+                _aggregate(aggregation, value, point, sampled=sampled)
             else:
-                aggregate(measurement, sampled)
+                point.measurement.value = value
+                aggregation.aggregate(point.measurement, sampled)
 
     def record_gaps(self, gaps: Gaps, point: Point) -> None:
         """Record `gaps` (nanoseconds) into this histogram of seconds."""
@@ -206,19 +205,19 @@ class Measured:
                 value = _REPRESENTATIVES[place] if coarse else total / count * _NS
                 self._histogram.record(value, attributes, point.context)
 
-    def _find(self, point: Point) -> list[tuple[Callable[..., None], Any]]:
-        """The `aggregate` methods that a measurement of `point` goes to; none: unknown.
+    def _find(self, point: Point) -> list[tuple[Any, bool]]:
+        """The aggregations that a measurement of `point` goes to; none: unknown.
 
-        Each with the reservoir of its exemplars, if that is one that `_offer` knows.
+        Each with whether it is one that `_aggregate` knows.
         """
         attributes = {**point.attributes, **self._extra}
-        found: list[tuple[Callable[..., None], Any]] = []
+        found: list[tuple[Any, bool]] = []
         for match in _matches(self._histogram):
             if match._reset_on_collect:  # noqa: SLF001
                 found = []
                 break
             aggregation = _aggregation(match, attributes)
-            found.append((aggregation.aggregate, _known_reservoir(aggregation)))
+            found.append((aggregation, _is_known(aggregation)))
         if point.key is not None and len(self._aggregations) < _REMEMBERED:
             self._aggregations[point.key] = found
         return found
@@ -262,28 +261,50 @@ def _aggregation(match: Any, attributes: dict[str, Any]) -> Any:
         return match._get_or_create_aggregation(sdk._hash_attributes(kept), kept)  # noqa: SLF001
 
 
-def _known_reservoir(aggregation: Any) -> Any:
-    """The reservoir of a histogram that has an exemplar for each bucket; None: another one."""
-    from opentelemetry.sdk.metrics._internal.exemplar import exemplar_reservoir as sdk  # noqa: PLC0415
+def _is_known(aggregation: Any) -> bool:
+    """Whether it is the SDK's histogram, with an exemplar for each of its buckets."""
+    from opentelemetry.sdk.metrics._internal import aggregation as sdk  # noqa: PLC0415
+    from opentelemetry.sdk.metrics._internal.exemplar import exemplar_reservoir  # noqa: PLC0415
 
+    if type(aggregation) is not sdk._ExplicitBucketHistogramAggregation:  # noqa: SLF001
+        return False
     reservoir = getattr(aggregation, "_reservoir", None)
-    if type(reservoir) is not sdk.AlignedHistogramBucketExemplarReservoir:
-        return None
-    known = vars(sdk.ExemplarBucket()).keys() == _EXEMPLAR
-    return reservoir if known and hasattr(reservoir, "_lock") else None
+    return (
+        type(reservoir) is exemplar_reservoir.AlignedHistogramBucketExemplarReservoir
+        and vars(exemplar_reservoir.ExemplarBucket()).keys() == _EXEMPLAR
+        and vars(aggregation).keys() >= _AGGREGATION
+        and vars(reservoir).keys() >= _RESERVOIR
+        and aggregation._record_min_max is True  # noqa: SLF001
+        and tuple(reservoir._boundaries) == aggregation._boundaries  # noqa: SLF001
+    )
 
 
+_AGGREGATION: Final = {"_lock", "_value", "_sum", "_min", "_max", "_boundaries", "_record_min_max"}
+_RESERVOIR: Final = {"_lock", "_boundaries", "_reservoir_storage"}
 _EXEMPLAR: Final = {
     f"_ExemplarBucket__{name}"
     for name in ("value", "attributes", "time_unix_nano", "span_id", "trace_id", "offered")
 }
 
 
-def _offer(reservoir: Any, value: float, point: Point) -> None:
-    """What the SDK does: the newest measurement of a bucket is its exemplar.
+def _aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) -> None:
+    """What the SDK does: add to a bucket, whose newest measurement is its exemplar.
 
-    There, each of a call's measurements looks for its bucket and its span for long.
+    There, each of a call's measurements looks for its bucket twice, and for its span.
     """
+    place = bisect_left(aggregation._boundaries, value)  # noqa: SLF001
+    with aggregation._lock:  # noqa: SLF001
+        counts = aggregation._value  # noqa: SLF001
+        if counts is None:
+            counts = aggregation._value = aggregation._get_empty_bucket_counts()  # noqa: SLF001
+        counts[place] += 1
+        aggregation._sum += value  # noqa: SLF001
+        if value < aggregation._min:  # noqa: SLF001
+            aggregation._min = value  # noqa: SLF001
+        if value > aggregation._max:  # noqa: SLF001
+            aggregation._max = value  # noqa: SLF001
+    if not sampled:
+        return
     told = point.exemplar
     if told is None:
         span = point.span
@@ -295,8 +316,8 @@ def _offer(reservoir: Any, value: float, point: Point) -> None:
             "_ExemplarBucket__offered": True,
         }
     told["_ExemplarBucket__value"] = value
+    reservoir = aggregation._reservoir  # noqa: SLF001
     with reservoir._lock:  # noqa: SLF001
-        place = bisect_left(reservoir._boundaries, value)  # noqa: SLF001
         reservoir._reservoir_storage[place].__dict__.update(told)  # noqa: SLF001
 
 
