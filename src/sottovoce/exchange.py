@@ -8,8 +8,7 @@ its requests and reads its facts, or opens a call itself when no SDK is at work.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sottovoce import dropped, guard
 from sottovoce.call import Call, current_call
@@ -30,8 +29,7 @@ _STOPS: Final = (GeneratorExit, KeyboardInterrupt, SystemExit)
 """The app dropped its coroutine or is being stopped: nothing failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(NamedTuple):
     """Where a request goes.
 
     Attributes:

@@ -10,14 +10,13 @@ A new member of the family is one row in `FAMILIES`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
 from sottovoce.protocols import routes
-from sottovoce.protocols.reader import request_facts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
     from sottovoce.protocols.routes import Route
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """One generated SDK.
 
     Attributes:
@@ -40,7 +38,7 @@ class Family:
     """
 
     module: str
-    providers: Mapping[str, str] = field(default_factory=dict)
+    providers: Mapping[str, str] = MappingProxyType({})
 
 
 FAMILIES: Final[Mapping[str, Family]] = {
@@ -148,7 +146,11 @@ def _facts(route: Route, options: Any) -> Facts:
     if not isinstance(body, dict):
         # `content=` of `client.post`: a body given as it is sent; seen in openai 3.52.
         content = getattr(options, "content", None)
-        return request_facts(route.protocol, content) if isinstance(content, bytes) else {}
+        if not isinstance(content, bytes):
+            return {}
+        from sottovoce.protocols.reader import request_facts  # noqa: PLC0415 - seldom, and heavy
+
+        return request_facts(route.protocol, content)
     # `extra_body=` of the public methods; merged over the body by the SDK, absent in 1.0.
     extra = getattr(options, "extra_json", None)
     return route.protocol.request({**body, **extra} if isinstance(extra, dict) else body)
