@@ -224,8 +224,8 @@ def standins(monkeypatch):
     hooks.when_imported = waiting.__setitem__
     mlx.install(recorder, hooks, patches)
     llama_cpp.install(recorder, hooks, patches)
-    for name, hook in waiting.items():
-        hook(sys.modules[name], False)
+    for module in (generate, utils, samples, tuner, llama):
+        waiting[module.__name__](module, False)
     yield types.SimpleNamespace(
         generate=generate, utils=utils, samples=samples, tuner=tuner, llama=llama, script=script
     )

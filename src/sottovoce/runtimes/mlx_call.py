@@ -37,6 +37,7 @@ class MlxCall(EngineCall):
         stream: whether the app gets the answer piece by piece.
         held: what a prompt cache holds before, which mlx-lm does not count.
         asked: the arguments by name, of which only settings are read.
+        operation: what the conventions call it.
     """
 
     __slots__ = ("cached", "peak")
@@ -49,6 +50,7 @@ class MlxCall(EngineCall):
         stream: bool,
         held: Held,
         asked: dict[str, Any],
+        operation: str = OPERATION,
     ) -> None:
         # Before the call is opened: what fails here must not leave one that nobody ends.
         settings = mlx_sampling.asked(asked.get("sampler"), asked.get("logits_processors"))
@@ -58,7 +60,7 @@ class MlxCall(EngineCall):
         self.peak: Any = None
         super().__init__(
             runtime.recorder,
-            operation=OPERATION,
+            operation=operation,
             provider=runtime.provider,
             identity=identity,
             stream=stream,

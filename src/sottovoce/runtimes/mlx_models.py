@@ -88,19 +88,23 @@ def known(model: Any, tokenizer: Any = None) -> identity.Identity | None:
     return found
 
 
+def _parts(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
 @never_raise("mlx.context")
 def _leave_context(result: Any, seen: list[int]) -> None:
-    length = _context_length(*result[1:])
+    length = _context_length(*_parts(result)[1:])
     if length is not None:
         seen.append(length)
 
 
 @never_raise("mlx.remember")
 def _remember(result: Any, public_id: str | None, adapted: bool) -> identity.Identity | None:
-    """Identify the model that a loader returned, first in its tuple."""
-    model = result[0]
+    """Identify the model that a loader returned, alone or first in a tuple."""
     # Last in the tuple is the configuration, where the loader gives it.
-    length = _context_length(*result[1:])
+    model, *rest = _parts(result)
+    length = _context_length(*rest)
     found = _identify(model, public_id, length or next(iter(_context.get() or ()), None), adapted)
     models.put(model, found)
     return found
@@ -119,11 +123,14 @@ def _identify(
 ) -> identity.Identity:
     # A type that mlx-lm serves with another's code (mistral with llama) may be in no
     # vocabulary; the module that holds the code is.
-    configured = getattr(model, "args", None)
+    configured = getattr(model, "args", None) or getattr(model, "config", None)
+    # mlx_lm.models.llama, mlx_vlm.models.qwen2_vl.qwen2_vl, mlx_whisper.whisper
+    code = type(model).__module__.partition(".models.")[2] or type(model).__module__
     architecture = identity.architecture(
         getattr(model, "model_type", None),
         getattr(configured, "model_type", None),
-        type(model).__module__.removeprefix("mlx_lm.models."),
+        code.partition(".")[0],
+        code.rpartition(".")[2],
     )
     parameters = size = 0
     weights: Counter[str] = Counter()

@@ -1,0 +1,102 @@
+"""Generating with MLX, as mlx-lm and mlx-vlm share it: a stream, and a whole that reads one.
+
+One call for one generation. `generate` loops over `stream_generate` inside the library: the
+outer function opens the call and the inner one only feeds it. A stream's call is opened when
+the app asks for the first token, because nothing is done before that and a stream that is
+never started would otherwise never end.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from sottovoce.call import current_call
+from sottovoce.guard import failed, never_raise
+from sottovoce.runtimes.engine import Arguments, pass_on
+from sottovoce.runtimes.mlx_batch import suppressed
+from sottovoce.runtimes.mlx_call import Generation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from sottovoce.runtimes.engine import Runtime
+
+    Begin = Callable[[dict[str, Any], bool], Generation]
+    """Opens the call: takes the arguments by name, and whether the app gets a stream."""
+
+
+def stream_generate(
+    runtime: Runtime, begin: Begin, original: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Wrap a `stream_generate`; the result stays a generator."""
+    opened = _opener(runtime, begin, original)
+
+    @functools.wraps(original)
+    def stream_generate(*args: Any, **kwargs: Any) -> Any:
+        # Making the generator runs nothing of it, but raises what a bad call should raise.
+        inner = original(*args, **kwargs)
+        if not runtime.active or not inspect.isgenerator(inner):
+            return inner
+        whole = current_call.get()
+        if isinstance(whole, Generation) and not whole.stream and not whole.fed:
+            whole.fed = True
+            return _feed(inner, whole)
+        return _stream(inner, lambda: opened(args, kwargs, True))
+
+    return stream_generate
+
+
+def generate(runtime: Runtime, begin: Begin, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a `generate`: one call whose inner stream only feeds it."""
+    opened = _opener(runtime, begin, original)
+
+    @functools.wraps(original)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        call = opened(args, kwargs, False)
+        if call is None:
+            return original(*args, **kwargs)
+        result = runtime.run(call, original, args, kwargs)
+        call.finish()
+        return result
+
+    return generate
+
+
+def _opener(
+    runtime: Runtime, begin: Begin, original: Callable[..., Any]
+) -> Callable[[tuple[Any, ...], dict[str, Any], bool], Generation | None]:
+    arguments = Arguments(original)
+
+    @never_raise("mlx.open")
+    def opened(args: tuple[Any, ...], kwargs: dict[str, Any], stream: bool) -> Generation | None:
+        if not runtime.recording or suppressed.get():
+            return None
+        return begin(arguments.named(args, kwargs), stream)
+
+    return opened
+
+
+def _stream(
+    inner: Generator[Any, Any, Any], open_call: Callable[[], Generation | None]
+) -> Generator[Any, Any, Any]:
+    """Pass a stream on; its call is open from the first `next` until the stream is over."""
+    call = open_call()
+    del open_call  # it holds the arguments
+    if call is None:
+        return (yield from inner)
+    return (yield from pass_on(inner, call))
+
+
+def _feed(inner: Generator[Any, Any, Any], call: Generation) -> Generator[Any, Any, Any]:
+    """Pass on the stream inside `generate`, which reads it without a pause."""
+    try:
+        for response in inner:
+            try:
+                call.read(response)
+            except Exception:  # noqa: BLE001 - a response of another shape is the app's all the same
+                failed("runtime.read")
+            yield response
+    finally:
+        inner.close()
