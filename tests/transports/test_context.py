@@ -489,6 +489,23 @@ def test_headers_of_a_session_stay_as_they_are(bench):
     assert all(bench.ours.parents)
 
 
+class Several:
+    """Headers that cannot be copied, with a name that is there twice."""
+
+    def __iter__(self):
+        return iter(("X-Twice", "X-Twice"))
+
+    def items(self):
+        return [("X-Twice", "1"), ("X-Twice", "2"), *JSON.items()]
+
+
+def test_headers_that_cannot_be_copied_are_sent_as_they_are(bench):
+    by_http_client(bench.ours.url, Several())
+    assert bench.ours.seen[0]["x-twice"] == "2"
+    assert bench.ours.parents == [None]
+    assert bench.span
+
+
 def test_names_of_headers_in_bytes(bench):
     with requests.Session() as session:
         session.post(bench.ours.url, data=BODY, headers={b"Content-Type": b"application/json"})

@@ -57,6 +57,18 @@ def _carried(
     return ask(call, local=call.local if there else target.local) or None
 
 
+def added(headers: Any, carried: Mapping[str, str]) -> Any:
+    """Give a copy of headers of any kind with `carried`; ``None`` where they must stay as they are.
+
+    So it is where one of the names is there, and where no copy can be made.
+    """
+    if has_any(headers, carried) or not hasattr(headers, "copy"):
+        return None
+    copy = headers.copy()
+    copy.update(carried)
+    return copy
+
+
 def has_any(headers: Any, names: Mapping[str, str]) -> bool:
     """Whether one of these names is in headers of any kind, text or bytes, in any case."""
     return any(

@@ -75,10 +75,9 @@ def _carrying(
     carried = context.carried(_transport, body, _where, connection, url)
     if carried is None:
         return None
-    headers = args[0] if args else kwargs.get("headers", {})
-    if context.has_any(headers, carried):
+    headers = context.added(args[0] if args else kwargs.get("headers", {}), carried)
+    if headers is None:
         return None
-    headers = {**headers, **carried}
     if args:
         return (headers, *args[1:])
     kwargs["headers"] = headers

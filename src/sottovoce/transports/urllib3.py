@@ -78,11 +78,9 @@ def _carrying(
     if carried is None:
         return None
     given = args[1] if len(args) > 1 else kwargs.get("headers")
-    headers = pool.headers if given is None else given
-    if context.has_any(headers, carried):
+    headers = context.added(pool.headers if given is None else given, carried)
+    if headers is None:
         return None
-    headers = headers.copy()
-    headers.update(carried)
     if len(args) > 1:
         return (args[0], headers, *args[2:])
     kwargs["headers"] = headers
