@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from sottovoce.protocols import anthropic_messages, bedrock_converse, openai_chat
@@ -179,8 +178,7 @@ BEDROCK_INVOKE: Final = Protocol(
     tail_keys=("usage", "inputTextTokenCount", "stop_reason", "stopReason", "finish_reason"),
 )
 
-BEDROCK_EMBEDDINGS: Final = replace(
-    BEDROCK_INVOKE,
+BEDROCK_EMBEDDINGS: Final = BEDROCK_INVOKE._replace(
     name="bedrock_embeddings",
     # One vector costs as many float objects as it has numbers when parsed; the count comes last.
     parse_up_to=4096,
