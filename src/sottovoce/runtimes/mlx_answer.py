@@ -17,6 +17,8 @@ from sottovoce.runtimes import identity, mlx_models
 from sottovoce.runtimes.engine import NS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sottovoce.call import Facts, Recorder
 
 PROVIDER: Final = "mlx"
@@ -119,7 +121,7 @@ def opened(
     asked: Asked,
     began_ns: int,
     context: Any = None,
-    loaded_ns: tuple[int, int] = (0, 0),
+    loads: Mapping[Any, tuple[int, int]] | None = None,
 ) -> Answer | None:
     """Open the call of a request. Never raises.
 
@@ -128,15 +130,16 @@ def opened(
         asked: the request.
         began_ns: when the engine began with it, or refused it.
         context: the engine's of this request; None of one that it refused.
-        loaded_ns: from when to when the model was loaded that answers.
+        loads: of a `ModelProvider`, from when to when it loaded the model that it has.
     """
     name = asked.arguments.model.model
     provider = asked.engine.model_provider
     known = _identity(provider, name) if context is not None else None
     facts = _facts(asked)
     facts["queue_s"] = (began_ns - asked.asked_ns) * NS
-    if loaded_ns[1] > asked.asked_ns:
-        facts["load_s"] = (loaded_ns[1] - max(loaded_ns[0], asked.asked_ns)) * NS
+    from_ns, to_ns = loads.get(provider, (0, 0)) if loads is not None else (0, 0)
+    if to_ns > asked.asked_ns:
+        facts["load_s"] = (to_ns - max(from_ns, asked.asked_ns)) * NS
     prompt = getattr(context, "prompt", None)
     model = known.name if known else _hub_id(provider, name)
     # Opened last: what fails above must not leave a call behind that nobody ends.

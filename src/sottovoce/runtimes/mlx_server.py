@@ -94,7 +94,7 @@ class _Server(Runtime):
                 return original(handler, *args, **kwargs)
             request = _Request(handler)
             current = _request.set(request)
-            joined = join(handler.headers) if join is not None else None
+            joined = join(getattr(handler, "headers", {})) if join is not None else None
             try:
                 result = original(handler, *args, **kwargs)
             except BaseException as error:
@@ -189,19 +189,18 @@ class _Server(Runtime):
         """Give what `ResponseGenerator.generate` gave, its tokens counted."""
         began_ns = perf_counter_ns()
         # What is no context and generator is the app's as it is.
-        if not isinstance(result, tuple) or not inspect.isgenerator(result[-1]):
+        if not isinstance(result, tuple) or [*map(inspect.isgenerator, result)] != [False, True]:
             return result
-        loaded_ns = self._loads.get(asked.engine.model_provider, (0, 0))
-        *_, context, tokens = result
+        context, tokens = result
 
         def opened() -> mlx_answer.Answer | None:
-            return mlx_answer.opened(self.recorder, asked, began_ns, context, loaded_ns)
+            return mlx_answer.opened(self.recorder, asked, began_ns, context, self._loads)
 
         if of.handler is None:
             # Nobody tells when tokens that are never asked for are dropped.
-            return *result[:-1], _tokens(tokens, opened, context, ends=True)
+            return context, _tokens(tokens, opened, context, ends=True)
         of.call = opened()
-        return *result[:-1], _tokens(tokens, lambda: of.call, context, ends=False)
+        return context, _tokens(tokens, lambda: of.call, context, ends=False)
 
 
 _LOADING: Final = _Server._load.__code__
