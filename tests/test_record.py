@@ -550,6 +550,25 @@ def test_a_model_load_is_a_histogram_without_a_path():
     assert {p.attributes.get("error.type") for p in points} == {None, "FileNotFoundError"}
 
 
+def test_a_load_whose_facts_are_odd_leaves_nothing_open():
+    bench = Bench()
+    before = trace.get_current_span()
+    loading = bench.recorder.loading("mlx")
+    assert trace.get_current_span() is loading.span
+    bench.recorder.loaded("mlx", {"model_architecture": []}, 1.5, None, loading)
+    assert trace.get_current_span() is before
+    assert bench.span.end_time - bench.span.start_time == 1_500_000_000
+    assert guard.failures.pop("record.loaded") == 1
+
+
+def test_an_exemplar_links_the_time_of_a_load_to_its_span():
+    bench = Bench()
+    loading = bench.recorder.loading("mlx")
+    bench.recorder.loaded("mlx", {}, 1.5, None, loading)
+    (point,) = bench.points()["sottovoce.model.load.duration"]
+    assert [e.span_id for e in point.exemplars] == [bench.span.context.span_id]
+
+
 def test_our_own_errors_and_what_we_could_not_read_are_metrics():
     bench = Bench()
     guard.failures["record test"] += 2

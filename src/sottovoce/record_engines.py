@@ -121,46 +121,45 @@ class Engines:
         loading: Loading | None,
     ) -> None:
         """A load is over: end its span, record how long it took."""
-        attributes: dict[str, Any] = {PROVIDER: provider}
-        if "request_model" in facts:
-            attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
-        attributes.update(self._model_words(facts))
-        if error is not None:
-            kind = type(error) if isinstance(error, BaseException) else error
-            attributes[ERROR_TYPE] = self._policy.error(kind)
-        context = otel_context.get_current()
+        if loading is not None:
+            otel_context.detach(loading.token)
         try:
+            attributes: dict[str, Any] = {PROVIDER: provider}
+            if "request_model" in facts:
+                attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
+            attributes.update(self._model_words(facts))
+            if error is not None:
+                kind = type(error) if isinstance(error, BaseException) else error
+                attributes[ERROR_TYPE] = self._policy.error(kind)
+            context = otel_context.get_current()
+            if loading is not None:
+                context = trace.set_span_in_context(loading.span, context)
+                self._finish(loading.span, facts, dict(attributes))
             self._engine.load_duration.record(seconds, Point(attributes, context))
         finally:
             if loading is not None:
-                otel_context.detach(loading.token)
-                self._end(loading, facts, attributes, seconds)
+                loading.span.end(loading.started_ns + round(seconds * _NS))
 
-    def _end(
-        self, loading: Loading, facts: Facts, attributes: dict[str, Any], seconds: float
-    ) -> None:
-        span = loading.span
-        try:
-            if span.is_recording():
-                error = attributes.get(ERROR_TYPE)
-                attributes[OUTCOME] = "completed" if error is None else "failed"
-                known: Mapping[str, Any] = facts
-                words = {JUDGED[fact]: known[fact] for fact in facts if fact in JUDGED}
-                attributes.update(self._policy.attributes(words, "span"))
-                attributes.update(
-                    (ATTRIBUTE_OF[fact], known[fact]) for fact in facts if fact in ATTRIBUTE_OF
-                )
-                if error is not None:
-                    span.set_status(Status(StatusCode.ERROR))
-                    told = self._policy.frames
-                    found = told.handled(error) if told else ()
-                    if found:
-                        attributes[FRAMES] = found
-                if REQUEST_MODEL in attributes:
-                    span.update_name(f"{LOAD} {attributes[REQUEST_MODEL]}")
-                span.set_attributes(attributes)
-        finally:
-            span.end(loading.started_ns + round(seconds * _NS))
+    def _finish(self, span: Span, facts: Facts, attributes: dict[str, Any]) -> None:
+        if not span.is_recording():
+            return
+        known: Mapping[str, Any] = facts
+        error = attributes.get(ERROR_TYPE)
+        attributes[OUTCOME] = "completed" if error is None else "failed"
+        words = {JUDGED[fact]: known[fact] for fact in facts if fact in JUDGED}
+        attributes.update(self._policy.attributes(words, "span"))
+        attributes.update(
+            (ATTRIBUTE_OF[fact], known[fact]) for fact in facts if fact in ATTRIBUTE_OF
+        )
+        if error is not None:
+            span.set_status(Status(StatusCode.ERROR))
+            told = self._policy.frames
+            found = told.handled(error) if told else ()
+            if found:
+                attributes[FRAMES] = found
+        if REQUEST_MODEL in attributes:
+            span.update_name(f"{LOAD} {attributes[REQUEST_MODEL]}")
+        span.set_attributes(attributes)
 
     def _model_words(self, facts: Facts) -> dict[str, Any]:
         """What may be said, on metrics, of the model that ran."""

@@ -229,7 +229,10 @@ class Runtime:
 
     @never_raise("runtime.load")
     def _begin_load(self) -> Any:
-        return self._loading(self.provider) if self._loading is not None else None
+        # Only where there is what ends it, too.
+        if self._loading is None or self._loaded is None:
+            return None
+        return self._loading(self.provider)
 
     @never_raise("runtime.load")
     def _record_load(
