@@ -167,6 +167,30 @@ def test_a_command_runs_instrumented_sends_here_and_keeps_its_exit_code(tmp_path
     assert "1 span" in again.stdout
 
 
+@pytest.mark.parametrize(("asked", "code"), [((), 7), (("--port", "PORT"), 1)])
+def test_a_command_gets_a_free_port_where_the_usual_one_is_in_use(tmp_path, receiver, asked, code):
+    program = (
+        f"from sottovoce.cli import commands, main; commands.DEFAULT_PORT = {receiver.port}; main()"
+    )
+    asked = [each.replace("PORT", str(receiver.port)) for each in asked]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "local", *asked, "--", sys.executable, "-c", REPORT],
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    if code == 7:
+        told = json.loads(done.stdout.partition("\n")[0])["OTEL_EXPORTER_OTLP_ENDPOINT"]
+        assert f"receiving OTLP at {told} into" in " ".join(done.stderr.split())
+        assert not told.endswith(f":{receiver.port}")
+        assert "1 span" in done.stdout
+    else:
+        assert f"port {receiver.port}" in done.stderr
+
+
 def test_a_command_that_sends_nothing_is_told_why_that_may_be(tmp_path):
     environment = {**os.environ, "OTEL_SDK_DISABLED": "true", "XDG_STATE_HOME": str(tmp_path)}
     done = command("local", "--port", "0", "--", sys.executable, "-c", REPORT, env=environment)

@@ -59,15 +59,16 @@ def commands() -> None:
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    default=DEFAULT_PORT,
-    show_default=True,
+    show_default=f"{DEFAULT_PORT}; a free one for COMMAND if that is in use",
     help="TCP port; 0 takes a free one.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="A loopback address.")
 @_DB
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def local(context: click.Context, port: int, host: str, db: Path, command: tuple[str, ...]) -> None:
+def local(
+    context: click.Context, port: int | None, host: str, db: Path, command: tuple[str, ...]
+) -> None:
     """Receive OTLP over HTTP into a file, on this machine only.
 
     With COMMAND (after --), run it under opentelemetry-instrument with this receiver as its
@@ -81,7 +82,7 @@ def local(context: click.Context, port: int, host: str, db: Path, command: tuple
     try:
         if command:
             context.exit(_run(store, command, port, host, err))
-        _listen(store, port, host, err)
+        _listen(store, DEFAULT_PORT if port is None else port, host, err)
     except (CannotListen, StoreError, launch.CannotLaunch) as error:
         raise click.ClickException(str(error)) from None
     finally:
@@ -174,10 +175,21 @@ def _announce(err: Console) -> Callable[[Request], None]:
     return announce
 
 
-def _run(store: Store, command: tuple[str, ...], port: int, host: str, err: Console) -> int:
+def _receiver(store: Store, port: int | None, host: str) -> Receiver:
+    """Listen where a command of ours is told to send: at any port, unless one was asked for."""
+    if port is not None:
+        return Receiver(store, port=port, host=host)
+    try:
+        return Receiver(store, port=DEFAULT_PORT, host=host)
+    except CannotListen:
+        # A Collector, or another `sottovoce local`; an address that is wrong is so again.
+        return Receiver(store, port=0, host=host)
+
+
+def _run(store: Store, command: tuple[str, ...], port: int | None, host: str, err: Console) -> int:
     """Run a command that sends here; show what came and return its exit code."""
     before = store.totals().last_id
-    with Receiver(store, port=port, host=host) as receiver:
+    with _receiver(store, port, host) as receiver:
         err.print(Text(f"receiving OTLP at {receiver.endpoint} into {store.path}", style="dim"))
         if ignored := launch.overridden():
             err.print(Text(f"not for this command: {', '.join(ignored)}", style="dim"))

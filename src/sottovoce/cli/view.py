@@ -1,4 +1,4 @@
-"""What a person wants to see of a store: trace trees, histograms, what the gate removed.
+"""What a person wants to see of a store: trace trees, histograms, what the gate changed.
 
 Everything that was received is untrusted: it is shown as `Text`, never as markup, after
 `shown.clean`, and its amount is bounded.
@@ -123,7 +123,7 @@ def _parts(store: Store, out: Console, after: int, limit: int) -> Iterator[Rende
     yield from charts.histograms(points, out)
     yield from _counters(points)
     yield from _logs(store.logs(after))
-    yield Rule("removed by the gate, by rule", align="left", style="cyan")
+    yield Rule("removed or replaced by the gate, by rule", align="left", style="cyan")
     yield from _ledger(points, ascii_only=out.options.ascii_only)
     yield Rule("received", align="left", style="cyan")
     yield from _received(store, after)
@@ -323,7 +323,7 @@ def _ledger(points: list[Point], *, ascii_only: bool) -> Iterator[Text]:
         line.append(charts.bar(count, most, 30, ascii_only=ascii_only), style="magenta")
         yield line
     if not dropped:
-        yield Text("nothing was removed, or no metrics came that tell", style="dim")
+        yield Text("nothing was removed or replaced, or no metrics came that tell", style="dim")
     wrong = {place: count for place, count in errors.items() if count}
     if wrong:
         yield Text("errors of our own, which the app never saw:", style="bold red")
