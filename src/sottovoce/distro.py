@@ -183,8 +183,19 @@ def _is_rival(entry_point: EntryPoint) -> bool:
         "applies it instead; name the HTTP library there too (such as sottovoce_httpx), or its "
         "requests are recorded beside it."
     )
-    report([told])
+    _report_to_family(theirs, told)
     return True
+
+
+def _report_to_family(name: str, warning: str) -> None:
+    """Show a warning unless a process that this one descends from has shown it.
+
+    Every Python that an app starts is launched as the app was: servers have many workers.
+    """
+    told = os.environ.get(settings.TOLD, "").split()
+    if name not in told:
+        os.environ[settings.TOLD] = " ".join((*told, name))
+        report([warning])
 
 
 class SottovoceConfigurator:

@@ -46,8 +46,10 @@ _CREDENTIALS: Final = r"(^\s*|//)[^/@\s]*@"
 _QUERY: Final = r"[?#].*"
 _NAMED: Final = 3
 """Entries of a list that a warning names, of those that cannot be used."""
-_NOT_OURS: Final = ("SOTTOVOCE_BACKEND", "SOTTOVOCE_CACHE", "SOTTOVOCE_COLLECTOR_")
-"""Variables of the Collector's configurations and of the Makefile, not of the package."""
+TOLD: Final = "SOTTOVOCE_TOLD"
+"""What a process has warned of, for its children: set by us, no setting."""
+_NOT_OURS: Final = ("SOTTOVOCE_BACKEND", "SOTTOVOCE_CACHE", "SOTTOVOCE_COLLECTOR_", TOLD)
+"""Variables of the Collector's configurations, of the Makefile and of `distro`: no settings."""
 
 
 class Setting:

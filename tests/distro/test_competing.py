@@ -59,6 +59,21 @@ def test_a_rival_is_skipped_with_one_line_that_says_what_to_do(theirs):
     assert "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=sottovoce_openai" in line
 
 
+def test_what_a_process_said_of_a_rival_its_children_do_not_say_again(theirs):
+    program = f"""
+import subprocess, sys
+{OURS}
+for _ in range(2):
+    subprocess.run([sys.executable, "-c", {OURS!r}], check=True)
+"""
+    with Sink() as sink:
+        ran = run(program, path=[theirs], OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
+    assert ran.out.splitlines().count("ours True") == 3
+    assert "theirs is applied" not in ran.out
+    [line] = ran.err.splitlines()
+    assert "openinference.instrumentation.openai is not applied" in line
+
+
 def test_a_rival_runs_beside_ours_when_told(theirs):
     ran = launched(theirs, SOTTOVOCE_RIVALS="run")
     assert sorted(ran.out.splitlines()) == ["another is applied", "ours True", "theirs is applied"]
