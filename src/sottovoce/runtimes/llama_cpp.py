@@ -97,6 +97,8 @@ class _LlamaCpp(Runtime):
 
         @functools.wraps(original)
         def answer(*args: Any, **kwargs: Any) -> Any:
+            if _inside(args):
+                return original(*args, **kwargs)
             call = self._open(operation, arguments.named(args, kwargs), read_request)
             if call is None:
                 return original(*args, **kwargs)
@@ -118,6 +120,8 @@ class _LlamaCpp(Runtime):
 
         @functools.wraps(original)
         def create_embedding(*args: Any, **kwargs: Any) -> Any:
+            if _inside(args):
+                return original(*args, **kwargs)
             named = arguments.named(args, kwargs)
             call = self._open("embeddings", named, _read_inputs)
             if call is None:
@@ -136,6 +140,8 @@ class _LlamaCpp(Runtime):
 
         @functools.wraps(original)
         def embed(*args: Any, **kwargs: Any) -> Any:
+            if _inside(args):
+                return original(*args, **kwargs)
             named = arguments.named(args, kwargs)
             call = self._open("embeddings", named, _read_inputs)
             if call is None:
@@ -144,8 +150,7 @@ class _LlamaCpp(Runtime):
             if add_count:
                 kwargs["return_count"] = True
             result = self.run(call, original, args, kwargs)
-            if named.get("return_count") or add_count:
-                _read_count(call, result)
+            _read_count(call, result, add_count or named.get("return_count"))
             call.finish()
             return result[0] if add_count else result
 
@@ -253,11 +258,10 @@ class _LlamaCpp(Runtime):
         named: dict[str, Any],
         read_request: Callable[[dict[str, Any]], Facts] | None = None,
     ) -> LlamaCall | None:
-        """Open a call, unless the one that runs is of the same `Llama`."""
-        llama = named.get("self")
-        outer = current_call.get()
-        if not self.recording or (type(outer) is LlamaCall and outer.serves(llama)):
+        """Open a call, if it is to be recorded."""
+        if not self.recording:
             return None
+        llama = named.get("self")
         facts: Facts = read_request(named) if read_request is not None else {}
         # Names nobody: the app's own word for the model, which answers repeat.
         facts.pop("request_model", None)
@@ -291,6 +295,12 @@ class _LlamaCpp(Runtime):
         return self.is_models_end is not None and bool(self.is_models_end(model.model, token))
 
 
+def _inside(args: tuple[Any, ...]) -> bool:
+    """Whether a method was called by what a call of the same `Llama` runs."""
+    call = current_call.get()
+    return type(call) is LlamaCall and bool(args) and call.serves(args[0])
+
+
 def _read_inputs(named: dict[str, Any]) -> Facts:
     """Tell how many texts are embedded at once, where there may be several."""
     texts = named.get("input")
@@ -305,7 +315,6 @@ def _read_embedding(call: LlamaCall, result: Any) -> None:
 
 
 @never_raise("llama_cpp.count")
-def _read_count(call: LlamaCall, result: Any) -> None:
-    tokens = result[1]
-    if type(tokens) is int:
-        call.facts["input_tokens"] = tokens
+def _read_count(call: LlamaCall, result: Any, counted: object) -> None:
+    if counted and type(result[1]) is int:
+        call.facts["input_tokens"] = result[1]
