@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from servers import fixtures
 from servers.calls import Calls
 from servers.fixtures import cancelled_while_reading, fresh
-from servers.mistral import mistral_server
+from servers.mistral import serve as mistral_server
 from servers.provider import MODEL, WORDS
 from sottovoce import guard
 from sottovoce.call import current_call
@@ -227,6 +227,54 @@ def test_one_call_and_no_difference(driver, server, scenario):
         assert {**call.facts, **FACTS} == call.facts
         assert call.stream is ("stream" in scenario.split())
         assert call.chunks == (WORDS + 3 if call.stream else 0)
+
+
+CONVERSED = {
+    "response_model": MODEL,
+    "input_tokens": 11,
+    "output_tokens": 7,
+    "finish_reasons": ["stop"],
+    "user_turn": True,
+}
+SAID = [{"role": "user", "content": QUESTION}]
+CONVERSATIONS = {
+    "start": {"model": "tiny", "inputs": QUESTION},
+    "append": {"conversation_id": "conv_1", "inputs": SAID},
+    "restart": {"conversation_id": "conv_1", "inputs": SAID, "from_entry_id": "msg_1"},
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_conversations(driver, server, kind, streamed):
+    def run():
+        client = make(server)
+        method = kind + ("_stream" if streamed else "")
+        try:
+            given = do(driver, client.beta.conversations, method, **CONVERSATIONS[kind])
+            return [*map(shown, driver.items(given))] if streamed else shown(given)
+        finally:
+            close(driver, client)
+
+    calls, before = Calls(), run()
+    with hooked(calls):
+        after = run()
+    assert after == before
+    call = calls.only
+    assert (call.operation, call.provider, call.outcome) == ("chat", "mistral_ai", "completed")
+    assert call.model == ("tiny" if kind == "start" else None)
+    assert (call.stream, call.chunks) == (streamed, WORDS + 1 if streamed else 0)
+    assert {**call.facts, **CONVERSED} == call.facts
+    assert "secret" not in repr(call.facts)
+
+
+def test_a_conversation_that_fails_in_its_stream(driver, server, calls):
+    server.play("error")
+    client = make(server)
+    opened = do(driver, client.beta.conversations, "start_stream", **CONVERSATIONS["start"])
+    driver.items(opened)
+    close(driver, client)
+    assert (calls.only.outcome, calls.only.error) == ("failed", "503")
 
 
 def test_code_is_completed(driver, server, calls):

@@ -621,6 +621,9 @@ def test_what_is_no_model_request_is_left_alone(driver, client, calls):
     assert driver.do(client.models.list).data == []
     with pytest.raises(openai.NotFoundError):
         driver.do(client.vector_stores.search, "vs_1", query="a secret question")
+    # Kept, not asked; another provider asks a model there.
+    with pytest.raises(openai.NotFoundError):
+        driver.do(client.post, "/conversations", cast_to=object, body={"items": []})
     assert not calls.opened_calls
 
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 import requests
 
-from servers import cohere, huggingface, llama_server, ollama
+from servers import cohere, huggingface, llama_server, mistral, ollama
 from servers.calls import Calls
 from servers.provider import WORDS
 from servers.scenarios import MESSAGES
@@ -19,6 +19,8 @@ INPUTS = {
     "inputs": "a secret question",
     "parameters": {"details": True, "max_new_tokens": 18},
 }
+CONVERSED = {"input_tokens": 11, "output_tokens": 7, "finish_reasons": ["stop"], "user_turn": True}
+INPUT = {"inputs": "a secret question"}
 PROMPT = {"prompt": "a secret question", "n_predict": 5}
 
 WHOLE = [
@@ -56,6 +58,8 @@ WHOLE = [
     (huggingface, "/", INPUTS, "text_completion", "hugging_face", huggingface.COUNTED),
     (llama_server, "/completion", PROMPT, "text_completion", "llama_cpp", llama_server.TOLD),
     (llama_server, "/embedding", {"content": "a secret"}, "embeddings", "llama_cpp", {}),
+    (mistral, "/v1/conversations", INPUT, "chat", "mistral_ai", CONVERSED),
+    (mistral, "/v1/conversations/conv_1/restart", INPUT, "chat", "mistral_ai", CONVERSED),
 ]
 STREAMS = [
     # Whoever does not say otherwise gets a stream.
@@ -106,12 +110,21 @@ STREAMS = [
         llama_server.TOLD,
         WORDS + 1,
     ),
+    (
+        mistral,
+        "/v1/conversations/conv_1",
+        {**INPUT, "stream": True},
+        "chat",
+        "mistral_ai",
+        CONVERSED,
+        WORDS + 1,
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
 def servers():
-    kinds = (ollama, cohere, huggingface, llama_server)
+    kinds = (ollama, cohere, huggingface, llama_server, mistral)
     running = {module: module.serve().__enter__() for module in kinds}
     yield running
     for server in running.values():
@@ -174,7 +187,17 @@ def test_streams(servers, raw, ask, scenario, wire, path, body, operation, provi
 
 @pytest.mark.parametrize(
     "path",
-    ["/api/chat", "/v2/chat", "/rerank", "/generate", "/completion", "/embedding", "/", ""],
+    [
+        "/api/chat",
+        "/v2/chat",
+        "/rerank",
+        "/generate",
+        "/completion",
+        "/embedding",
+        "/",
+        "",
+        "/v1/conversations",
+    ],
 )
 def test_somebody_elses_paths(servers, raw, path):
     by_httpx(servers[ollama].url + path, {"hello": "a secret"}, stream=False)

@@ -22,7 +22,7 @@ OPENAI = {"openai": "/v1", "groq": "", "together": "/v1", "cerebras": "", "azure
 OTHERS = {
     "anthropic": anthropic.serve,
     "gemini": gemini.gemini_server,
-    "mistral": mistral.mistral_server,
+    "mistral": mistral.serve,
     "ollama": ollama.serve,
     "cohere": cohere.serve,
     "huggingface": huggingface.serve,

@@ -119,7 +119,8 @@ class _Door(Door):
         # `request(cast_to, options, …)` in every version seen.
         options = kwargs["options"] if "options" in kwargs else args[1]
         route = routes.match(options.method, options.url)
-        if route is None:
+        if route is None or route.sign is not None:
+            # OpenAI's conversations, say: what they hold asks no model.
             return None
         # The SDKs let a path be given as a whole URL, which may lead elsewhere.
         whole = "://" in options.url

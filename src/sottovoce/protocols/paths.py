@@ -17,6 +17,10 @@ _GOOGLE: Final = r"(?:^|/)(models|tunedModels|endpoints)/([^/]{1,256}):[A-Za-z]+
 _EMBEDDER: Final = r"(?:^|/)publishers/google/models/[^/]*(?:embedding|gecko)"
 _PAINTER: Final = r"(?:^|/)models/(imagen|veo)[^/]*$"
 _MISTRAL: Final = r"(?:^|/publishers/mistralai/models/([^/:]{1,256}):|^/)\w+$"
+CONVERSATION: Final = "conv_"
+"""What the id of a conversation begins with."""
+
+_CONVERSATION: Final = r"(?:^|/)conversations(?:/conv_[^/]{1,256}(?:/restart)?)?$"
 _DEPLOYMENT: Final = r"/(?:deployments|engines)/([^/]{1,512})/"
 
 
@@ -59,6 +63,11 @@ def vertex_mistral(path: str) -> Facts | None:
     if found is None:
         return None
     return {"request_model": unquote(found[1])} if found[1] else {}
+
+
+def conversation(path: str) -> Facts | None:
+    """Read ``conversations``, ``conversations/ID`` and ``conversations/ID/restart``."""
+    return {} if re.search(_CONVERSATION, path) else None
 
 
 def gemini(path: str) -> Facts | None:

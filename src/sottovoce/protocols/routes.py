@@ -96,6 +96,7 @@ HF_FEATURES: Final = "huggingface:HF_FEATURES"
 HF_TEXT_GENERATION: Final = "huggingface:HF_TEXT_GENERATION"
 LLAMA_COMPLETION: Final = "llama_server:LLAMA_COMPLETION"
 LLAMA_EMBEDDING: Final = "llama_server:LLAMA_EMBEDDING"
+MISTRAL_CONVERSATIONS: Final = "mistral_conversations:MISTRAL_CONVERSATIONS"
 MISTRAL_OCR: Final = "mistral:MISTRAL_OCR"
 OLLAMA_CHAT: Final = "ollama:OLLAMA_CHAT"
 OLLAMA_EMBED: Final = "ollama:OLLAMA_EMBED"
@@ -161,6 +162,9 @@ ROUTES: Final[dict[str, Row]] = {
 """By how a path ends: whole segments, the longest ending that fits counts; "" is no path at all."""
 
 
+# OpenAI keeps what was said at the same paths, and asks no model there.
+_CONVERSES = Row("chat", MISTRAL_CONVERSATIONS, "mistral_ai", sign="inputs")
+
 _CONVERSE = Row("chat", BEDROCK_CONVERSE, "aws.bedrock", unmistakable=True)
 _INVOKE = Row("chat", BEDROCK_INVOKE, "aws.bedrock", unmistakable=True)
 _PICTURES = _INVOKE._replace(operation="generate_content", facts={"output_type": "image"})
@@ -202,6 +206,9 @@ VERBS: Final[dict[str, tuple[PathRoute, ...]]] = {
         PathRoute(_GENERATE, paths.google_painter),
     ),
     "predictLongRunning": (PathRoute(_GENERATE, paths.google_painter),),
+    "conversations": (PathRoute(_CONVERSES, paths.conversation),),
+    "restart": (PathRoute(_CONVERSES, paths.conversation),),
+    paths.CONVERSATION: (PathRoute(_CONVERSES, paths.conversation),),
     "feature-extraction": (
         PathRoute(
             Row("embeddings", HF_FEATURES, "hugging_face", unmistakable=True),
@@ -260,6 +267,8 @@ def _match(path: str) -> Route | None:
         path, slash = "", -1
     last = path[slash + 1 :]
     verb = last[last.rfind(":") + 1 :] if ":" in last else last
+    if last[: len(paths.CONVERSATION)] == paths.CONVERSATION:
+        verb = paths.CONVERSATION
     if last not in _ENDINGS and verb not in VERBS:
         # What apps ask of others: said fast, and not kept.
         return None

@@ -26,9 +26,11 @@ WORDS: Final = frozenset(
 
 WALKED: Final = frozenset(
     {
-        b"choices", b"completion_tokens_details", b"content", b"contents", b"details",
+        b"choices", b"completion_args", b"completion_tokens_details", b"content", b"contents",
+        b"details",
         b"embedContentConfig", b"error", b"format", b"generationConfig", b"generation_config",
-        b"grammar", b"incomplete_details", b"inferenceConfig", b"input", b"input_tokens_details",
+        b"grammar", b"incomplete_details", b"inferenceConfig", b"input", b"inputs",
+        b"input_tokens_details",
         b"item", b"messages", b"meta", b"options", b"output", b"output_config", b"output_format",
         b"output_tokens_details", b"parameters", b"parts", b"prompt_tokens_details", b"reasoning",
         b"requests", b"response", b"response_format", b"text", b"textGenerationConfig",
