@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 OPERATION: Final = "text_completion"
 
-_GB: Final = 1e9
+GB: Final = 1e9
+"""Bytes in what mlx-lm and mlx-vlm call a gigabyte."""
+
 _MAX_TOKENS: Final = 256
 _DRAFT_TOKENS: Final = 2
 """What mlx-lm takes where the app says nothing."""
@@ -112,7 +114,7 @@ class Generation(MlxCall):
             self.first_ns = self.busy_ns or perf_counter_ns() - self.started_ns
             self.prompt = piece.prompt_tokens
         if self.reason is not None:
-            self.peak = piece.peak_memory * _GB
+            self.peak = piece.peak_memory * GB
 
     def settle(self) -> None:
         """Write the counts of the latest response, too."""

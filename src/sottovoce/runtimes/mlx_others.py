@@ -17,6 +17,7 @@ modules' names, as in mlx-lm; in older versions `mlx_vlm.generate` is one module
 from __future__ import annotations
 
 import functools
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
@@ -24,7 +25,7 @@ from sottovoce.guard import never_raise
 from sottovoce.runtimes import identity, mlx_generate, mlx_models
 from sottovoce.runtimes.engine import Arguments
 from sottovoce.runtimes.mlx_cache import EMPTY
-from sottovoce.runtimes.mlx_call import Generation, MlxCall
+from sottovoce.runtimes.mlx_call import GB, Generation, MlxCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,14 +52,17 @@ class Seeing(Generation):
         """Take the counts of a response; one that shows how a draft looks so far has none."""
         if getattr(piece, "is_draft", False):
             return
-        # Versions before 0.4 tell no reason and no cached tokens.
-        cached = getattr(piece, "cached_tokens", 0)
-        if type(cached) is int:
-            self.cached = cached
-        super().read(piece)
-        if type(self.prompt) is int:
-            # Part of the prompt here, so that what is read is the rest.
+        self.made = piece.generation_tokens
+        # Older versions tell no reason and no cached tokens.
+        self.reason = getattr(piece, "finish_reason", None)
+        if not self.first_ns:
+            self.first_ns = self.busy_ns or perf_counter_ns() - self.started_ns
+            cached = getattr(piece, "cached_tokens", 0)
+            self.cached = cached if type(cached) is int else 0
+            # Cached tokens are part of the prompt here.
             self.prompt = piece.prompt_tokens - self.cached
+        if self.reason is not None:
+            self.peak = piece.peak_memory * GB
 
 
 class Whole(MlxCall):
