@@ -216,7 +216,7 @@ _GENERATE: Final = {"stream_generate": _stream, "generate": _generate}
 MODULES: Final[
     Mapping[str, Mapping[str, Callable[[Runtime, ModuleType, Callable[..., Any]], Any]]]
 ] = {
-    "mlx_vlm.utils": {"load": _load},
+    "mlx_vlm.utils": {"load": _load, "sharded_load": _load},
     "mlx_vlm.generate.dispatch": _GENERATE,
     "mlx_vlm.generate": _GENERATE,
     "mlx_embeddings.utils": {"load": _load, "prepare_inputs": _count, "generate": _embed},
