@@ -12,10 +12,12 @@ import pytest
 
 mlx_lm = pytest.importorskip("mlx_lm")
 import mlx.core as mx
+from mlx_lm import sample_utils
 from mlx_lm.models.cache import make_prompt_cache
 
 from sottovoce import guard
 from sottovoce.call import current_call
+from sottovoce.instrumentors import MLXInstrumentor
 from sottovoce.runtimes import mlx_batch
 
 pytestmark = pytest.mark.mlx
@@ -92,6 +94,32 @@ def test_a_batch_is_one_call_with_exact_sums(mlx_hooks, mlx_model):
     assert facts["prefill_rate"] == pytest.approx(result.stats.prompt_tps * 34 / 31)
     assert facts["decode_rate"] == pytest.approx(result.stats.generation_tps)
     assert facts["peak_memory"] == "lt_1GiB"
+
+
+def test_the_spans_of_batches(record, mlx_model):
+    recorded = record(MLXInstrumentor)
+    sampler = sample_utils.make_sampler(0.5)
+    mlx_lm.batch_generate(*mlx_model, PROMPTS, max_tokens=4, sampler=sampler)
+    batch = generator(mlx_model, max_tokens=2)
+    with recorded.tracer.start_as_current_span("request") as request:
+        batch.insert(PROMPTS[:1])
+    drain(batch)
+    whole, _, sequence = recorded.exporter.get_finished_spans()
+    assert whole.name == sequence.name == "text_completion llama-lt_1M-f32"
+    attributes = whole.attributes
+    assert attributes["sottovoce.request.batch.size"] == 3
+    assert attributes["gen_ai.usage.input_tokens"] == 34
+    assert attributes["gen_ai.usage.output_tokens"] == 12
+    assert attributes["gen_ai.response.finish_reasons"] == ("length",) * 3
+    assert attributes["gen_ai.request.temperature"] == 0.5
+    assert attributes["sottovoce.prefill.throughput"] > 0
+    assert attributes["sottovoce.decode.throughput"] > 0
+    # A request's trace is the one in which it was inserted, wherever it is worked on.
+    assert sequence.parent.span_id == request.get_span_context().span_id
+    assert sequence.attributes["gen_ai.usage.output_tokens"] == 2
+    points = recorded.points()
+    for name in ("gen_ai.server.request.duration", "gen_ai.server.time_to_first_token"):
+        assert sum(point.count for point in points[name]) == 2
 
 
 def test_the_end_tokens_of_a_batch_are_not_output(mlx_hooks, mlx_model):
