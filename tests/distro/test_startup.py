@@ -41,3 +41,79 @@ def test_the_launcher_reads_our_metadata_once_for_all_entry_points():
     assert seen["entry_points"] == len(ours.entry_points)
     assert seen["loads"].endswith("Instrumentor")
     assert seen["files"]
+
+
+LOADED = "import json, sys; print(json.dumps(sorted(n for n in sys.modules if n.startswith('sottovoce'))))"
+# What only a call needs, or a library that the app has not imported.
+CALLS = (
+    "sottovoce.clients",
+    "sottovoce.exchange",
+    "sottovoce.gauges",
+    "sottovoce.protocols",
+    "sottovoce.record_steps",
+    "sottovoce.runtimes",
+    "sottovoce.scopes",
+    "sottovoce.transports.aiohttp",
+    "sottovoce.transports.httpx",
+    "sottovoce.transports.sending",
+    "sottovoce.transports.tap",
+    "sottovoce.transports.wire",
+)
+
+
+def loaded(program, **how):
+    ran = run(program, **how)
+    assert ran.err == ""
+    return json.loads(ran.out.splitlines()[-1])
+
+
+def test_the_launcher_loads_nothing_that_only_a_call_needs():
+    names = loaded(LOADED, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    assert "sottovoce.instrumentors" in names
+    assert not [name for name in names if name.startswith((*CALLS, "sottovoce.tightening"))]
+
+
+def test_without_a_destination_the_launcher_loads_no_policy_and_no_hook():
+    names = loaded(LOADED)
+    assert not [name for name in names if name.startswith((*CALLS, "sottovoce.privacy"))]
+    assert "sottovoce.instrumentors" not in names
+    assert "sottovoce.delivery.pipeline" not in names
+
+
+IN_PROCESS = """
+import httpx, openai
+from sottovoce import HTTPXInstrumentor, OpenAIInstrumentor
+OpenAIInstrumentor().instrument()
+HTTPXInstrumentor().instrument()
+"""
+
+
+def test_instrumenting_a_client_loads_its_door_and_no_wire_format():
+    names = loaded(IN_PROCESS + LOADED, launcher=False)
+    assert {"sottovoce.clients.generated", "sottovoce.transports.httpx"} <= set(names)
+    here = {name for name in names if name.startswith("sottovoce.protocols.")}
+    assert here == {
+        "sottovoce.protocols.hosts",
+        "sottovoce.protocols.paths",
+        "sottovoce.protocols.routes",
+    }
+    for absent in ("transports.sending", "transports.wire", "delivery", "runtimes"):
+        assert f"sottovoce.{absent}" not in names
+
+
+FIRST_CALL = """
+import httpx
+from sottovoce import HTTPXInstrumentor
+HTTPXInstrumentor().instrument()
+try:
+    httpx.post("http://127.0.0.1:9/v1/chat/completions", json={"model": "m", "messages": []})
+except httpx.TransportError:
+    pass
+"""
+
+
+def test_a_call_loads_the_wire_format_that_it_speaks_alone():
+    names = loaded(FIRST_CALL + LOADED, launcher=False)
+    assert {"sottovoce.protocols.openai_chat", "sottovoce.protocols.reader"} <= set(names)
+    others = ("anthropic_messages", "bedrock_invoke", "cohere", "gemini", "huggingface", "ollama")
+    assert not {f"sottovoce.protocols.{other}" for other in others} & set(names)
