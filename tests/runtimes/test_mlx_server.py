@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import http.client
 import json
 import shutil
@@ -11,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
@@ -24,6 +26,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from conformance.conformance import violations
 from sottovoce.instrumentors import MLXInstrumentor
 
 pytest.importorskip("mlx_lm")
@@ -157,6 +160,7 @@ class Recorded:
             time.sleep(0.01)
         assert len(found) == count, [span.name for span in found]
         self.exporter.clear()
+        assert not violations(*found)
         return found
 
     @property
@@ -297,6 +301,30 @@ def test_what_is_served_one_by_one_is_one_span_too(server, recorded):
     assert told["gen_ai.usage.output_tokens"] == 5
 
 
+def test_a_draft_model_changes_no_count(recorded, mlx_model_path):
+    server = Server(str(mlx_model_path), draft_model=str(mlx_model_path))
+    try:
+        answers = [server.chat()["usage"], server.stream("/v1/completions", **TEXT)]
+        chat, text = (span.attributes for span in recorded.spans(2))
+    finally:
+        server.close()
+    assert chat["gen_ai.usage.input_tokens"] == answers[0]["prompt_tokens"]
+    assert chat["gen_ai.usage.output_tokens"] == text["gen_ai.usage.output_tokens"] == 5
+    assert text["gen_ai.usage.input_tokens"] == len(SAID)
+
+
+def test_nothing_of_a_request_is_kept(server, recorded):
+    from mlx_lm import server as module
+
+    asked = weakref.ref(request := module.CompletionRequest("text", SAID, [], None, None))
+    _, tokens = by_hand(server, request=request)
+    del request
+    next(tokens)
+    gc.collect()
+    assert asked() is None
+    assert len(list(tokens)) == 3
+
+
 def test_requests_in_one_batch_have_a_span_each(server, recorded):
     def ask(tokens):
         trace = f"00-{tokens:032x}-{SPAN}-01"
@@ -430,11 +458,11 @@ def test_suppressed_instrumentation_passes_through(server, recorded, monkeypatch
     assert recorded.span.attributes["sottovoce.call.outcome"] == "completed"
 
 
-def by_hand(server, tokens=4):
+def by_hand(server, tokens=4, request=None):
     """What an app gets that uses the server's engine without its HTTP."""
     from mlx_lm import server as module
 
-    request = module.CompletionRequest("text", SAID, [], None, None)
+    request = request or module.CompletionRequest("text", SAID, [], None, None)
     arguments = module.GenerationArguments(
         model=module.ModelDescription("default_model", "default_model", None),
         sampling=module.SamplingArguments(0.0, 1.0, 0, 0.0, 0.0, 0.1),
