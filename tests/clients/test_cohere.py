@@ -4,9 +4,11 @@ import cohere
 import httpx
 import pytest
 
+from servers import bedrock
 from servers import cohere as wire
 from servers.provider import WORDS
 from servers.scenarios import MESSAGES, Asked, Scenarios, Sdk, hooked
+from sottovoce import guard
 from sottovoce.clients import cohere as room
 
 TOLD = {**wire.COUNTED, "finish_reasons": ["COMPLETE"]}
@@ -174,3 +176,55 @@ def test_on_a_cloud_the_address_is_not_coheres(cls, provider):
     call = calls.only
     assert (call.provider, call.address, call.local) == (provider, None, False)
     assert (call.outcome, call.model) == ("completed", "tiny")
+
+
+CLOUD_EVENTS = [
+    {"event_type": "stream-start", "generation_id": "g", "is_finished": False},
+    {"event_type": "text-generation", "text": "a secret", "is_finished": False},
+    {"event_type": "text-generation", "text": " word", "is_finished": False},
+    {
+        "event_type": "stream-end",
+        "finish_reason": "COMPLETE",
+        "is_finished": True,
+        "response": {"text": "a secret word", "generation_id": "g", "response_id": "r"},
+        "amazon-bedrock-invocationMetrics": {"inputTokenCount": 20, "outputTokenCount": 8},
+    },
+]
+CLOUD_COUNTS = {
+    "x-amzn-bedrock-input-token-count": "20",
+    "x-amzn-bedrock-output-token-count": "8",
+}
+
+
+def from_cloud(request):
+    if "stream" not in request.url.path:
+        answer = {"text": "a secret", "generation_id": "g", "finish_reason": "COMPLETE"}
+        return httpx.Response(200, json=answer, headers=CLOUD_COUNTS)
+    frames = b"".join(map(bedrock.wrapped, CLOUD_EVENTS))
+    kind = {"content-type": bedrock.STREAM_TYPE}
+    return httpx.Response(200, headers=kind, stream=httpx.ByteStream(frames))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "provider"), [(cohere.BedrockClient, "aws.bedrock"), (cohere.SagemakerClient, "custom")]
+)
+def test_chat_on_a_cloud(cls, provider, streamed):
+    with hooked(COHERE) as calls:
+        client = cls(aws_access_key="a", aws_secret_key="b", aws_region="us-east-1")
+        http = client._client_wrapper.httpx_client.httpx_client
+        http._transport = httpx.MockTransport(from_cloud)
+        asked = {"model": "cohere.command-r-v1:0", "message": "a secret question"}
+        if streamed:
+            told = [each.event_type for each in client.chat_stream(**asked)]
+            assert told == [each["event_type"] for each in CLOUD_EVENTS]
+        else:
+            assert client.chat(**asked).text == "a secret"
+        http.close()
+    call = calls.only
+    assert (call.provider, call.model) == (provider, "cohere.command-r-v1:0")
+    assert (call.outcome, call.stream, call.chunks) == ("completed", streamed, 3 * streamed)
+    told = {"finish_reasons": ["COMPLETE"], "input_tokens": 20, "output_tokens": 8}
+    assert {**call.facts, **told} == call.facts
+    assert "secret" not in repr(call.facts)
+    assert not guard.undecodable

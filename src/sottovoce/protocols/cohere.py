@@ -56,6 +56,10 @@ _CLIPPED: Final = rows(
 """What is found at the end of a long answer stands for itself."""
 
 
+METRICS: Final = "amazon-bedrock-invocationMetrics"
+"""Where Amazon Bedrock counts, in the last event of a stream."""
+
+
 @of("finish_reason")
 def _reasons(body: Body) -> list[Any] | None:
     reason = body.get("finish_reason")
@@ -124,9 +128,10 @@ def _event(body: Body, seen: Seen) -> Candidates:
         return seen.candidates()
     if kind == "message-end" and isinstance(delta, Mapping):
         return {**seen.candidates(), **read(ANSWERED, delta)}
-    response = body.get("response")  # version 1: the whole answer again
-    if isinstance(response, Mapping):
-        return {**read(ANSWERED, response), **read(rows(("finish_reasons", _reasons)), body)}
+    if body.get("event_type") == "stream-end":
+        response = body.get("response")  # version 1: the whole answer again
+        whole = read(ANSWERED, response) if isinstance(response, Mapping) else {}
+        return {**whole, **read(ENDED, body)}
     return {}
 
 
@@ -164,6 +169,12 @@ ANSWERED: Final[Table] = (
     + _usage("usage")
     + _usage("meta")
     + _CLIPPED
+)
+
+ENDED: Final[Table] = rows(
+    ("finish_reasons", _reasons),
+    ("input_tokens", at(METRICS, "inputTokenCount")),
+    ("output_tokens", at(METRICS, "outputTokenCount")),
 )
 
 COHERE_CHAT: Final = Protocol(

@@ -322,7 +322,7 @@ class Reader:
 
     def _split(self, chunk: bytes) -> None:
         """Take lines that end in any of the three ways, wherever the chunks were cut."""
-        if self._frames is not None:
+        if self._frames is not None and not self._is_lines(chunk):
             self._split_frames(self._frames, chunk)
             return
         if self._after_cr:
@@ -348,6 +348,14 @@ class Reader:
         if rest:
             self._held.add(rest)
         self._clean = not (self._held.size or self._after_cr or self._data is not None)
+
+    def _is_lines(self, chunk: bytes) -> bool:
+        """Whether lines come where frames were told of: cohere's SDK makes some of them."""
+        first, self._at_start = self._at_start, False
+        # A frame begins with its length.
+        if first and type(self._frames) is Frames and chunk[:1] == b"{":
+            self._frames, self._lines = None, True
+        return self._lines
 
     def _end_held(self) -> None:
         """The line that came in pieces is complete."""
