@@ -306,7 +306,7 @@ stepped = st.one_of(
 @FUZZ
 @given(
     prompts=st.one_of(odd, st.lists(odd, max_size=3)),
-    uids=st.one_of(odd, st.just([0, 1])),
+    uids=st.one_of(odd, st.just([0, 1]), st.lists(odd, max_size=2)),
     caches=st.one_of(odd, st.lists(odd, max_size=3)),
     steps=st.lists(st.one_of(stepped, st.tuples(odd, stepped)), max_size=3),
     fails=st.booleans(),

@@ -62,7 +62,7 @@ def install(runtime: Runtime, module: Any, patches: Patches) -> None:
 class Batch(MlxCall):
     """A call for many prompts: counts of all, and the finish reason of each."""
 
-    __slots__ = ("decoded_ns", "fed", "prompt", "reasons", "sizes", "steps")
+    __slots__ = ("fed", "prompt", "reasons", "sizes", "steps")
 
     def __init__(self, runtime: Runtime, *, prompts: list[int], **known: Any) -> None:
         self.prompt = sum(prompts)
@@ -181,6 +181,7 @@ class _Generator:
                 call.busy_ns = self.busy_ns - call.began_ns
                 call.finish(error)
 
+    @never_raise("mlx.leave")
     def leave(self, uids: Iterable[Any]) -> None:
         """Nobody will read these sequences."""
         for uid in uids:
