@@ -253,7 +253,7 @@ def test_a_handler_that_is_a_generator(llama_hooks, llama, monkeypatch):
 @pytest.mark.parametrize(
     "answer",
     [None, "text", 7, object(), [], {}, {"choices": None}, {"choices": [None, 1]}, iter(())],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_handler_that_answers_anything(llama_hooks, llama, monkeypatch, answer, stream):
