@@ -178,17 +178,16 @@ class Recording:
     def join(self, headers: Mapping[str, str]) -> Any:
         """Make the caller's span, as a request's headers name it, the parent of what begins here.
 
-        Not where a span is current: whoever made it has read the headers. Baggage is left
-        where it is. Returns a token for `leave`.
+        Not where a span of the caller's trace is current: whoever made it has read the headers.
+        Baggage is left where it is. Returns a token for `leave`.
         """
         from opentelemetry import propagate  # noqa: PLC0415 - only servers need it
 
-        if trace.get_current_span().get_span_context().is_valid:
+        span = trace.get_current_span(propagate.extract(headers, otel_context.Context()))
+        caller, current = span.get_span_context(), trace.get_current_span().get_span_context()
+        if not caller.is_valid or caller.trace_id == current.trace_id:
             return None
-        caller = trace.get_current_span(propagate.extract(headers, otel_context.Context()))
-        if not caller.get_span_context().is_valid:
-            return None
-        return otel_context.attach(trace.set_span_in_context(caller))
+        return otel_context.attach(trace.set_span_in_context(span))
 
     @guard.never_raise("record.carried")
     def carried(self, call: Call, *, local: bool) -> Mapping[str, str] | None:
