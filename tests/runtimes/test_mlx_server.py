@@ -522,6 +522,21 @@ def test_the_engine_by_hand_and_left(server, recorded):
     assert told["gen_ai.usage.output_tokens"] == 1
 
 
+@pytest.mark.parametrize("more", [{}, {"seed": 3}])
+def test_instrumented_while_it_serves(recorded, mlx_model_path, more):
+    recorded.instrumentor.uninstrument()
+    server = Server(str(mlx_model_path))
+    try:
+        server.chat(**more)
+        recorded.instrumentor.instrument(**recorded.providers)
+        server.chat(**more)
+        span = recorded.span
+        assert span.kind is SpanKind.SERVER
+        assert span.name == "chat llama-lt_1M-f32"
+    finally:
+        server.close()
+
+
 def test_uninstrumented_in_mid_answer(recorded, mlx_model_path):
     module = sys.modules["mlx_lm.server"]
     patched = module.APIHandler.do_POST

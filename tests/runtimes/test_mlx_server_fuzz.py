@@ -96,7 +96,7 @@ def standin(monkeypatch):
             ends(script["fails"] == "at once")
             return script["answer"](answers)
 
-        def _generate(self):
+        def _tokenize(self, *args):
             return script
 
     class APIHandler:
@@ -193,4 +193,4 @@ def test_requests(standin, request, arguments, provider, context, tokens, shape,
         assert SAID not in repr((call.model, facts))
     standin.recorder.ended_calls.clear()
     assert standin.module.ModelProvider().load() is script
-    assert engine._generate() is script
+    assert engine._tokenize() is script

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import inspect
 from contextvars import ContextVar
+from threading import current_thread
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -81,7 +82,7 @@ class _Server(Runtime):
         if engine is not None:
             patches.wrap(handler, "generate_response", self.respond)
             patches.wrap(engine, "generate", self.generate)
-            patches.wrap(engine, "_generate", self.serve)
+            patches.wrap(engine, "_tokenize", self.own)
             patches.wrap(module.ModelProvider, "load", self.load_on_demand)
 
     def post(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,18 +150,20 @@ class _Server(Runtime):
 
         return generate
 
-    def serve(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap `ResponseGenerator._generate`, the thread that generates for all requests."""
+    def own(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `ResponseGenerator._tokenize`: with it the thread begins that generates for all.
+
+        Also one that ran before we were here.
+        """
 
         @functools.wraps(original)
-        def _generate(*args: Any, **kwargs: Any) -> Any:
-            owned = mlx_batch.suppressed.set(True)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                mlx_batch.suppressed.reset(owned)
+        def _tokenize(engine: Any, *args: Any, **kwargs: Any) -> Any:
+            # Set for good: nothing else runs in that thread.
+            if getattr(engine, "_generation_thread", None) is current_thread():
+                mlx_batch.suppressed.set(True)
+            return original(engine, *args, **kwargs)
 
-        return _generate
+        return _tokenize
 
     def load_on_demand(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `ModelProvider.load`: remember when it took another model than it had."""
