@@ -101,7 +101,8 @@ def test_a_stopping_criterion(llama_hooks, llama, after, stream):
     assert call.facts["output_tokens"] == after
     assert call.facts["input_tokens"] == prompt
     assert call.facts["finish_reasons"] == ["stop"]
-    assert call.facts["context_fill"] == (prompt + max(0, after)) / 256
+    assert call.facts["context_fill"] == (prompt + after) / 256
+    assert ("time_to_first_token_s" in call.facts) is (after > 0)
 
 
 def test_a_context_that_runs_full(llama_hooks, llama):

@@ -250,6 +250,20 @@ def test_a_handler_that_is_a_generator(llama_hooks, llama, monkeypatch):
     assert (call.error, call.facts["output_tokens"], call.facts["passes"]) == (Mine, 6, 2)
 
 
+def test_passes_that_make_nothing(llama_hooks, llama, monkeypatch):
+    def handler(*, llama, **kwargs):
+        nothing = llama_cpp.StoppingCriteriaList([lambda ids, logits: True])
+        for text in ("und", "oder"):
+            answer = llama.create_completion(text, stopping_criteria=nothing)
+        return answer
+
+    monkeypatch.setattr(llama, "chat_handler", handler)
+    llama.create_chat_completion(MESSAGES)
+    facts = llama_hooks.recorder.call.facts
+    assert (facts["passes"], facts["output_tokens"], facts["input_tokens"]) == (2, 0, 4 + 5)
+    assert not {"time_to_first_token_s", "time_per_output_token_s", "prefill_rate"} & set(facts)
+
+
 @pytest.mark.parametrize(
     "answer",
     [None, "text", 7, object(), [], {}, {"choices": None}, {"choices": [None, 1]}, iter(())],

@@ -149,13 +149,17 @@ class LlamaCall(EngineCall):
             self.steps += 1
 
     def prefilled(self) -> None:
-        """The prompt of a pass was evaluated: the first token is there, or none will be."""
-        self.prefilling, self.watched = False, self.drafting
+        """The first token of a pass is there."""
         clock = self._clock()
         if not self.first_ns:
             self.first_ns = clock
         else:
             self.later_ns += clock - self.mark_ns
+        self.prompt_read()
+
+    def prompt_read(self) -> None:
+        """The prompt of a pass was evaluated."""
+        self.prefilling, self.watched = False, self.drafting
         # What was fed, images among it, was not counted as it went by, nor was it in the cache.
         if self.asked is not None and not self.fed:
             self.cached += max(0, self.asked - self.evaluated)
@@ -206,7 +210,7 @@ class LlamaCall(EngineCall):
         if self.decoded:
             per_token = max(0, self.busy_ns - read_ns) / self.decoded
             facts["time_per_output_token_s"] = per_token * NS
-        if self.prompt is not None and self.prompt - self.cached > self.passes:
+        if read_ns and self.prompt is not None and self.prompt - self.cached > self.passes:
             facts["prefill_rate"] = (self.prompt - self.cached) / (read_ns * NS)
 
     def _settle_tokens(self) -> None:
@@ -267,7 +271,7 @@ def count(
             except StopIteration as stop:
                 # A stopping criterion may have been met by the first token already.
                 if call.prefilling:
-                    call.prefilled()
+                    call.prompt_read()
                 call.exhausted = True
                 return stop.value
             if call.prefilling:
