@@ -3,6 +3,7 @@
 import gc
 import json
 import threading
+from urllib.parse import quote
 
 import boto3
 import botocore
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from botocore.config import Config
 from botocore.eventstream import EventStream
+from botocore.parsers import ResponseParserError
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
@@ -342,6 +344,25 @@ def test_other_operations_and_services_are_left_alone(make, client, calls):
     assert client.count_tokens(modelId=CLAUDE, input=asked)["inputTokens"] == 11
     make("bedrock").list_foundation_models()
     assert not calls.opened_calls
+
+
+def test_credentials_that_are_fetched_meanwhile_are_no_attempt(make, calls, server):
+    # AWS's query services are asked at no path, as Text Generation Inference is.
+    sts = make("sts")
+
+    def sign(**_):
+        with pytest.raises(ResponseParserError):
+            sts.get_caller_identity()
+
+    client = make()
+    client.meta.events.register("request-created.bedrock-runtime.Converse", sign)
+    converse(client)
+    assert [path for path, *_ in server.requests] == [
+        "/",
+        f"/model/{quote(CLAUDE, safe='')}/converse",
+    ]
+    assert (calls.only.attempts, calls.only.outcome) == (1, "completed")
+    assert calls.only.facts.items() >= COUNTED.items()
 
 
 def test_an_answer_that_never_was_on_the_wire(client, calls):

@@ -142,9 +142,7 @@ def begin(
     tries: bool,
 ) -> Sending | None:
     """Do what `Transport.begin` says, for a request that could be a call's. May raise."""
-    if route is None or route.sign is not None:
-        # A path that others use as well; a client knows better.
-        route = exchange.expected(method) or route
+    route = _meant(route, method, body)
     if route is None:
         return None
     current = exchange.current()
@@ -171,11 +169,23 @@ def begin(
     return Sending(call, route, exchange.enter(call), body)
 
 
+def _meant(route: Route | None, method: str, body: Any) -> Route | None:
+    """What a request asks for, whose path does not say it or is used by others as well.
+
+    A client knows it; else the body tells: AWS's other services are asked at no path, too.
+    """
+    sign = None if route is None else route.sign
+    if route is not None and sign is None:
+        return route
+    told = route if sign is not None and _names(body, sign) else None
+    return exchange.expected(method) or told
+
+
 def _facts_of_a_call(route: Route, body: Any, target: Server) -> Any:
     """Read a request that no SDK makes; ``None`` when it is somebody else's ``/responses``."""
     known = target.third_party or route.unmistakable
     if route.sign is not None:
-        known = (known or target.local) and _names(body, route.sign)
+        known = known or target.local
         if not known:
             return None
     facts: Any = _facts(route, body) or {}
