@@ -9,7 +9,6 @@ leaves that one out. A rate of a single token says nothing and is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from sottovoce.protocols.protocol import of, rows
@@ -40,34 +39,34 @@ def _is_time(value: Any) -> TypeGuard[float]:
     return type(value) in {int, float}
 
 
-def _told(body: Body) -> Mapping[str, Any]:
+def _told(body: Body) -> dict[str, Any]:
     """Give the timings of an answer that is complete: those on the way are of a part of it."""
     timings = body.get("timings")
-    if not isinstance(timings, Mapping) or body.get("stop") is False:
+    if type(timings) is not dict or body.get("stop") is False:
         return {}
     choices = body.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, Mapping) and choice.get("finish_reason") is None:
+    for choice in choices if type(choices) is list else ():
+        if type(choice) is dict and choice.get("finish_reason") is None:
             return {}
     return timings
 
 
-def _timing(find: Callable[[Mapping[str, Any]], Any]) -> Find:
+def _timing(find: Callable[[dict[str, Any]], Any]) -> Find:
     return of("timings")(lambda body: find(_told(body)))
 
 
-def _prompt(timings: Mapping[str, Any]) -> int | None:
+def _prompt(timings: dict[str, Any]) -> int | None:
     # Servers that do not tell what was cached tell a part of the prompt only.
     cached, read = timings.get("cache_n"), timings.get("prompt_n")
     return cached + read if type(cached) is int and type(read) is int else None
 
 
-def _read_rate(timings: Mapping[str, Any]) -> float | None:
+def _read_rate(timings: dict[str, Any]) -> float | None:
     tokens = timings.get("prompt_n")
     return rate(tokens, timings.get("prompt_ms"), _MS) if tokens != 1 else None
 
 
-def _made_rate(timings: Mapping[str, Any]) -> float | None:
+def _made_rate(timings: dict[str, Any]) -> float | None:
     return rate(_after_first(timings.get("predicted_n")), timings.get("predicted_ms"), _MS)
 
 
@@ -75,12 +74,12 @@ def _after_first(tokens: Any) -> Any:
     return tokens - 1 if type(tokens) is int else None
 
 
-def _worked(timings: Mapping[str, Any]) -> float | None:
+def _worked(timings: dict[str, Any]) -> float | None:
     read, made = timings.get("prompt_ms"), timings.get("predicted_ms")
     return (read + made) * _MS if _is_time(read) and _is_time(made) else None
 
 
-def _accepted(timings: Mapping[str, Any]) -> float | None:
+def _accepted(timings: dict[str, Any]) -> float | None:
     made, accepted = timings.get("predicted_n"), timings.get("draft_n_accepted")
     if type(made) is not int or type(accepted) is not int or made < 1:
         return None
