@@ -6,6 +6,7 @@ The package is put into a folder of its own, at the version that the tests of se
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -403,6 +404,70 @@ def test_nothing_is_recorded_where_the_app_wants_nothing(hooked, server, recorde
         kept = hooked.instrumented
         kept.hooks, kept.patches = guard.ImportHooks(), guard.Patches()
         xllamacpp.install(kept.recorder, kept.hooks, kept.patches)
+
+
+APP = """
+import json, sys
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sottovoce import XLlamaCppInstrumentor, guard, settings
+
+exporter, reader, tracers = InMemorySpanExporter(), InMemoryMetricReader(), TracerProvider()
+tracers.add_span_processor(SimpleSpanProcessor(exporter))
+chosen, _ = settings.read({"SOTTOVOCE_KEY": "a key of these tests, 32 bytes.."})
+XLlamaCppInstrumentor().instrument(
+    tracer_provider=tracers, meter_provider=MeterProvider([reader]), settings=chosen
+)
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.warmup, params.verbosity = sys.argv[1], 256, False, -1
+server = xllamacpp.Server(params)
+server.handle_chat_completions(json.loads(sys.argv[2]), lambda _: None)
+metrics = json.loads(reader.get_metrics_data().to_json())
+print(json.dumps([[json.loads(span.to_json()) for span in exporter.get_finished_spans()], metrics]))
+assert not guard.failures
+"""
+
+
+def test_what_leaves(site, gguf_path):
+    done = subprocess.run(
+        [sys.executable, "-c", APP, str(gguf_path), json.dumps(STREAM)],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    # The library may write to the same place.
+    told = done.stdout.splitlines()[-1]
+    [load, chat], metrics = json.loads(told)
+    assert (load["name"].split(" ")[0], load["kind"]) == ("load_model", "SpanKind.INTERNAL")
+    assert (chat["name"], chat["kind"]) == ("chat llama-other-f32", "SpanKind.INTERNAL")
+    found = {
+        "gen_ai.provider.name": "llama_cpp",
+        "gen_ai.request.stream": True,
+        "gen_ai.usage.output_tokens": 5,
+        "sottovoce.model.context_size": 256,
+        "sottovoce.model.offload": "none",
+    }
+    assert {**chat["attributes"], **found} == chat["attributes"]
+    assert chat["attributes"]["sottovoce.decode.throughput"] > 0
+    scopes = metrics["resource_metrics"][0]["scope_metrics"]
+    names = {each["name"] for scope in scopes for each in scope["metrics"]}
+    assert {
+        "gen_ai.client.token.usage",
+        "gen_ai.server.time_to_first_token",
+        "gen_ai.server.time_per_output_token",
+        "sottovoce.model.load.duration",
+        "sottovoce.engine.decode.throughput",
+    } <= names
+    assert gguf_path.name not in told
+    assert str(gguf_path.parent) not in told
+    assert SAID not in told
 
 
 class TestDescribed:
