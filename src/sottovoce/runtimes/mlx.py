@@ -53,16 +53,21 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
     del settings
     engine = Runtime(PROVIDER, recorder, hooks)
 
+    late = False
+
     def when_imported(name: str, patch: Patch) -> None:
-        def imported(module: ModuleType, late: bool) -> None:
+        def imported(module: ModuleType, was_there: bool) -> None:
+            nonlocal late
             patch(engine, module, patches)
-            if late:
-                patches.rebind()
+            late = late or was_there
 
         hooks.when_imported(name, imported)
 
     for name, patch in MODULES.items():
         when_imported(name, patch)
+    # Hooks of modules that were there have run by now, and others may have taken their functions.
+    if late:
+        patches.rebind()
     mlx_main.when_run(
         "mlx_lm.generate", hooks, patches, lambda module: _generators(engine, module, patches)
     )
