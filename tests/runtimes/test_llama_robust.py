@@ -83,6 +83,36 @@ class Mine(Exception):
     pass
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_stream_that_began_suppressed_stays_so(instrumented_llama, llama, text, chat):
+    wanted = []
+    hooks = instrumented_llama(enabled=lambda: bool(wanted))
+    if chat:
+        stream = llama.create_chat_completion(MESSAGES, **STREAMED)
+        left = llama.create_chat_completion(MESSAGES, **STREAMED)
+    else:
+        stream, left = (llama.create_completion(PROMPT, **STREAMED) for _ in range(2))
+    assert inspect.isgenerator(stream)
+    wanted.append("now")
+    chunks = list(stream)
+    assert chat or said(chunks) == text
+    next(left)
+    with pytest.raises(Mine):
+        left.throw(Mine)
+    assert not hooks.recorder.calls and not hooks.recorder.open
+    llama.create_completion(PROMPT, max_tokens=1)
+    assert hooks.recorder.call.facts["output_tokens"] == 1
+
+
+def test_a_stream_that_began_wanted_stays_so(instrumented_llama, llama):
+    wanted = ["now"]
+    hooks = instrumented_llama(enabled=lambda: bool(wanted))
+    stream = llama.create_completion(PROMPT, **STREAMED)
+    wanted.clear()
+    list(stream)
+    assert hooks.recorder.call.facts["output_tokens"] == 9
+
+
 @pytest.mark.parametrize("error", [Mine, KeyboardInterrupt, GeneratorExit])
 def test_an_exception_in_the_apps_loop(llama_hooks, llama, error):
     def loop():

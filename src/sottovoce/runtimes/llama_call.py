@@ -8,6 +8,7 @@ less than tokens.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     from sottovoce.call import Recorder
     from sottovoce.runtimes.identity import Identity
+
+
+unwanted: ContextVar[bool] = ContextVar("sottovoce_llama_unwanted", default=False)
+"""Whether a stream is read that began unrecorded; set and reset in one frame."""
 
 
 class LlamaCall(EngineCall):
@@ -286,6 +291,28 @@ def count(
     finally:
         inner.close()
         call.end_pass()
+
+
+def unrecorded(inner: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Pass a stream on that the app wanted no record of, nor of what it runs when it is read."""
+    sent: Any = None
+    thrown: BaseException | None = None
+    while True:
+        unwanted_before = unwanted.set(True)
+        try:
+            piece = inner.send(sent) if thrown is None else inner.throw(thrown)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            thrown = None
+            unwanted.reset(unwanted_before)
+        try:
+            sent = yield piece
+        except GeneratorExit:
+            inner.close()
+            raise
+        except BaseException as error:  # noqa: BLE001 - thrown in by the app, for the engine
+            thrown = error
 
 
 @never_raise("llama_cpp.draft")

@@ -101,7 +101,9 @@ class _LlamaCpp(Runtime):
                 return original(*args, **kwargs)
             call = self._open(operation, arguments.named(args, kwargs), read_request)
             if call is None:
-                return original(*args, **kwargs)
+                result = original(*args, **kwargs)
+                lazy = self.active and inspect.isgenerator(result)
+                return llama_call.unrecorded(result) if lazy else result
             result = self.run(call, original, args, kwargs)
             if call.stream and inspect.isgenerator(result):
                 stream = llama_call.stream(result, call)
@@ -259,7 +261,7 @@ class _LlamaCpp(Runtime):
         read_request: Callable[[dict[str, Any]], Facts] | None = None,
     ) -> LlamaCall | None:
         """Open a call, if it is to be recorded."""
-        if not self.recording:
+        if not self.recording or llama_call.unwanted.get():
             return None
         llama = named.get("self")
         facts: Facts = read_request(named) if read_request is not None else {}
