@@ -498,6 +498,25 @@ def test_streams(server, recording, way, usage):
         assert span.status.status_code is StatusCode.UNSET
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_servers_own_route(server, recording, streamed):
+    kind, port = server
+    if kind.name != "xllamacpp":
+        return
+    spans = recording()
+    asked = {"prompt": SAID, "n_predict": 5, "stream": streamed}
+    with httpx.Client(timeout=60) as client:
+        answer = client.post(f"http://127.0.0.1:{port}/completion", json=asked)
+    [*_, last] = parts(answer.iter_lines()) if streamed else [answer.json()]
+    span = one_span(spans, port, "text_completion", "llama_cpp")
+    told = span.attributes
+    assert told["gen_ai.usage.input_tokens"] == last["tokens_evaluated"] > 0
+    assert told["gen_ai.usage.output_tokens"] == last["tokens_predicted"] == 5
+    assert told["gen_ai.usage.cache_read.input_tokens"] == last["timings"]["cache_n"]
+    assert told["gen_ai.response.finish_reasons"] == ("length",)
+    assert_timed(told, last["timings"])
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_stream_that_is_left_early_is_no_error(server, recording, way):
     kind, port = server
