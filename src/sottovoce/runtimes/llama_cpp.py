@@ -163,15 +163,15 @@ class _LlamaCpp(Runtime):
 
         Called by the app, it is a stream of tokens and a call of its own.
         """
-        arguments = Arguments(original)
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
             inner = original(*args, **kwargs)
             if not self.active or not inspect.isgenerator(inner):
                 return inner
-            named = arguments.named(args, kwargs)
-            prompt, llama = llama_call.length(named.get("tokens")), named.get("self")
+            llama = args[0] if args else None
+            tokens = args[1] if len(args) > 1 else kwargs.get("tokens")
+            prompt = llama_call.length(tokens)
             call = current_call.get()
             if type(call) is LlamaCall and call.serves(llama):
                 return llama_call.count(inner, call, prompt) if call.llama is llama else inner
