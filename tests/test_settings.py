@@ -394,6 +394,14 @@ def test_of_any_endpoints_only_those_are_ones_own_that_say_so(text):
     assert len(warnings) <= 1
 
 
+@given(st.dictionaries(st.sampled_from(VARIABLES), st.sampled_from(["", "true", "a", "grpc"])))
+@limits(max_examples=50, deadline=None)
+def test_settings_that_are_equal_have_one_hash(environ):
+    made, _ = read(environ)
+    spelt_out = Settings(**{name: getattr(made, name) for name in settings.SETTINGS})
+    assert (spelt_out, hash(spelt_out)) == (made, hash(made))
+
+
 def test_an_empty_value_is_an_unset_one():
     made, warnings = read({"SOTTOVOCE_PROFILE": "", "SOTTOVOCE_EXIT_TIMEOUT": " "})
     assert (made, warnings) == (Settings(), [])

@@ -332,7 +332,8 @@ class Settings:
         return isinstance(other, Settings) and self._values() == other._values()
 
     def __hash__(self) -> int:
-        return hash(self._values())
+        # Of a few: asked once for each instrumentor, and most processes have one object.
+        return hash((self.profile, self.semconv, self.endpoint, self.own_hosts))
 
     def __repr__(self) -> str:
         shown = (
