@@ -241,6 +241,8 @@ class Engine:
     def __init__(self) -> None:
         # Of each pass: tokens of its prompt, those that were decoded, tokens that it made.
         self.passes: list[list[int]] = []
+        # Of each pass: tokens that a draft model guessed.
+        self.guesses: list[int] = []
         self.steps = 0
         self._decoded, self._sampler = 0, None
 
@@ -257,7 +259,10 @@ class Engine:
     def sample(self, sampler: Any, llama: Any, token: int, ended: bool) -> None:
         if sampler is not self._sampler:
             self.passes.append([llama.n_tokens, self._decoded, 0])
+            self.guesses.append(0)
             self._sampler = sampler
+        else:
+            self.guesses[-1] += max(0, self._decoded - 1)
         self._decoded = 0
         self.passes[-1][2] += not ended
 

@@ -80,10 +80,10 @@ def _worked(timings: dict[str, Any]) -> float | None:
 
 
 def _accepted(timings: dict[str, Any]) -> float | None:
-    made, accepted = timings.get("predicted_n"), timings.get("draft_n_accepted")
-    if type(made) is not int or type(accepted) is not int or made < 1:
+    drafted, accepted = timings.get("draft_n"), timings.get("draft_n_accepted")
+    if type(drafted) is not int or type(accepted) is not int or drafted < 1:
         return None
-    return accepted / made if timings.get("draft_n") else None
+    return accepted / drafted
 
 
 TIMINGS: Final[Table] = rows(

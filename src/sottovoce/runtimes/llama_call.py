@@ -48,6 +48,7 @@ class LlamaCall(EngineCall):
         "evaluated",
         "exhausted",
         "fed",
+        "guessed",
         "in_pass",
         "last",
         "later_ns",
@@ -79,9 +80,9 @@ class LlamaCall(EngineCall):
         self.seen = Seen()
         # Over all passes: tokens of the prompts (None when one did not tell), and how many of
         # them were in the cache; tokens after the first of a pass, and with a draft model the
-        # evaluations that it took.
+        # evaluations that it took, and the guesses that were evaluated with them.
         self.prompt: int | None = 0
-        self.cached = self.decoded = self.steps = self.passes = 0
+        self.cached = self.decoded = self.steps = self.guessed = self.passes = 0
         # Of this pass: tokens of its prompt, and how many had to be evaluated; how many tokens
         # there were before it; whether the engine itself ended it.
         self.asked: int | None = 0
@@ -152,6 +153,7 @@ class LlamaCall(EngineCall):
             self.evaluated += tokens
         else:
             self.steps += 1
+            self.guessed += max(0, tokens - 1)
 
     def prefilled(self) -> None:
         """The first token of a pass is there."""
@@ -227,9 +229,9 @@ class LlamaCall(EngineCall):
                 facts["cache_read_tokens"] = self.cached
         if self.passes > 1:
             facts["passes"] = self.passes
-        if self.drafting and self.made:
+        if self.drafting and self.guessed:
             accepted = max(0, self.decoded - self.steps)
-            facts["draft_accepted_share"] = min(1.0, accepted / self.made)
+            facts["draft_accepted_share"] = min(1.0, accepted / self.guessed)
 
 
 def stream(inner: Generator[Any, Any, Any], call: LlamaCall) -> Generator[Any, Any, Any]:
