@@ -294,7 +294,7 @@ def test_a_connection_cut_where_botocore_makes_do_with_what_came(client, calls, 
 def test_timeout(make, calls, server, stream_of):
     server.gate.clear()
     server.play("slow")
-    client = make(read_timeout=0.2)
+    client = make(read_timeout=1)
     with pytest.raises(Exception, match="timed out"):
         list(stream_of(client))
     assert calls.only.outcome == "failed"
