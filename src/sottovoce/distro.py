@@ -9,6 +9,9 @@ Nothing here imports the SDK until there is a destination.
 
 from __future__ import annotations
 
+import contextlib
+import email
+import gc
 import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +23,7 @@ from sottovoce import settings
 from sottovoce.guard import failed, never_raise
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from os import PathLike
 
     from opentelemetry.util._importlib_metadata import EntryPoint
@@ -207,9 +211,22 @@ class SottovoceConfigurator:
         if not chosen.has_destination:
             return
         apply_defaults(chosen)
-        from sottovoce.delivery import pipeline  # noqa: PLC0415 - the SDK, only when needed
+        with _uncollected():
+            from sottovoce.delivery import pipeline  # noqa: PLC0415 - the SDK, only when needed
 
-        pipeline.configure(chosen, auto_version=kwargs.get("auto_instrumentation_version"))
+            pipeline.configure(chosen, auto_version=kwargs.get("auto_instrumentation_version"))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let no garbage be looked for meanwhile: before the app runs there is none worth the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def guard_providers() -> None:
@@ -230,7 +247,14 @@ class _Known(Distribution):
 
     def __init__(self, known: Distribution) -> None:
         self._known = known
-        self._requires: list[str] | None = known.requires
+        self._requires: list[str] | None = None
+        text = known.read_text("METADATA")
+        if text is None:  # not installed from a wheel
+            self._requires = known.requires
+        else:
+            # The description, which follows, is most of it.
+            head = email.message_from_string(text.partition("\n\n")[0])
+            self._requires = head.get_all("Requires-Dist")
 
     @property
     def requires(self) -> list[str] | None:

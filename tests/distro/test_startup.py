@@ -28,6 +28,15 @@ print(json.dumps({
 """
 
 
+def test_garbage_is_collected_again_when_the_launcher_has_set_up(tmp_path):
+    program = "import gc; print(gc.isenabled())"
+    for how in (
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+        {"OTEL_CONFIG_FILE": str(tmp_path / "absent.yaml")},
+    ):
+        assert run(program, **how).out == "True\n"
+
+
 def test_the_launcher_reads_our_metadata_once_for_all_entry_points():
     ran = run(REQUIREMENTS)
     assert ran.err == ""
