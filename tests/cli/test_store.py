@@ -1,5 +1,6 @@
 """The store: what it keeps, how it stays small, what it refuses to open."""
 
+import json
 import os
 import sqlite3
 import stat
@@ -51,6 +52,27 @@ def test_the_newest_cumulative_point_of_each_process_counts_once(store):
     store.add(request(), Rows(points=[point(at=9, count=5, buckets="[0, 5]", resource='{"p": 2}')]))
     (merged,) = store.points()
     assert (merged.count, merged.buckets) == (8, (2, 6))
+
+
+def level(name, service, total, at, kind="sum"):
+    resource = json.dumps({"service.name": service, "service.instance.id": f"{service} {at}"})
+    return (
+        name, kind, "By", 2, 0, at, at, 0, total, None, None, "[]", "[]", "scope", "{}", resource,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sum", "gauge"])
+def test_levels_of_processes_are_not_added(store, kind):
+    names = ("process.memory.usage", "system.memory.usage")
+    for at, service, total in ((3, "app", 30.0), (1, "app", 10.0), (2, "server", 20.0)):
+        rows = Rows(points=[level(name, service, total, at, kind) for name in names])
+        store.add(request(), rows)
+    told = [(point.name, point.resource["service.name"], point.total) for point in store.points()]
+    assert sorted(told) == [
+        ("process.memory.usage", "app", 30.0),
+        ("process.memory.usage", "server", 20.0),
+        ("system.memory.usage", "app", 30.0),
+    ]
 
 
 def test_delta_points_are_added_up(store):

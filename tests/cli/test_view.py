@@ -148,6 +148,18 @@ def test_a_detail_longer_than_the_line_goes_on_below_its_span(store):
     )
 
 
+def test_levels_are_told_by_service(store):
+    points = [
+        (name, "sum", "By", 2, 0, 1, 1, 0, total, None, None, "[]", "[]", "", "{}", resource)
+        for name in ("process.memory.usage", "system.memory.usage")
+        for total, resource in ((1e6, '{"service.name": "a"}'), (2e6, '{"service.name": "b"}'))
+    ]
+    store.add(request(), Rows(points=points))
+    text = seen(store)
+    assert "process.memory.usage  a  1 MB" in text and "process.memory.usage  b  2 MB" in text
+    assert "system.memory.usage  2 MB" in text
+
+
 def test_histograms_are_drawn_with_their_real_buckets(filled):
     text = seen(filled)
     assert "gen_ai.client.operation.duration  s" in text

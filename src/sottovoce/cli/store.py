@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce.cli import series
 from sottovoce.cli.otlp import Rows, decompress
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Point:
     buckets: tuple[int, ...]
     scope: str
     attributes: dict[str, Any]
-    resource: str
+    resource: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -373,36 +374,24 @@ class Store:
         return [span for trace in self.traces(-1, after) for span in trace]
 
     def points(self, after: int = 0) -> list[Point]:
-        """Metric points, added up over processes and exports: one a name and attribute set.
-
-        Of a cumulative series only its newest point counts; delta points are summed.
-        """
-        series: dict[tuple[Any, ...], Point] = {}
-        for row in self._rows(
-            "SELECT name, kind, unit, temporality, monotonic, start_ns, at_ns, count, total, low, "
-            "high, bounds, buckets, scope, attributes, resource FROM point WHERE request > ? "
-            "ORDER BY at_ns",
-            after,
-        ):
-            point = Point(
+        """Metric points, added up over processes and exports, see `series.added_up`."""
+        return series.added_up(
+            Point(
                 **{
                     **dict(row),
                     "bounds": tuple(self._json(row["bounds"])),
                     "buckets": tuple(self._json(row["buckets"])),
                     "attributes": self._json(row["attributes"]),
+                    "resource": self._json(row["resource"]),
                 }
             )
-            key = (point.name, point.kind, point.bounds, row["attributes"])
-            if point.temporality == _DELTA:
-                series[key] = _added(series[key], point) if key in series else point
-            else:
-                process = (point.scope, point.resource, point.start_ns)
-                series[key + process] = point
-        merged: dict[tuple[Any, ...], Point] = {}
-        for key, point in series.items():
-            short = key[:4]
-            merged[short] = _added(merged[short], point) if short in merged else point
-        return sorted(merged.values(), key=lambda point: (point.name, str(point.attributes)))
+            for row in self._rows(
+                "SELECT name, kind, unit, temporality, monotonic, start_ns, at_ns, count, total, "
+                "low, high, bounds, buckets, scope, attributes, resource FROM point "
+                "WHERE request > ? ORDER BY at_ns",
+                after,
+            )
+        )
 
     def logs(self, after: int = 0) -> list[Log]:
         """Log records, oldest first."""
@@ -414,25 +403,6 @@ class Store:
                 after,
             )
         ]
-
-
-_DELTA: Final = 1
-
-
-def _added(one: Point, other: Point) -> Point:
-    gauge = one.kind == "gauge"
-    lows = [low for low in (one.low, other.low) if low is not None]
-    highs = [high for high in (one.high, other.high) if high is not None]
-    return Point(
-        one.name, one.kind, one.unit, one.temporality, one.monotonic,
-        min(one.start_ns, other.start_ns), max(one.at_ns, other.at_ns),
-        one.count + other.count,
-        other.total if gauge else one.total + other.total,
-        min(lows, default=None), max(highs, default=None),
-        one.bounds,
-        tuple(a + b for a, b in zip(one.buckets, other.buckets, strict=False)),
-        one.scope, one.attributes, one.resource,
-    )  # fmt: skip
 
 
 def _insert(table: str, width: int) -> str:

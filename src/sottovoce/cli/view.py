@@ -7,16 +7,14 @@ Everything that was received is untrusted: it is shown as `Text`, never as marku
 from __future__ import annotations
 
 import re
-import time
-from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
-from rich.cells import set_cell_size
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from sottovoce.cli import charts, shown
+from sottovoce.cli import charts, series, shown, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sottovoce.cli.search import Report
-    from sottovoce.cli.store import Log, Point, Span, Store
+    from sottovoce.cli.store import Log, Point, Store
 
 WIDTH: Final = 100
 """Columns when the output is no terminal."""
@@ -36,21 +34,9 @@ OWN_ERRORS: Final = {
     "sottovoce.hook.errors": "hook",
     "sottovoce.decode.errors": "decode",
 }
-_MAX_SPANS: Final = 200
 _MAX_LOGS: Final = 10
 _MAX_COUNTERS: Final = 60
 _MAX_HITS: Final = 10
-_KINDS: Final = ("", "internal", "server", "client", "producer", "consumer")
-_ERROR: Final = 2
-_OUTCOMES: Final = {"completed": "green", "failed": "bold red"}
-_COLUMNS: Final = (
-    ("kind", 8, "<"),
-    ("duration", 8, ">"),
-    ("in→out", 9, ">"),
-    ("first", 8, ">"),
-    ("chunks", 6, ">"),
-    ("outcome", 9, "<"),
-)
 _FONT_FACE: Final = re.compile(r"@font-face\s*\{.*?\}", re.DOTALL)
 
 
@@ -110,13 +96,12 @@ def open_null() -> IO[str]:
 
 
 def _parts(store: Store, out: Console, after: int, limit: int) -> Iterator[RenderableType]:
-    trees = store.traces(limit, after)
+    calls = store.traces(limit, after)
     points = store.points(after)
     yield Rule("calls", align="left", style="cyan")
-    if not trees:
+    if not calls:
         yield Text("no spans arrived", style="yellow")
-    for spans in trees:
-        yield from _trace(spans, out)
+    yield from trees.drawn(calls, out)
     yield Rule("metrics", align="left", style="cyan")
     if not points:
         yield Text("no metrics arrived", style="yellow")
@@ -129,149 +114,6 @@ def _parts(store: Store, out: Console, after: int, limit: int) -> Iterator[Rende
     yield from _received(store, after)
 
 
-def _trace(spans: list[Span], out: Console) -> Iterator[Text]:
-    start = min(span.start_ns for span in spans)
-    end = max(span.end_ns for span in spans)
-    service = shown.clean(spans[0].resource.get("service.name", "unknown service"), 40)
-    heading = Text(f"trace {shown.clean(spans[0].trace, 32)}", style="bold cyan")
-    clock = time.strftime("%H:%M:%S", time.localtime(min(start, _LAST_NS) / 1e9))
-    heading.append(
-        f"  {service}  {clock}  {_duration(start, end)}  "
-        f"{len(spans)} span{'' if len(spans) == 1 else 's'}",
-        style="dim",
-    )
-    yield heading
-    others = sum(column[1] + 1 for column in _COLUMNS)
-    name_width = max(16, out.width - others)
-    header = Text(set_cell_size("span", name_width), style="dim", no_wrap=True)
-    for title, size, align in _COLUMNS:
-        header.append(f" {title:{align}{size}}")
-    yield header
-    for shown_spans, (prefix, below, span) in enumerate(
-        _tree(spans, name_width // 2, ascii_only=out.options.ascii_only)
-    ):
-        if shown_spans >= _MAX_SPANS:
-            yield Text(f"… and {len(spans) - shown_spans} more spans", style="dim")
-            break
-        yield _line(prefix, span, name_width)
-        detail = _detail(span)
-        for row in detail.wrap(out, max(16, out.width - len(below))) if detail else ():
-            yield Text.assemble((below, "dim"), row)
-    yield Text()
-
-
-_LAST_NS: Final = 4_102_444_800 * 10**9  # the year 2100: every platform's localtime takes it
-
-
-def _tree(spans: list[Span], indent: int, *, ascii_only: bool) -> Iterator[tuple[str, str, Span]]:
-    """Spans depth first, with the lines to draw before the name and below it.
-
-    A span whose parent did not arrive is a root; so is, once, each cycle of parents. From
-    `indent` columns on the tree gets no wider.
-    """
-    ids = {span.id for span in spans}
-    children: dict[str, list[Span]] = defaultdict(list)
-    roots = []
-    for span in spans:
-        if span.parent in ids and span.parent != span.id:
-            children[span.parent].append(span)
-        else:
-            roots.append(span)
-    tee, corner, through = ("|- ", "`- ", "|  ") if ascii_only else ("├─ ", "└─ ", "│  ")
-    seen: set[str] = set()
-    for first in (*roots, *spans):
-        todo = [("", "", first)]
-        while todo:
-            prefix, below, span = todo.pop()
-            if span.id in seen:
-                continue
-            seen.add(span.id)
-            under = children.get(span.id, [])
-            yield prefix, below + (through if under else "   "), span
-            deep = len(below) >= indent
-            for index, child in enumerate(reversed(under)):
-                last = index == 0
-                todo.append(
-                    (
-                        below + (corner if last else tee),
-                        below if deep else below + ("   " if last else through),
-                        child,
-                    )
-                )
-
-
-def _line(prefix: str, span: Span, name_width: int) -> Text:
-    attributes = span.attributes
-    outcome = attributes.get("sottovoce.call.outcome") or ("error" if span.status == _ERROR else "")
-    first = shown.number(attributes.get("gen_ai.response.time_to_first_chunk"))
-    cells = (
-        _KINDS[span.kind] if 0 <= span.kind < len(_KINDS) else "?",
-        _duration(span.start_ns, span.end_ns),
-        _tokens(attributes),
-        "" if first is None else shown.seconds(first),
-        _count(attributes.get("sottovoce.response.chunks")),
-        shown.clean(outcome, 9),
-    )
-    failed = span.status == _ERROR
-    style = _OUTCOMES.get(str(outcome), "bold red" if failed else "yellow")
-    name = shown.clean(span.name)
-    room = max(4, name_width - len(prefix))
-    text = Text(prefix, style="dim", no_wrap=True, overflow="ellipsis")
-    padded = set_cell_size(name if len(name) <= room else name[: room - 1] + "…", room)
-    text.append(padded, style="not dim bold red" if failed else "not dim bold")
-    for (title, size, align), cell in zip(_COLUMNS, cells, strict=True):
-        text.append(
-            f" {cell:{align}{size}}", style=f"not dim {style if title == 'outcome' else ''}"
-        )
-    return text
-
-
-def _detail(span: Span) -> Text:
-    """Whose model it was, and what is worth a word: dim, and often one line."""
-    get = span.attributes.get
-    words = [
-        shown.clean(value, 40)
-        for key in (
-            "gen_ai.provider.name", "sottovoce.model.architecture",
-            "sottovoce.model.parameters", "sottovoce.model.quantization",
-        )
-        if (value := get(key)) is not None
-    ]  # fmt: skip
-    answered = get("gen_ai.response.model")
-    if answered is not None and answered != get("gen_ai.request.model"):
-        words.append(f"answered by {shown.clean(answered, 40)}")
-    cached = _count(get("gen_ai.usage.cache_read.input_tokens"))
-    if cached not in {"", "0"}:
-        words.append(f"{cached} cached")
-    reasons = get("gen_ai.response.finish_reasons")
-    if isinstance(reasons, list) and reasons:
-        words.append("finish " + ",".join(shown.clean(reason, 20) for reason in reasons[:4]))
-    address = get("server.address")
-    if address is not None:
-        port = get("server.port")
-        words.append(shown.clean(address, 40) + (f":{shown.clean(port, 6)}" if port else ""))
-    detail = Text(" · ".join(words), style="dim")
-    error = get("error.type")
-    if error is not None:
-        detail.append((" · " if words else "") + shown.clean(error, 60), style="not dim red")
-    return detail
-
-
-def _duration(start_ns: int, end_ns: int) -> str:
-    return shown.seconds(max(0, end_ns - start_ns) / 1e9)
-
-
-def _count(value: Any) -> str:
-    found = shown.number(value)
-    return "" if found is None else f"{found:,.0f}"
-
-
-def _tokens(attributes: dict[str, Any]) -> str:
-    given = _count(attributes.get("gen_ai.usage.input_tokens"))
-    made = _count(attributes.get("gen_ai.usage.output_tokens"))
-    return f"{given or '?'}→{made or '?'}" if given or made else ""
-
-
 def _counters(points: list[Point]) -> Iterator[Text]:
     found = [
         point
@@ -280,8 +122,13 @@ def _counters(points: list[Point]) -> Iterator[Text]:
         and point.name != DROPPED
         and point.name not in OWN_ERRORS
     ]
+    services = {
+        told for point in found if series.is_level(point) and (told := series.service(point))
+    }
     for point in found[:_MAX_COUNTERS]:
         line = Text(shown.clean(point.name), style="bold cyan")
+        of = series.service(point) if len(services) > 1 and series.is_level(point) else ""
+        line.append(f"  {shown.clean(of, 40)}" if of else "", style="not bold dim")
         told = f"  {charts.attribute_set(point.attributes)}" if point.attributes else ""
         line.append(f"{told}  ", style="not bold default")
         line.append(shown.amount(point.total, point.unit), style="not bold green")
