@@ -56,6 +56,26 @@ class TestShow:
         assert rows["review"].startswith("first-registry: 2026-11-21, ")
         assert rows["elsewhere"] == "aggregate: drop, strict: drop, content: keep"
 
+    def test_of_a_metric_it_tells_what_is_measured(self):
+        told = run("show", "gen_ai.client.token.usage")
+        rows = dict(line.strip().split(maxsplit=1) for line in told.splitlines()[1:])
+        assert rows["metric"] == "histogram, in {token}"
+        assert rows["buckets"].endswith(", 67108864")
+        assert "gen_ai.token.type" in rows["attributes"].split(", ")
+        assert "not declared" not in told
+
+    def test_a_metric_of_others_is_told_from_ours(self):
+        assert "sottovoce does not record it" in run("show", "http.server.request.duration")
+
+    def test_a_name_that_is_a_metric_and_a_dialects_word_is_both(self):
+        told = run("show", "gen_ai.server.time_to_first_token")
+        assert "histogram, in s" in told and "dialect's word" in told
+
+    @pytest.mark.parametrize("name", ["sottovoce.model", "sottovoce.model."])
+    def test_what_is_below_a_name_is_listed(self, name):
+        told = run("show", name)
+        assert "sottovoce.model.size" in told and "sottovoce.model.load.duration" in told
+
     @pytest.mark.parametrize("profile", registry.PROFILES)
     def test_each_profile_has_its_rule(self, profile):
         rule = registry.rules(profile)["gen_ai.request.model"]

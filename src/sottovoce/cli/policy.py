@@ -12,7 +12,7 @@ import click
 
 from sottovoce import settings as settings_
 from sottovoce.cli import shown
-from sottovoce.registry import ATTRIBUTES, DIALECTS, PREFIXES, PROFILES
+from sottovoce.registry import ATTRIBUTES, DIALECTS, METRICS, PREFIXES, PROFILES
 
 if TYPE_CHECKING:
     from sottovoce.cli.verdicts import Finding, Record
@@ -45,13 +45,20 @@ def policy() -> None:
 @_PROFILE
 @click.argument("attribute", required=False)
 def show(profile: str | None, attribute: str | None) -> None:
-    """Print rule, contract, sensitivity, reason and review of ATTRIBUTE, or of all."""
+    """Print rule, contract, sensitivity, reason and review of ATTRIBUTE, or of all.
+
+    Of a metric it prints what is measured, and which attributes its points may carry.
+    """
     texts = _texts()
     chosen = _chosen(profile)[0]
     if attribute is None:
         _table(texts, chosen)
         return
     name = _declared(attribute)
+    if attribute in METRICS:
+        _metric(attribute)
+        if name is None and attribute not in DIALECTS:
+            return
     if attribute in DIALECTS:
         said = DIALECTS[attribute][0]
         click.echo(f"{attribute} is a dialect's word: it leaves as {said}, under the rule of that.")
@@ -143,7 +150,12 @@ def _declared(name: str) -> str | None:
 def _undeclared(name: str) -> None:
     seen = shown.clean(name, _LONGEST)
     click.echo(f"{seen} is not declared: it would be dropped, and counted as `unknown`.")
-    near = difflib.get_close_matches(name[:_LONGEST], [*ATTRIBUTES, *PREFIXES], n=5)
+    known = {*ATTRIBUTES, *PREFIXES, *METRICS}
+    below = sorted(other for other in known if other.startswith(f"{name.rstrip('.')}."))
+    if below:
+        click.echo(f"Below it: {', '.join(below)}")
+        return
+    near = difflib.get_close_matches(name[:_LONGEST], sorted(known), n=5)
     if near:
         click.echo(f"Near it: {', '.join(near)}")
 
@@ -162,6 +174,25 @@ def _table(texts: dict[str, dict[str, Any]], profile: str) -> None:
     for row in [head, *rows]:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         click.echo("  ".join([*padded, row[-1]]))
+
+
+def _metric(name: str) -> None:
+    metric = METRICS[name]
+    recorded = " and ".join(sorted(metric.vocabulary, reverse=True))
+    rows = [
+        ("what", metric.description),
+        ("metric", f"{metric.instrument}, in {metric.unit}"),
+        ("attributes", ", ".join(sorted(metric.attributes)) or "none"),
+        (
+            "vocabulary",
+            recorded or "of others: it is let through, sottovoce does not record it",
+        ),
+    ]
+    if metric.boundaries:
+        rows.insert(2, ("buckets", ", ".join(f"{bound:.12g}" for bound in metric.boundaries)))
+    click.echo(name)
+    for title, text in rows:
+        click.echo(f"  {title:<12}{text}")
 
 
 def _one(texts: dict[str, dict[str, Any]], name: str, profile: str) -> None:

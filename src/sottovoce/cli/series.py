@@ -28,7 +28,8 @@ def added_up(points: Iterable[Point]) -> list[Point]:
     for point in points:
         key: tuple[Any, ...] = (point.name, point.kind, point.bounds, str(point.attributes))
         if is_level(point):
-            series[(*key, service(point))] = point
+            told = (*key, service(point))
+            series[told] = point
         elif point.temporality == _DELTA:
             series[key] = _sum(series[key], point) if key in series else point
         else:
