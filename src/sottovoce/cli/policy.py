@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from sottovoce import settings as settings_
-from sottovoce.cli import shown
+from sottovoce.cli import shown, texts
 from sottovoce.registry import ATTRIBUTES, DIALECTS, METRICS, PREFIXES, PROFILES
 
 if TYPE_CHECKING:
@@ -49,10 +47,9 @@ def show(profile: str | None, attribute: str | None) -> None:
 
     Of a metric it prints what is measured, and which attributes its points may carry.
     """
-    texts = _texts()
     chosen = _chosen(profile)[0]
     if attribute is None:
-        _table(texts, chosen)
+        _table(texts.read(), chosen)
         return
     name = _declared(attribute)
     if attribute in METRICS:
@@ -66,7 +63,7 @@ def show(profile: str | None, attribute: str | None) -> None:
     if name is None:
         _undeclared(attribute)
         return
-    _one(texts, name, chosen)
+    _one(texts.read(), name, chosen)
 
 
 @policy.command()
@@ -132,13 +129,6 @@ def _chosen(profile: str | None) -> tuple[str, settings_.Settings]:
     return name, settings.but(profile=name, disabled=False)
 
 
-def _texts() -> dict[str, dict[str, Any]]:
-    """What nothing else reads at run time: 100 kB of reasons."""
-    path = files("sottovoce.registry").joinpath("texts.json")
-    texts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return texts
-
-
 def _declared(name: str) -> str | None:
     """The entry that speaks of `name`: its own, or that of a beginning of it."""
     if name in ATTRIBUTES or name in PREFIXES:
@@ -160,7 +150,7 @@ def _undeclared(name: str) -> None:
         click.echo(f"Near it: {', '.join(near)}")
 
 
-def _table(texts: dict[str, dict[str, Any]], profile: str) -> None:
+def _table(told: dict[str, dict[str, Any]], profile: str) -> None:
     head = ("attribute", "rule", "contract", "sensitivity", "review", "reason")
     rows = [
         (
@@ -168,7 +158,7 @@ def _table(texts: dict[str, dict[str, Any]], profile: str) -> None:
             entry["rules"][PROFILES.index(profile)],
             *(entry[field] for field in head[2:]),
         )
-        for name, entry in texts["attributes"].items()
+        for name, entry in told["attributes"].items()
     ]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head) - 1)]
     for row in [head, *rows]:
@@ -195,25 +185,25 @@ def _metric(name: str) -> None:
         click.echo(f"  {title:<12}{text}")
 
 
-def _one(texts: dict[str, dict[str, Any]], name: str, profile: str) -> None:
-    entry = texts["attributes"][name]
+def _one(told: dict[str, dict[str, Any]], name: str, profile: str) -> None:
+    entry = told["attributes"][name]
     attribute = ATTRIBUTES[name] if name in ATTRIBUTES else PREFIXES[name]
     rules = dict(zip(PROFILES, entry["rules"], strict=True))
     rule = rules.pop(profile)
     click.echo(f"{name}.<key>" if name in PREFIXES else name)
     rows = [
         ("what", entry["brief"]),
-        ("rule", f"{rule} ({profile}): {texts['rules'][rule]}"),
+        ("rule", f"{rule} ({profile}): {told['rules'][rule]}"),
         ("elsewhere", ", ".join(f"{other}: {its}" for other, its in rules.items())),
         ("type", attribute.type),
-        ("contract", f"{entry['contract']}: {texts['contracts'][entry['contract']]}"),
+        ("contract", f"{entry['contract']}: {told['contracts'][entry['contract']]}"),
         ("on", ", ".join(sorted(attribute.signals))),
         (
             "sensitivity",
-            f"{entry['sensitivity']}: {texts['sensitivities'][entry['sensitivity']]}",
+            f"{entry['sensitivity']}: {told['sensitivities'][entry['sensitivity']]}",
         ),
         ("why", entry["reason"]),
-        ("review", f"{entry['review']}: {texts['reviews'].get(entry['review'], 'none yet')}"),
+        ("review", f"{entry['review']}: {told['reviews'].get(entry['review'], 'none yet')}"),
     ]
     if attribute.values:
         values = sorted(attribute.values)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from sottovoce.cli import charts, series, shown, trees
+from sottovoce.cli import charts, series, shown, texts, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -109,7 +109,7 @@ def _parts(store: Store, out: Console, after: int, limit: int) -> Iterator[Rende
     yield from _counters(points)
     yield from _logs(store.logs(after))
     yield Rule("removed or replaced by the gate, by rule", align="left", style="cyan")
-    yield from _ledger(points, ascii_only=out.options.ascii_only)
+    yield from _ledger(points, out)
     yield Rule("received", align="left", style="cyan")
     yield from _received(store, after)
 
@@ -153,7 +153,7 @@ def _logs(logs: list[Log]) -> Iterator[RenderableType]:
     yield Text()
 
 
-def _ledger(points: list[Point], *, ascii_only: bool) -> Iterator[Text]:
+def _ledger(points: list[Point], out: Console) -> Iterator[Text]:
     dropped: Counter[tuple[str, str]] = Counter()
     errors: Counter[str] = Counter()
     for point in points:
@@ -164,11 +164,12 @@ def _ledger(points: list[Point], *, ascii_only: bool) -> Iterator[Text]:
         elif point.name in OWN_ERRORS:
             where = next(iter(point.attributes.values()), "?")
             errors[f"{OWN_ERRORS[point.name]} {shown.clean(where, 60)}"] += int(point.total)
-    most = max(dropped.values(), default=0)
     for (signal, rule), count in dropped.most_common():
-        line = Text(f"{signal:<12} {rule:<20} {count:>7,} ", no_wrap=True, overflow="ellipsis")
-        line.append(charts.bar(count, most, 30, ascii_only=ascii_only), style="magenta")
-        yield line
+        row = f"{signal:<9} {rule:<14} {count:>6,}  "
+        why = Text(texts.of_ledger(rule)).wrap(out, max(20, out.width - len(row)))
+        yield Text.assemble(row, (str(why[0]) if why else "", "dim"), no_wrap=True)
+        for more in why[1:]:
+            yield Text.assemble(" " * len(row), (str(more), "dim"), no_wrap=True)
     if not dropped:
         yield Text("nothing was removed or replaced, or no metrics came that tell", style="dim")
     wrong = {place: count for place, count in errors.items() if count}
