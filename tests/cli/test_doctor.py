@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -32,11 +33,18 @@ def doctor(*arguments, path="", **environment):
 
 
 @pytest.fixture(scope="module")
-def found():
+def port():
+    """Of a server that takes connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def found(port):
     done = doctor(
         "--format",
         "json",
-        OTEL_EXPORTER_OTLP_ENDPOINT="http://user:planted@127.0.0.1:4318/planted?planted",
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://user:planted@127.0.0.1:{port}/planted?planted",
         OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sottovoce_groq",
         SOTTOVOCE_KEY="planted secret key",
     )
@@ -58,8 +66,9 @@ def test_every_client_and_runtime_of_this_environment_is_hooked(found):
     assert (found["problems"], found["code"]) == ([], 0)
 
 
-def test_it_says_where_to_and_what_differs(found):
-    assert found["destinations"]["traces"] == "otlp_proto_http to 127.0.0.1:4318"
+def test_it_says_where_to_and_what_differs(found, port):
+    assert found["destinations"]["traces"] == f"otlp_proto_http to 127.0.0.1:{port}"
+    assert found["silent"] == []
     assert found["destinations"]["logs"] == ""
     assert found["settings"]["SOTTOVOCE_KEY"] == "(set)"
     assert any(each["name"] == "anthropic" for each in found["others"])
@@ -103,9 +112,15 @@ def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):
     assert "another distro" in done.stdout
 
 
-def test_a_library_that_fails_to_import_is_named(tmp_path):
+def test_a_library_that_fails_to_import_and_a_collector_that_does_not_answer_are_named(tmp_path):
     (tmp_path / "groq.py").write_text("raise RuntimeError('planted')")
-    done = doctor(path=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:4318")
+    with socket.socket() as closed:
+        # Bound, but not listening: nobody else can take the port meanwhile.
+        closed.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{closed.getsockname()[1]}"
+        done = doctor(path=tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{host}")
     assert done.returncode == 1
+    assert f"traces   otlp_proto_http to {host}, where nothing answers now\n" in done.stdout
+    assert "logs     nowhere\n" in done.stdout
     assert "groq" in done.stdout
     assert "planted" not in done.stdout + done.stderr

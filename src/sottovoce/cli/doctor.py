@@ -79,7 +79,8 @@ def _show(out: Console, found: Environment) -> None:
         out.print("  none")
     out.print(Text("\nWhere to", style="bold"))
     for signal, destination in found.destinations.items():
-        out.print(Text(f"  {signal:8} {clean(destination) or 'nowhere'}"))
+        silent = ", where nothing answers now" if signal in found.silent else ""
+        out.print(Text(f"  {signal:8} {clean(destination) or 'nowhere'}{silent}"))
     out.print(Text("\nWhat would be recorded", style="bold"))
     _table(
         out,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from sottovoce import hardware, registry, rivals, settings
+from sottovoce.privacy.rules import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from sottovoce.settings import Settings
 
 _PATIENCE_S: Final = 120
+_ANSWER_S: Final = 1.0
+_PORTS: Final = {"http": 80, "https": 443}
 _GROUPS: Final = ("opentelemetry_distro", "opentelemetry_configurator")
 _NO_SPANS: Final = frozenset({"off", "aggregate"})
 _ELSEWHERE: Final = ("opentelemetry.", "sottovoce.")
@@ -66,6 +70,7 @@ class Environment:
         settings: what is not a default: variable -> value as shown.
         warnings: settings that could not be used.
         destinations: signal -> exporter and host, empty for none.
+        silent: those of the signals whose destination is on this machine and does not answer.
         spans: what spans would be of, by `gen_ai.operation.name` or MCP method; none in a
             profile without spans.
         metrics: names of the metrics of the chosen vocabulary.
@@ -90,6 +95,7 @@ class Environment:
     others: tuple[Other, ...]
     missing: tuple[str, ...] = ()
     problem: str | None = None
+    silent: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -117,6 +123,7 @@ def look() -> Environment:
         others=tuple(_others(chosen, {each.name: each.version for each in libraries})),
         missing=tuple(name for name, each in found.items() if each["library"] is None),
         problem=problem,
+        silent=tuple(signal for signal in settings.SIGNALS if _is_silent(chosen, signal)),
         versions={
             name: _version(name) or "absent"
             for name in ("sottovoce", "opentelemetry-sdk", "opentelemetry-instrumentation")
@@ -193,11 +200,29 @@ def _destination(chosen: Settings, signal: str) -> str:
     exporters = chosen.exporters(signal)
     if not exporters:
         return ""
-    own = getattr(chosen, f"{signal}_endpoint")
-    local = settings.LOCAL_ENDPOINT if chosen.local else None
-    address = own or chosen.endpoint or local
-    host = urlsplit(address).netloc.rpartition("@")[2] if address else ""
+    host = urlsplit(_address(chosen, signal)).netloc.rpartition("@")[2]
     return ", ".join(exporters) + (f" to {host}" if host else "")
+
+
+def _address(chosen: Settings, signal: str) -> str:
+    local = settings.LOCAL_ENDPOINT if chosen.local else ""
+    return getattr(chosen, f"{signal}_endpoint") or chosen.endpoint or local
+
+
+def _is_silent(chosen: Settings, signal: str) -> bool:
+    """Ask this machine only: nobody else is to learn that somebody looks around."""
+    address = _address(chosen, signal)
+    if not address or not chosen.exporters(signal):
+        return False
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
+        if not is_loopback(host):
+            return False
+        with socket.create_connection((host, port), timeout=_ANSWER_S):
+            return False
+    except (OSError, ValueError):
+        return True
 
 
 def _others(chosen: Settings, libraries: Mapping[str, str | None]) -> list[Other]:
