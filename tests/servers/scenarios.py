@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from servers.calls import Calls
+from servers import fixtures
 from servers.drivers import Async, Sync
-from sottovoce import guard, transports
+from sottovoce import guard
 from sottovoce.call import Call, current_call
-from sottovoce.guard import ImportHooks, Patches
 
 MESSAGES = [{"role": "user", "content": "a secret question"}]
 
@@ -88,17 +87,10 @@ class Sdk:
 @contextmanager
 def hooked(sdk):
     """Hook an SDK as its instrumentor does; give what it records."""
-    calls, hooks, patches = Calls(), ImportHooks(), Patches()
     guard.failures.clear()
     guard.undecodable.clear()
-    sdk.room.install(calls, hooks, patches)
-    transports.install_wire()
-    try:
+    with fixtures.hooked(sdk.room.install) as calls:
         yield calls
-    finally:
-        hooks.stop()
-        transports.remove_wire()
-        patches.undo()
     assert not guard.failures
 
 
