@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sottovoce")
 
-_BAGGAGE: Final = "baggage"
-
 WITHHOLD: Final = context_api.create_key("sottovoce-withhold")
 """Context key: while it is true nothing is injected, neither `traceparent` nor baggage."""
 
@@ -80,22 +78,21 @@ class GatedPropagator(TextMapPropagator):
         return context_api.get_value(WITHHOLD, context)
 
 
-def headers(context: Context, *, baggage: bool) -> dict[str, str]:
+def headers(context: Context) -> dict[str, str]:
     """Give what the global propagator says of `context` to a host that may know it. May raise.
 
-    Args:
-        context: with the span that becomes the parent of what is done there.
-        baggage: whether the operator asked for it by name; OpenTelemetry's default has it.
+    Which span becomes the parent of what is done there, and never baggage: it holds what the app
+    says, and to carry it is the affair of the app's own HTTP instrumentation.
     """
     from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
+    from opentelemetry.baggage import clear, get_all  # noqa: PLC0415 - as above
 
     carrier: dict[str, str] = {}
     if context_api.get_value(WITHHOLD, context):
         # From another host's call, in whose midst this one is made.
         context = context_api.set_value(WITHHOLD, False, context)
+    if get_all(context):
+        # Some propagators write it under names of their own (Jaeger's: `uberctx-…`).
+        context = clear(context)
     propagate.inject(carrier, context)
-    return {
-        name.lower(): value
-        for name, value in carrier.items()
-        if baggage or name.lower() != _BAGGAGE
-    }
+    return {name.lower(): value for name, value in carrier.items()}
