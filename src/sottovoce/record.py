@@ -146,8 +146,6 @@ class Recording:
         self._settings = chosen = settings_ or settings.read()[0]
         self._policy = policy.active(chosen)
         self._withhold = chosen.propagation == "own"
-        asked = (chosen.propagators or "").split(",")
-        self._baggage = "baggage" in {name.strip() for name in asked}
         schema = SCHEMA_URLS["latest" if chosen.semconv == "latest" else "v1.41"]
         self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, schema_url=schema)
         self._meters = meter_provider or metrics.get_meter_provider()
@@ -200,7 +198,7 @@ class Recording:
         handle: Handle | None = call.handle
         if handle is None or (self._withhold and not local):
             return None
-        return propagation.headers(handle.context, baggage=self._baggage)
+        return propagation.headers(handle.context)
 
     def withholds(self, call: Call) -> bool:
         """Whether trace context must not go where this call goes."""
