@@ -42,7 +42,7 @@ OUTPUT_TYPES: Final = {"text": "text", "json_object": "json", "json_schema": "js
 
 def from_person(message: Any) -> bool | None:
     """Tell whether a message comes from a person, by its role and its blocks' types."""
-    if not isinstance(message, Mapping):
+    if type(message) is not dict and not isinstance(message, Mapping):
         return None
     if message.get("role") != "user":
         return False
@@ -57,10 +57,11 @@ def from_person(message: Any) -> bool | None:
 def find_error(body: Body) -> str | None:
     """Find an error's code in ``{"error": {…}}``, ``{"error": "…"}`` or ``{"object": "error", …}``."""
     error = body.get("error")
-    if isinstance(error, Mapping):
-        return error_code(error.get("code"), error.get("type"))
-    if error:
-        return error_code()
+    if error is not None:
+        if isinstance(error, Mapping):
+            return error_code(error.get("code"), error.get("type"))
+        if error:
+            return error_code()
     if body.get("object") == "error":  # vLLM
         return error_code(body.get("type"), body.get("code"))
     return None
