@@ -12,21 +12,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import (
-    Body,
-    Candidates,
-    Protocol,
-    Seen,
-    Table,
-    at,
-    error_code,
-    length,
-    names,
-    of,
-    read,
-    rows,
-    summed,
-)
+from sottovoce.protocols.protocol import Protocol, Seen, error_code, names
+from sottovoce.protocols.tables import Body, Candidates, Table, at, length, of, read, rows, summed
 
 PERSON_BLOCKS: Final = frozenset({"text", "image", "document", "search_result"})
 """Types of content blocks that a person's turn is made of."""

@@ -11,20 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sottovoce.protocols.openai_chat import find_error
-from sottovoce.protocols.protocol import (
-    Body,
-    Candidates,
-    Find,
-    Protocol,
-    Seen,
-    Table,
-    at,
-    names,
-    of,
-    read,
-    rows,
-    summed,
-)
+from sottovoce.protocols.protocol import Protocol, Seen, names
+from sottovoce.protocols.tables import Body, Candidates, Find, Table, at, of, read, rows, summed
 
 PERSON_BLOCKS: Final = frozenset({"audio", "document", "guardContent", "image", "text", "video"})
 """Keys of content blocks that a person's turn is made of; results of tools are not among them."""

@@ -14,19 +14,8 @@ from typing import Any, Final
 
 from sottovoce.protocols import anthropic_messages, bedrock_converse, openai_chat
 from sottovoce.protocols.bedrock_converse import length_at
-from sottovoce.protocols.protocol import (
-    Body,
-    Candidates,
-    Find,
-    Protocol,
-    Seen,
-    Table,
-    at,
-    of,
-    read,
-    rows,
-    summed,
-)
+from sottovoce.protocols.protocol import Protocol, Seen
+from sottovoce.protocols.tables import Body, Candidates, Find, Table, at, of, read, rows, summed
 
 METRICS: Final = "amazon-bedrock-invocationMetrics"
 """Key of the counts in the last chunk of a stream."""

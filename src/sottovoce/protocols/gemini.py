@@ -12,18 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import (
-    Body,
-    Candidates,
-    Find,
-    Protocol,
-    Seen,
-    Table,
-    at,
-    of,
-    read,
-    rows,
-)
+from sottovoce.protocols.protocol import Protocol, Seen
+from sottovoce.protocols.tables import Body, Candidates, Find, Table, at, of, read, rows
 
 PERSON_PARTS: Final = frozenset({"text", "inlineData", "inline_data", "fileData", "file_data"})
 """Parts that a person's turn is made of; what a function gave back is not among them."""

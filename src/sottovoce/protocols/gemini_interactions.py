@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import (
+from sottovoce.protocols.protocol import Protocol, Seen, error_code
+from sottovoce.protocols.tables import (
     Body,
     Candidates,
     Find,
-    Protocol,
-    Seen,
     Table,
     at,
-    error_code,
     length,
     of,
     read,

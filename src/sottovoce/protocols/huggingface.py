@@ -10,18 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from sottovoce.protocols.protocol import (
-    Body,
-    Candidates,
-    Protocol,
-    Seen,
-    Table,
-    at,
-    error_code,
-    of,
-    read,
-    rows,
-)
+from sottovoce.protocols.protocol import Protocol, Seen, error_code
+from sottovoce.protocols.tables import Body, Candidates, Table, at, of, read, rows
 
 
 @of("parameters")

@@ -11,11 +11,13 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, at, of, read, rows
+from sottovoce.protocols.protocol import Protocol
+from sottovoce.protocols.tables import at, of, read, rows
 from sottovoce.protocols.timings import TIMINGS
 
 if TYPE_CHECKING:
-    from sottovoce.protocols.protocol import Body, Candidates, Seen, Table
+    from sottovoce.protocols.protocol import Seen
+    from sottovoce.protocols.tables import Body, Candidates, Table
 
 STOPS: Final = {"eos": "stop", "word": "stop", "limit": "length"}
 """Why it stopped, in the words of the same server's other routes."""

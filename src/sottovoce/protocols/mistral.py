@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, at, rows
+from sottovoce.protocols.protocol import Protocol
+from sottovoce.protocols.tables import at, rows
 
 MISTRAL_OCR: Final = Protocol(
     name="mistral_ocr",

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, at, error_code, length, names, of, read, rows
+from sottovoce.protocols.protocol import Protocol, error_code, names
+from sottovoce.protocols.tables import at, length, of, read, rows
 
 if TYPE_CHECKING:
-    from sottovoce.protocols.protocol import Body, Candidates, Seen, Table
+    from sottovoce.protocols.protocol import Seen
+    from sottovoce.protocols.tables import Body, Candidates, Table
 
 _CALLS: Final = frozenset({"function.call", "tool.execution"})
 _HANDED_OVER: Final = "function.call"

@@ -10,18 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sottovoce.protocols import openai_chat, openai_embeddings, timings
-from sottovoce.protocols.protocol import (
-    Body,
-    Candidates,
-    Find,
-    Protocol,
-    Seen,
-    Table,
-    at,
-    of,
-    read,
-    rows,
-)
+from sottovoce.protocols.protocol import Protocol, Seen
+from sottovoce.protocols.tables import Body, Candidates, Find, Table, at, of, read, rows
 
 
 @of("model")

@@ -11,7 +11,8 @@ import re
 from typing import Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Body, Candidates, Protocol, Seen, Table, at, of, read, rows
+from sottovoce.protocols.protocol import Protocol, Seen
+from sottovoce.protocols.tables import Body, Candidates, Table, at, of, read, rows
 
 
 @of("stream_format")

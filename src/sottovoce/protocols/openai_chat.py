@@ -10,22 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sottovoce.protocols.protocol import (
-    MAX_INDEX,
-    Body,
-    Candidates,
-    Protocol,
-    Seen,
-    Table,
-    at,
-    error_code,
-    length,
-    names,
-    of,
-    read,
-    rows,
-    used,
-)
+from sottovoce.protocols.protocol import MAX_INDEX, Protocol, Seen, error_code, names
+from sottovoce.protocols.tables import Body, Candidates, Table, at, length, of, read, rows, used
 from sottovoce.protocols.timings import TIMINGS
 
 PERSON_BLOCKS: Final = frozenset(

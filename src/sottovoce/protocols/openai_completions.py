@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, Table, at, rows
+from sottovoce.protocols.protocol import Protocol
+from sottovoce.protocols.tables import Table, at, rows
 
 ASKED: Final[Table] = openai_chat.SAMPLING + rows(("request_max_tokens", at("max_tokens")))
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Body, Candidates, Protocol, Seen, Table, at, of, read, rows
+from sottovoce.protocols.protocol import Protocol, Seen
+from sottovoce.protocols.tables import Body, Candidates, Table, at, of, read, rows
 
 
 def _event(body: Body, _seen: Seen) -> Candidates:

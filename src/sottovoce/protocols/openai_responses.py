@@ -10,20 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import (
-    Body,
-    Candidates,
-    Protocol,
-    Seen,
-    Table,
-    at,
-    error_code,
-    length,
-    names,
-    of,
-    read,
-    rows,
-)
+from sottovoce.protocols.protocol import Protocol, Seen, error_code, names
+from sottovoce.protocols.tables import Body, Candidates, Table, at, length, of, read, rows
 from sottovoce.protocols.timings import TIMINGS
 
 REASONS: Final = {"max_output_tokens": "length"}

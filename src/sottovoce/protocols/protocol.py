@@ -1,245 +1,34 @@
 """What a wire format is to us: tables of facts, and how its last event and its errors look.
 
-A protocol is tables: each row names a fact and says where in a body its value lies. The
-values are checked by fact in one place (`checked`), so that a value of another type sets
-nothing, whatever a provider sends. No row may name anything that can hold content.
+A protocol is tables (`tables.py`). The values that they find are checked by fact in one place
+(`checked`), so that a value of another type sets nothing, whatever a provider sends. No row may
+name anything that can hold content.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sottovoce.protocols.tables import read
 
 if TYPE_CHECKING:
-    from sottovoce.call import Facts
+    from collections.abc import Callable, Mapping
 
-Body: TypeAlias = Mapping[str, Any]
-Candidates: TypeAlias = dict[str, Any]
-"""Values by fact, as the wire gave them, not yet checked."""
-Find: TypeAlias = Callable[[Body], Any]
-Table: TypeAlias = tuple[tuple[str, str, Find], ...]
-"""Rows of (fact, the body's key that it depends on, how to find its value); of several rows for
-a fact the first value counts. Most keys are absent from most bodies, and then cost nothing."""
+    from sottovoce.call import Facts
+    from sottovoce.protocols.tables import Body, Candidates, Table
 
 UNNAMED_ERROR: Final = "_OTHER"
 """The code of an error that brings none that can be used."""
 
-_WRONG: Final = object()
 _MAX_MODEL = 512  # model ids can be paths; the gate never lets them through as they are
 _MAX_COUNT = (1 << 63) - 1
 MAX_INDEX: Final = 128
 """How many choices, words of a list and characters of a reason are looked at."""
 _MAX_TOOLS = 1024
-_MOST_PLANS = 256
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,63}").fullmatch
 _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}").fullmatch
-
-
-def at(*path: str) -> Find:
-    """Find the value at `path`; None where a part of it is absent or null."""
-    key, inner = path[0], path[1:]
-
-    def find(body: Body) -> Any:
-        # Asked where `read` cannot look itself: a body of the app's own kind of mapping.
-        value = body.get(key)
-        for name in inner:
-            if value is None:
-                return None
-            # What a body was parsed to is a dict; that a type is a Mapping takes longer to tell.
-            if type(value) is not dict and not isinstance(value, Mapping):
-                return _WRONG
-            value = value.get(name)
-        return value
-
-    find.__dict__["path"] = path
-    return of(key)(find)
-
-
-def used(*path: str) -> Find:
-    """Find the count at `path` unless it is 0: a modality that was not used is not told of."""
-    there = at(*path)
-
-    def find(body: Body) -> Any:
-        return there(body) or None
-
-    find.__dict__.update(path=path, used=True)
-    return of(path[0])(find)
-
-
-def length(key: str) -> Find:
-    """Find how many items the list at `key` has; None when it is absent or no list."""
-
-    def count(body: Body) -> Any:
-        value = body.get(key)
-        return len(value) if isinstance(value, (list, tuple)) else None
-
-    return of(key)(count)
-
-
-def summed(*paths: tuple[str, ...]) -> Find:
-    """Find the sum of the counts at `paths`, of which the first has to be there."""
-    finds = [at(*path) for path in paths]
-
-    def find(body: Body) -> Any:
-        first, *others = [count(body) for count in finds]
-        # Anything but a count is for `checked` to refuse.
-        return first + sum(filter(_is_count, others)) if _is_count(first) else first
-
-    return of(paths[0][0])(find)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int
-
-
-def of(key: str) -> Callable[[Find], Find]:
-    """Say that a function finds nothing in a body without `key`."""
-
-    def mark(find: Find) -> Find:
-        find.__dict__["key"] = key
-        return find
-
-    return mark
-
-
-def rows(*entries: tuple[str, Find]) -> Table:
-    """Make a table of (fact, how to find its value)."""
-    return tuple((fact, find.__dict__["key"], find) for fact, find in entries)
-
-
-class _Key(NamedTuple):
-    """What is looked for under one key of a mapping.
-
-    Attributes:
-        value: (fact, place of its row in the table, whether 0 says nothing) of each fact that
-            the value itself is; the place of a fact that no other row finds is None.
-        inner: what is looked for in the value, where that is a mapping.
-        finds: rows whose function looks for itself, with their places.
-        rows: those of the table that `value` and `inner` stand for, with their places.
-    """
-
-    value: tuple[tuple[str, int | None, bool], ...]
-    inner: _Plan
-    finds: tuple[_Row, ...]
-    rows: tuple[_Row, ...]
-
-
-_Row: TypeAlias = tuple[str, int | None, Find]
-_Plan: TypeAlias = dict[str, _Key]
-
-_plans: Final[dict[int, tuple[Table, _Plan]]] = {}
-"""By the identity of a table, which is a constant of its module."""
-
-
-def _planned(table: Table) -> _Plan:
-    """Group the rows of a table by the keys on their paths, so that each is looked up once."""
-    found = _plans.get(id(table))
-    if found is None or found[0] is not table:
-        facts = [fact for fact, _, _ in table]
-        placed = [
-            (fact, place if facts.count(fact) > 1 else None, find)
-            for place, (fact, _, find) in enumerate(table)
-        ]
-        found = table, _plan(placed, 0)
-        if len(_plans) < _MOST_PLANS:
-            _plans[id(table)] = found
-    return found[1]
-
-
-def _plan(rows_: list[_Row], depth: int) -> _Plan:
-    by_key: dict[str, list[_Row]] = {}
-    for row in rows_:
-        path = row[2].__dict__.get("path")
-        by_key.setdefault(path[depth] if path else row[2].__dict__["key"], []).append(row)
-    return {key: _key(group, depth) for key, group in by_key.items()}
-
-
-def _key(group: list[_Row], depth: int) -> _Key:
-    pathed = [row for row in group if "path" in row[2].__dict__]
-    deeper = [row for row in pathed if len(row[2].__dict__["path"]) > depth + 1]
-    return _Key(
-        tuple(
-            (fact, place, "used" in find.__dict__)
-            for fact, place, find in pathed
-            if len(find.__dict__["path"]) == depth + 1
-        ),
-        _plan(deeper, depth + 1),
-        tuple(row for row in group if "path" not in row[2].__dict__),
-        tuple(pathed),
-    )
-
-
-def read(table: Table, body: Body) -> Candidates:
-    """Apply every row of `table` to `body`. Never raises: a row that cannot be read is absent."""
-    if type(body) is dict:
-        try:
-            found: Candidates = {}
-            _look(_planned(table), body, found, {}, body)
-        except Exception:  # noqa: BLE001 - a body may hold objects of the app
-            return _read_rows(table, body)
-        else:
-            return found
-    return _read_rows(table, body)
-
-
-def _look(
-    plan: _Plan, part: dict[str, Any], found: Candidates, places: dict[str, int], body: Body
-) -> None:
-    """Apply `plan` to a part of `body`; `places` are those of the rows that found something."""
-    for key in part if len(part) < len(plan) else plan:
-        looked_for = plan.get(key)
-        if looked_for is None or key not in part:
-            continue
-        values, inner, finds, rows_ = looked_for
-        value = part[key]
-        if value is not None:
-            for fact, place, used_only in values:
-                if place is not None:
-                    _put(found, places, fact, place, (value or None) if used_only else value)
-                elif value or not used_only:
-                    found[fact] = value
-            if inner and type(value) is dict:
-                _look(inner, value, found, places, body)
-            elif inner:
-                finds = (*rows_, *finds)
-        for fact, place, find in finds:
-            _put(found, places, fact, place, _asked(find, body))
-
-
-def _asked(find: Find, body: Body) -> Any:
-    try:
-        return find(body)
-    except Exception:  # noqa: BLE001 - a body may hold objects of the app
-        return _WRONG
-
-
-def _put(
-    found: Candidates, places: dict[str, int], fact: str, place: int | None, value: Any
-) -> None:
-    """Take what a row found, unless an earlier one of the same fact did."""
-    if value is None:
-        return
-    if place is not None:
-        if places.get(fact, place) < place:
-            return
-        places[fact] = place
-    found[fact] = value
-
-
-def _read_rows(table: Table, body: Body) -> Candidates:
-    """Apply the rows one by one."""
-    found: Candidates = {}
-    for fact, key, find in table:
-        try:
-            there = key in body
-        except Exception:  # noqa: BLE001 - a body may be an object of the app
-            there = True
-        value = _asked(find, body) if there and fact not in found else None
-        if value is not None:
-            found[fact] = value
-    return found
 
 
 def checked(candidates: Candidates, on_malformed: Callable[[str], None] | None = None) -> Facts:

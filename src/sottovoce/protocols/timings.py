@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
-from sottovoce.protocols.protocol import of, rows
+from sottovoce.protocols.tables import of, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sottovoce.protocols.protocol import Body, Find, Table
+    from sottovoce.protocols.tables import Body, Find, Table
 
 _MS: Final = 1e-3
 _NS: Final = 1e-9
