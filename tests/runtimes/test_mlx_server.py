@@ -497,7 +497,7 @@ def by_hand(server, tokens=4, request=None):
         seed=None,
         chat_template_kwargs=None,
     )
-    return server.engine.generate(request, arguments)
+    return server.engine.generate(request=request, generation_args=arguments)
 
 
 def test_the_engine_without_http(server, recorded):
@@ -509,6 +509,12 @@ def test_the_engine_without_http(server, recorded):
     assert span.attributes["gen_ai.usage.input_tokens"] == len(context.prompt)
     assert span.attributes["gen_ai.usage.output_tokens"] == 4
     assert recorded.metrics().keys() & CLIENT_METRICS
+
+
+def test_the_engine_that_is_asked_for_nothing(server, recorded):
+    with pytest.raises(TypeError, match="missing 2 required positional arguments"):
+        server.engine.generate()
+    assert not recorded.spans(0)
 
 
 def test_the_engine_by_hand_and_left(server, recorded):

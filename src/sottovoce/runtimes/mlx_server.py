@@ -27,7 +27,7 @@ from weakref import WeakKeyDictionary
 from sottovoce import dropped
 from sottovoce.guard import never_raise
 from sottovoce.runtimes import failures, mlx_answer, mlx_batch, mlx_main
-from sottovoce.runtimes.engine import Runtime
+from sottovoce.runtimes.engine import Arguments, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -131,18 +131,22 @@ class _Server(Runtime):
     def generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `ResponseGenerator.generate`: gives the context of a request and its tokens."""
 
+        parameters = Arguments(original)
+
         @functools.wraps(original)
-        def generate(engine: Any, request: Any, arguments: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self.recording:
-                return original(engine, request, arguments, *args, **kwargs)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            named = parameters.named(args, kwargs)
+            request, arguments = named.get("request"), named.get("generation_args")
+            if not self.recording or request is None or arguments is None:
+                return original(*args, **kwargs)
             # Of one by hand there is no handler.
             of = _request.get() or _Request(None)
             asked_ns = perf_counter_ns()
             asked = mlx_answer.Asked(
-                engine, request, arguments, of.started_ns, asked_ns, of.handler
+                named.get("self"), request, arguments, of.started_ns, asked_ns, of.handler
             )
             try:
-                result = original(engine, request, arguments, *args, **kwargs)
+                result = original(*args, **kwargs)
             except BaseException as error:
                 _fail(mlx_answer.opened(self.recorder, asked, perf_counter_ns()), error)
                 raise
