@@ -11,7 +11,7 @@ from servers.bedrock import CLAUDE, COUNTED, FAMILIES, STREAM_TYPE, event, excep
 from sottovoce.protocols import hosts, routes
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.bedrock_invoke import BEDROCK_EMBEDDINGS, BEDROCK_INVOKE
-from sottovoce.protocols.reader import MAX_PARSED_REQUEST, request_facts
+from sottovoce.protocols.bodies import MAX_PARSED_REQUEST, request_facts
 
 JSON = "application/json"
 CANARY = "the canary sings"
@@ -161,7 +161,7 @@ def test_what_the_families_answer(reading, model):
 
 def test_vectors_are_not_parsed(reading, monkeypatch):
     answer = {"embedding": [0.25] * 10_000, "inputTextTokenCount": 11}
-    monkeypatch.setattr("sottovoce.protocols.reader._parse", None)
+    monkeypatch.setattr("sottovoce.protocols.bodies._parse", None)
     read = reading(BEDROCK_EMBEDDINGS, JSON).feed(json.dumps(answer).encode()).finish()
     assert (read.facts, read.malformed) == ({"input_tokens": 11}, [])
 

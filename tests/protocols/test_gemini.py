@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from servers import gemini as wire
 from servers.gemini import FACTS, candidate
 from sottovoce.protocols import match, reader, request_facts
+from sottovoce.protocols.bodies import MAX_PARSED_REQUEST
 from sottovoce.protocols.elements import Elements
 from sottovoce.protocols.gemini import GEMINI, GEMINI_EMBEDDINGS
-from sottovoce.protocols.reader import MAX_PARSED_REQUEST
 from sottovoce.protocols.skeleton import skeleton
 
 CANARY = "the canary sings"
@@ -263,7 +263,7 @@ def test_streams(reading, name, size, array):
 def test_text_alone_is_never_parsed(reading, monkeypatch):
     read = reading(GEMINI).feed(as_sse(events_of()[:1]))
     parsed = []
-    monkeypatch.setattr(reader, "_parsed", lambda _protocol, data, _tell: parsed.append(data))
+    monkeypatch.setattr(reader, "parsed", lambda _protocol, data, _tell: parsed.append(data))
     read.feed(as_sse(events_of()[:1]) * 20)
     assert (parsed, read.call.chunks) == ([], 21)
     read.feed(as_sse(events_of()[-1:]))

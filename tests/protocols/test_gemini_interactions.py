@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from servers import gemini as wire
 from servers.gemini import COUNTED, MODEL, interaction, interaction_events
 from sottovoce.protocols import match, request_facts
+from sottovoce.protocols.bodies import MAX_PARSED_REQUEST
 from sottovoce.protocols.gemini_interactions import GEMINI_INTERACTIONS
-from sottovoce.protocols.reader import MAX_PARSED_REQUEST
 
 CANARY = "the canary sings"
 FACTS = {**COUNTED, "response_model": MODEL, "finish_reasons": ["completed"]}

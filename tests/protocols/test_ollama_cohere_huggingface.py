@@ -10,11 +10,11 @@ from servers import cohere as cohere_wire
 from servers import huggingface as hf_wire
 from servers import ollama as ollama_wire
 from sottovoce.protocols import hosts, match, request_facts
+from sottovoce.protocols.bodies import MAX_PARSED_REQUEST
 from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
 from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
 from sottovoce.protocols.protocol import _CHECKS
-from sottovoce.protocols.reader import MAX_PARSED_REQUEST
 
 CANARY = "the canary sings"
 ALL = [

@@ -11,6 +11,7 @@ from sottovoce.protocols import request_facts
 from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
+from sottovoce.protocols.bodies import MAX_PARSED_REQUEST
 from sottovoce.protocols.openai_audio import OPENAI_AUDIO
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
@@ -19,7 +20,6 @@ from sottovoce.protocols.openai_images import OPENAI_IMAGES
 from sottovoce.protocols.openai_moderations import OPENAI_MODERATIONS
 from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
 from sottovoce.protocols.protocol import _CHECKS
-from sottovoce.protocols.reader import MAX_PARSED_REQUEST
 from sottovoce.protocols.skeleton import skeleton
 
 ALL = [

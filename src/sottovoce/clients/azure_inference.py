@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
 from sottovoce.protocols import hosts, routes
+from sottovoce.protocols.bodies import request_facts
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
-from sottovoce.protocols.reader import request_facts
 
 if TYPE_CHECKING:
     from types import ModuleType

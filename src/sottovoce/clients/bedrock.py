@@ -21,8 +21,8 @@ from sottovoce.clients.door import Asked, Door
 from sottovoce.guard import never_raise
 from sottovoce.protocols import routes
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
+from sottovoce.protocols.bodies import request_facts
 from sottovoce.protocols.protocol import checked
-from sottovoce.protocols.reader import request_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -149,7 +149,7 @@ def _facts(route: Route, options: Any) -> Facts:
         content = getattr(options, "content", None)
         if not isinstance(content, bytes):
             return {}
-        from sottovoce.protocols.reader import request_facts  # noqa: PLC0415 - seldom, and heavy
+        from sottovoce.protocols.bodies import request_facts  # noqa: PLC0415 - seldom, and heavy
 
         return request_facts(route.protocol, content)
     # `extra_body=` of the public methods; merged over the body by the SDK, absent in 1.0.

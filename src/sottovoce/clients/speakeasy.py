@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
 from sottovoce.protocols import hosts, routes
-from sottovoce.protocols.reader import request_facts
+from sottovoce.protocols.bodies import request_facts
 
 if TYPE_CHECKING:
     from sottovoce.call import Recorder

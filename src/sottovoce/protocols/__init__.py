@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sottovoce.protocols.bodies import request_facts
     from sottovoce.protocols.hosts import is_local, provider
     from sottovoce.protocols.protocol import Protocol
-    from sottovoce.protocols.reader import Reader, request_facts
+    from sottovoce.protocols.reader import Reader
     from sottovoce.protocols.routes import Route, match
 
 __all__ = ["Protocol", "Reader", "Route", "is_local", "match", "provider", "request_facts"]
@@ -24,7 +25,7 @@ _HOMES = {
     "is_local": "hosts",
     "match": "routes",
     "provider": "hosts",
-    "request_facts": "reader",
+    "request_facts": "bodies",
 }
 
 

@@ -13,32 +13,25 @@ or the last event: servers leave out the final blank line.
 from __future__ import annotations
 
 import contextlib
-import json
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce.protocols.bodies import parsed
 from sottovoce.protocols.clip import HEAD, TAIL, Clip
 from sottovoce.protocols.edges import shape
 from sottovoce.protocols.elements import Elements
 from sottovoce.protocols.eventstream import CONTENT_TYPE as FRAMES
 from sottovoce.protocols.eventstream import Frames
 from sottovoce.protocols.protocol import Seen, checked
-from sottovoce.protocols.skeleton import skeleton
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sottovoce.call import Call, Facts
+    from sottovoce.call import Call
+    from sottovoce.protocols.bodies import Reason
     from sottovoce.protocols.protocol import Protocol
-
-Reason = Literal["json", "utf8", "size", "sse", "type", "reader"]
-"""What `on_malformed` is told: not JSON, not UTF-8, too large to learn from, a stream that
-breaks off, a value of a wrong type, a fault of the reader itself."""
 
 MAX_EVENT: Final = 1 << 20
 """Bytes of an event up to which it is parsed."""
-
-MAX_PARSED_REQUEST: Final = 64 * 1024
-"""Bytes of a request's body up to which it is parsed."""
 
 _CUT: Final = "http.client.IncompleteRead"
 """The error of a stream that was cut off where HTTP itself cannot tell."""
@@ -58,26 +51,6 @@ _LINES = frozenset(
 )
 """Content types of streams with an event on each line."""
 
-_parse = json.JSONDecoder().decode
-
-
-def request_facts(
-    protocol: Protocol, body: bytes, on_malformed: Callable[[str], None] | None = None
-) -> Facts:
-    """Read the facts of a request's body: parsed when small, else its shape alone.
-
-    Never raises: bytes that are not a JSON object give no facts.
-    """
-    try:
-        if len(body) > MAX_PARSED_REQUEST:
-            return protocol.request(skeleton(body))
-        found = _parse(body.decode("utf-8", "replace").lstrip("\ufeff"))
-        return protocol.request(found) if isinstance(found, dict) else {}
-    except Exception:  # noqa: BLE001 - the app may send what it likes
-        if on_malformed is not None:
-            on_malformed("json")
-        return {}
-
 
 def read_json(
     call: Call, protocol: Protocol, body: bytes, on_malformed: Callable[[str], None] | None = None
@@ -92,7 +65,7 @@ def read_json(
         reader.whole(body)
         return reader.error
     try:
-        found = _parsed(protocol, body, on_malformed)
+        found = parsed(protocol, body, on_malformed)
         if found is None:
             return None
         error = protocol.error(found)
@@ -102,32 +75,6 @@ def read_json(
             on_malformed("reader")
         return None
     return error
-
-
-def _parsed(
-    protocol: Protocol, data: bytes, on_malformed: Callable[[str], None] | None
-) -> dict[str, Any] | None:
-    """Parse a JSON object; `on_malformed` is told why there is none."""
-    reason: Reason
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        if on_malformed is not None:
-            on_malformed("utf8")
-        text = data.decode("utf-8", "replace")
-    try:
-        body = _parse(text.removeprefix("\ufeff"))
-        reason = "type"
-    except (ValueError, RecursionError):
-        body = None
-        reason = "json"
-    if isinstance(body, dict):
-        return body
-    if protocol.batch and isinstance(body, list):
-        return body[0] if body and isinstance(body[0], dict) else {}
-    if on_malformed is not None:
-        on_malformed(reason)
-    return None
 
 
 class Reader:
@@ -297,7 +244,7 @@ class Reader:
                 self._split_frames(Elements(MAX_EVENT), body)
                 return
             if len(body) <= self._protocol.parse_up_to:
-                self._answer(_parsed(self._protocol, body, self._on_malformed))
+                self._answer(parsed(self._protocol, body, self._on_malformed))
                 return
             held = Clip(self._protocol.parse_up_to)
             held.add(body)
@@ -435,7 +382,7 @@ class Reader:
         elif size > MAX_EVENT:
             self._large(data[start : start + HEAD], data[-TAIL:])
         elif self._first or self._gate(data) is not None:
-            body = _parsed(self._protocol, data[start:], self._on_malformed)
+            body = parsed(self._protocol, data[start:], self._on_malformed)
             if body is None:
                 self._call.chunk()
             else:
@@ -498,7 +445,7 @@ class Reader:
         body = (
             self._shape(head, rest)
             if held.clipped
-            else _parsed(self._protocol, rest, self._on_malformed)
+            else parsed(self._protocol, rest, self._on_malformed)
         )
         wanted = self._protocol.tail_keys if held.clipped else ()
         if wanted and body is not None and body.keys().isdisjoint(wanted):

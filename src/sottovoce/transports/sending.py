@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sottovoce import exchange, guard
-from sottovoce.protocols.reader import request_facts
+from sottovoce.protocols.bodies import request_facts
 from sottovoce.transports import wire
 
 if TYPE_CHECKING:

@@ -1,0 +1,67 @@
+"""Whole JSON bodies, of requests and answers → the object that is read for facts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sottovoce.protocols.skeleton import skeleton
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sottovoce.call import Facts
+    from sottovoce.protocols.protocol import Protocol
+
+Reason = Literal["json", "utf8", "size", "sse", "type", "reader"]
+"""What `on_malformed` is told: not JSON, not UTF-8, too large to learn from, a stream that
+breaks off, a value of a wrong type, a fault of the reader itself."""
+
+MAX_PARSED_REQUEST: Final = 64 * 1024
+"""Bytes of a request's body up to which it is parsed."""
+
+_parse = json.JSONDecoder().decode
+
+
+def request_facts(
+    protocol: Protocol, body: bytes, on_malformed: Callable[[str], None] | None = None
+) -> Facts:
+    """Read the facts of a request's body: parsed when small, else its shape alone.
+
+    Never raises: bytes that are not a JSON object give no facts.
+    """
+    try:
+        if len(body) > MAX_PARSED_REQUEST:
+            return protocol.request(skeleton(body))
+        found = _parse(body.decode("utf-8", "replace").lstrip("\ufeff"))
+        return protocol.request(found) if isinstance(found, dict) else {}
+    except Exception:  # noqa: BLE001 - the app may send what it likes
+        if on_malformed is not None:
+            on_malformed("json")
+        return {}
+
+
+def parsed(
+    protocol: Protocol, data: bytes, on_malformed: Callable[[str], None] | None
+) -> dict[str, Any] | None:
+    """Parse a JSON object; `on_malformed` is told why there is none."""
+    reason: Reason
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        if on_malformed is not None:
+            on_malformed("utf8")
+        text = data.decode("utf-8", "replace")
+    try:
+        body = _parse(text.removeprefix("\ufeff"))
+        reason = "type"
+    except (ValueError, RecursionError):
+        body = None
+        reason = "json"
+    if isinstance(body, dict):
+        return body
+    if protocol.batch and isinstance(body, list):
+        return body[0] if body and isinstance(body[0], dict) else {}
+    if on_malformed is not None:
+        on_malformed(reason)
+    return None
