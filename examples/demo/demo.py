@@ -2,7 +2,7 @@
 
     python examples/demo/demo.py [--db FILE] [--svg FILE]
 
-Makes tiny models, starts a model server and sottovoce's receiver on loopback, runs `app.py`
+Makes tiny models, starts sottovoce's receiver on loopback, runs a model server and `app.py`
 under `opentelemetry-instrument`, shows what arrived, and looks for the sentence that the app
 said to every model in every byte that left. Exits with 1 if it is found, or if a call that
 the app made did not arrive.
@@ -45,7 +45,7 @@ QUIET = {
 }
 SERVER_START_S = 30.0
 DURATIONS = ("gen_ai.client.operation.duration", "gen_ai.client.inference.duration")
-INTERNAL, CLIENT = 1, 3
+INTERNAL, SERVER, CLIENT = 1, 2, 3
 
 
 def main() -> int:
@@ -57,6 +57,8 @@ def main() -> int:
         stream.reconfigure(errors="replace")
     # A request to end shall end the model server as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # What a shell starts in the background would hand on that it ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sottovoce-demo-")))
@@ -64,9 +66,6 @@ def main() -> int:
         stack.callback(store.close)
         after = store.totals().last_id
         parts = models(folder)
-        if "mlx" in parts:
-            say("starting python -m mlx_lm server on loopback")
-            parts["server"] = stack.enter_context(model_server(folder, parts["mlx"]))
         if not parts:
             say("neither mlx-lm nor llama-cpp-python is installed: there is nothing to show")
             return 1
@@ -74,7 +73,13 @@ def main() -> int:
         with Receiver(store, port=0, on_request=passed_on) as receiver:
             say(f"receiving OTLP at {receiver.endpoint}")
             heard = folder / "heard.txt"
-            code = run_app(parts, heard, receiver.endpoint)
+            with contextlib.ExitStack() as serving:
+                if "mlx" in parts:
+                    say("opentelemetry-instrument python -m mlx_lm server")
+                    server = model_server(folder, parts["mlx"], receiver.endpoint)
+                    parts["server"] = serving.enter_context(server)
+                say("opentelemetry-instrument python app.py")
+                code = run_app(parts, heard, receiver.endpoint)
         out = view.console()
         out.print()
         view.render(store, out, after=after)
@@ -137,28 +142,32 @@ def models(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def model_server(folder: Path, model: str):
-    """`mlx_lm.server` on a free port of loopback, not instrumented; yields its address."""
+def model_server(folder: Path, model: str, endpoint: str):
+    """`mlx_lm.server` on a free port of loopback, instrumented as the app; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / "server.log"
+    command = [
+        sys.executable, "-m", "mlx_lm", "server",
+        "--model", model, "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
     with log.open("w") as output:
         server = subprocess.Popen(
-            [
-                sys.executable, "-m", "mlx_lm", "server",
-                "--model", model, "--host", "127.0.0.1", "--port", str(port),
-            ],
-            env={**os.environ, **QUIET}, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            launch.instrumented(command),
+            env=environment(endpoint, "model-server"),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{url}/health", server, log)
         yield url
     finally:
-        server.terminate()
+        # Ctrl-C, unlike SIGTERM, lets it send what it still has.
+        server.send_signal(signal.SIGINT)
         try:
-            server.wait(5)
+            server.wait(15)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
@@ -173,22 +182,23 @@ def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
     raise SystemExit(f"the model server did not start:\n{log.read_text()[-2000:]}")
 
 
-def run_app(parts: dict[str, str], heard: Path, endpoint: str) -> int:
-    command = [sys.executable, str(HERE / "app.py"), "--said", SAID, "--heard", str(heard)]
-    for name, value in parts.items():
-        command += [f"--{name}", value]
-    environment = {
+def environment(endpoint: str, service: str) -> dict[str, str]:
+    return {
         **launch.environment(endpoint),
         **QUIET,
-        "OTEL_SERVICE_NAME": "demo",
+        "OTEL_SERVICE_NAME": service,
         # The app's own span would be called _OTHER: a name may hold anything.
         "SOTTOVOCE_ALLOW": "span:demo",
         # The machine may be busy; nothing of the last batch shall be missing from the picture.
         "SOTTOVOCE_EXIT_TIMEOUT": "10",
     }
-    instrumented = launch.instrumented(command)
-    say("opentelemetry-instrument python app.py")
-    return launch.run(instrumented, environment)
+
+
+def run_app(parts: dict[str, str], heard: Path, endpoint: str) -> int:
+    command = [sys.executable, str(HERE / "app.py"), "--said", SAID, "--heard", str(heard)]
+    for name, value in parts.items():
+        command += [f"--{name}", value]
+    return launch.run(launch.instrumented(command), environment(endpoint, "demo"))
 
 
 def arrived(store: Store, after: int, parts: dict[str, str]) -> list[Finding]:
@@ -206,15 +216,18 @@ def arrived(store: Store, after: int, parts: dict[str, str]) -> list[Finding]:
     timed = [point.count for point in store.points(after) if point.name in DURATIONS]
     engines = ("mlx" in parts) + ("gguf" in parts)
     remote = "server" in parts
+    served = sum(span.kind == SERVER for span in calls)
     expected = (
-        ("one tree", 1, len({span.trace for span in spans})),
+        ("one tree", 1, len({span.trace for span in calls})),
         ("the app's own span", 1, sum(span.name == "demo" for span in spans)),
-        ("models loaded", engines, len(loads)),
+        # The server loads its own at its start, and tries to load the one that is not there.
+        ("models loaded", engines + 2 * remote, len(loads)),
         ("calls in process", 2 * engines, sum(span.kind == INTERNAL for span in calls)),
         ("calls over HTTP", 4 * remote, sum(span.kind == CLIENT for span in calls)),
-        ("streams", engines + remote, len(streams)),
-        ("failed calls", int(remote), len(failed)),
-        ("calls with token counts", 2 * engines + 3 * remote, sum(counted)),
+        ("calls that the server answered", 4 * remote, served),
+        ("streams", engines + 2 * remote, len(streams)),
+        ("failed calls", 2 * remote, len(failed)),
+        ("calls with token counts", 2 * engines + 6 * remote, sum(counted)),
         ("calls in the duration histogram", 2 * engines + 4 * remote, sum(timed)),
     )
     missing = [
@@ -225,7 +238,8 @@ def arrived(store: Store, after: int, parts: dict[str, str]) -> list[Finding]:
     return missing or [
         Finding(
             True,
-            f"all {len(calls)} calls arrived in one tree, {len(failed)} of them a failure as meant",
+            f"all {len(calls) - served} calls arrived in one tree, {served} of them with the "
+            f"server's side, {remote:d} a failure as meant",
         )
     ]
 

@@ -103,7 +103,7 @@ def test_the_demo_shows_every_call_and_nothing_that_was_said(tmp_path, demo):
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✗" not in done.stdout
-    assert "calls arrived in one tree" in done.stdout
+    assert "calls arrived in one tree, 4 of them with the server's side" in done.stdout
     assert f"“{demo.SAID}”, and parts of it, occur in none of the" in done.stdout
     assert "the same search finds them in the" in done.stdout
     # The app did put it on a span: the gate is what removed it.
@@ -159,11 +159,13 @@ def test_what_is_not_installed_is_named_with_what_that_costs(demo, tmp_path, mon
 def test_a_demo_that_is_ended_leaves_no_model_server_behind(tmp_path):
     process = subprocess.Popen([sys.executable, str(DEMO)], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if "no Collector" in line or "passed on" in line:
+        if "python app.py" in line:
             break
-    (server,) = [pid for pid, parent in processes() if parent == process.pid]
+    # The server answers by now, and the app may have been started.
+    children = {pid for pid, parent in processes() if parent == process.pid}
+    assert children
     process.send_signal(signal.SIGTERM)
     process.stdout.read()
-    process.wait(30)
+    process.wait(60)
     process.stdout.close()
-    assert server not in dict(processes())
+    assert not children & {pid for pid, _ in processes()}
