@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sottovoce import loaded
 from sottovoce.hardware import tiers
 from sottovoce.privacy import catalogue
 from sottovoce.registry import ATTRIBUTES
@@ -168,3 +169,23 @@ def test_identities_are_forgotten_with_their_model():
     del model
     gc.collect()
     assert len(known) == 0
+
+
+def test_a_model_that_two_threads_meet_at_once_is_one(monkeypatch):
+    known = identity.Identities("mlx")
+    model = Unhashable()
+    described = identity.describe(None, "llama", "4bit", 10)
+    finalize = identity.weakref.finalize
+
+    def meanwhile(*args):
+        monkeypatch.undo()
+        known.put(model, described)
+        return finalize(*args)
+
+    before = sum(loaded.counted().values())
+    monkeypatch.setattr(identity.weakref, "finalize", meanwhile)
+    known.put(model, described)
+    assert sum(loaded.counted().values()) == before + 1
+    del model
+    gc.collect()
+    assert sum(loaded.counted().values()) == before

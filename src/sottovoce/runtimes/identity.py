@@ -202,7 +202,10 @@ class Identities:
         if self._provider is not None:
             words = {**identity.facts, "provider": self._provider, "request_model": identity.name}
             kind = tuple(sorted((name, str(words[name])) for name in _KIND if name in words))
-            self._tickets[key] = loaded.add(kind)
+            ticket = loaded.add(kind)
+            # Two threads may meet a model for the first time at once.
+            if self._tickets.setdefault(key, ticket) != ticket:
+                loaded.remove(ticket)
 
     def _uncount(self, key: int) -> None:
         ticket = self._tickets.pop(key, None)
