@@ -135,6 +135,21 @@ def test_what_is_not_there(llama_hooks, tmp_path):
     assert (facts, error) == ({}, "model_not_found")
 
 
+@pytest.mark.parametrize("settings", [{"type_v": 8}, {"n_batch": 0}])
+def test_a_setting_that_is_refused_is_no_lack_of_memory(llama_hooks, gguf_path, settings):
+    with pytest.raises(ValueError, match="Failed to create llama_context"):
+        load(gguf_path, flash_attn=False, **settings)
+    ((_, facts, _, error),) = llama_hooks.recorder.loads
+    assert facts == {} and type(error) is ValueError
+
+
+def test_without_such_a_setting_memory_is_what_lacks():
+    said = ValueError("Failed to create llama_context")
+    assert llama_models.blame({"n_ctx": 1 << 30, "type_k": 1, "type_v": None}, said) == (
+        "out_of_memory"
+    )
+
+
 def test_models_are_counted_while_they_are_loaded(llama_hooks, gguf_path, gguf_q8_path, more):
     one, two = load(gguf_path), load(gguf_path)
     small = load(gguf_q8_path)

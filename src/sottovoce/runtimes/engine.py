@@ -199,12 +199,13 @@ class Runtime:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         identify: Callable[[T], Identity | None],
+        blame: Callable[[BaseException], str | None] = failures.of_load,
     ) -> T:
         """Run a loader and record how long the app waited, a download included.
 
         Of loaders that call each other the outermost is recorded. `identify` gets what it
         returned and must not raise. Of a load that failed only the error's code or class is
-        recorded: what was asked for may be a path.
+        recorded: what was asked for may be a path. `blame` gives the code and must not raise.
         """
         if not self.active or _loading.get():
             return function(*args, **kwargs)
@@ -216,7 +217,8 @@ class Runtime:
             result = function(*args, **kwargs)
         except BaseException as error:
             if recorded:
-                self._record_load(None, perf_counter_ns() - started, error, loading)
+                waited = perf_counter_ns() - started
+                self._record_load(None, waited, blame(error) or error, loading)
             raise
         else:
             waited = perf_counter_ns() - started
@@ -236,14 +238,17 @@ class Runtime:
 
     @never_raise("runtime.load")
     def _record_load(
-        self, known: Identity | None, waited_ns: int, error: BaseException | None, loading: Any
+        self,
+        known: Identity | None,
+        waited_ns: int,
+        error: BaseException | str | None,
+        loading: Any,
     ) -> None:
         if self._loaded is None:
             return
         facts = {"request_model": known.name, **known.facts} if known else {}
-        blamed = None if error is None else failures.of_load(error) or error
         begun = () if loading is None else (loading,)
-        self._loaded(self.provider, facts, waited_ns * NS, blamed, *begun)
+        self._loaded(self.provider, facts, waited_ns * NS, error, *begun)
 
 
 def pass_on(inner: Generator[Any, Any, Any], call: EngineCall) -> Generator[Any, Any, Any]:

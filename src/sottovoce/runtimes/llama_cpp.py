@@ -216,7 +216,13 @@ class _LlamaCpp(Runtime):
 
         @functools.wraps(original)
         def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
-            self.load(original, args, kwargs, lambda _: self.identify(args[0]))
+            self.load(
+                original,
+                args,
+                kwargs,
+                lambda _: self.identify(args[0]),
+                functools.partial(llama_models.blame, kwargs),
+            )
 
         return __init__
 
@@ -231,7 +237,8 @@ class _LlamaCpp(Runtime):
             asked = identity.hub_id(arguments.named(args, kwargs).get("repo_id"))
             repository = llama_models.repository.set(asked)
             try:
-                return self.load(function, args, kwargs, self.identify)
+                blame = functools.partial(llama_models.blame, kwargs)
+                return self.load(function, args, kwargs, self.identify, blame)
             finally:
                 llama_models.repository.reset(repository)
 

@@ -9,9 +9,10 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.guard import never_raise
-from sottovoce.runtimes import identity
+from sottovoce.runtimes import failures, identity
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
 
 PROVIDER: Final = "llama_cpp"
@@ -25,6 +26,9 @@ FILE_TYPES: Final = {
     38: "mxfp4_moe", 39: "nvfp4", 40: "q1_0", 41: "q2_0",
 }  # fmt: skip
 """`general.file_type` of GGUF, by llama.cpp's `llama_ftype`."""
+
+_PLAIN: Final = frozenset({None, 0, 1, 30})
+"""Types of a key-value cache that every model can have: not given, F32, F16, BF16 of ggml."""
 
 LOADED: Final = identity.Identities(PROVIDER)
 """Identities of the models that are loaded in this process."""
@@ -62,6 +66,28 @@ def identify(llama: Any, library: ModuleType) -> identity.Identity | None:
         )
         LOADED.put(llama, known)
     return known
+
+
+@never_raise("llama_cpp.blame")
+def blame(asked: Mapping[str, Any], error: BaseException) -> str | None:
+    """Give the code of what a load failed with.
+
+    A context that could not be made has one message, be there no memory or a setting refused:
+    quantised caches are not for every model and every way to attend.
+
+    Args:
+        asked: the settings of the `Llama`, by name.
+        error: what it failed with.
+    """
+    code = failures.of_load(error)
+    if code is failures.OUT_OF_MEMORY and type(error) is ValueError and _may_be_refused(asked):
+        return None
+    return code
+
+
+def _may_be_refused(asked: Mapping[str, Any]) -> bool:
+    types = asked.get("type_k"), asked.get("type_v")
+    return not _PLAIN.issuperset(types) or not asked.get("n_batch", True)
 
 
 def _offload(asked: int, blocks: object, *, able: bool) -> str | None:

@@ -167,7 +167,9 @@ class _XLlamaCpp(Runtime):
         def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it is one
             asked = xllamacpp_models.asked.set(args[0] if args else None)
             try:
-                return self.load(original.__new__, (cls, *args), kwargs, self._identify)
+                return self.load(
+                    original.__new__, (cls, *args), kwargs, self._identify, self._blame
+                )
             finally:
                 xllamacpp_models.asked.reset(asked)
 
@@ -178,13 +180,10 @@ class _XLlamaCpp(Runtime):
     def _identify(self, server: Any) -> Identity | None:
         return xllamacpp_models.identify(server, self.library)
 
-    def _record_load(
-        self, known: Identity | None, waited_ns: int, error: Any, loading: Any
-    ) -> None:
-        if type(error) is RuntimeError:
-            # The same for every reason.
-            error = xllamacpp_models.blame(self.library) or error
-        super()._record_load(known, waited_ns, error, loading)
+    def _blame(self, error: BaseException) -> str | None:
+        # One and the same for every reason.
+        told = xllamacpp_models.blame(self.library) if type(error) is RuntimeError else None
+        return told or failures.of_load(error)
 
     def handle(
         self, operation: str, protocol: Protocol, original: Callable[..., Any]
