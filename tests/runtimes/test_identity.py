@@ -179,7 +179,7 @@ def test_a_model_that_two_threads_meet_at_once_is_one(monkeypatch):
 
     def meanwhile(*args):
         monkeypatch.undo()
-        known.put(model, described)
+        known.put(args[0], described)
         return finalize(*args)
 
     before = sum(loaded.counted().values())

@@ -130,7 +130,6 @@ class _Server(Runtime):
 
     def generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `ResponseGenerator.generate`: gives the context of a request and its tokens."""
-
         parameters = Arguments(original)
 
         @functools.wraps(original)
