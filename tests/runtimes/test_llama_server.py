@@ -174,6 +174,13 @@ def test_where_a_server_span_is_there_already_none_is_added(bench, kind):
     assert [span.name for span in bench.spans.get_finished_spans()] == ["theirs"]
 
 
+def test_beneath_a_server_span_that_began_the_trace_none_is_added(bench):
+    tracer = bench.tracers.get_tracer("theirs")
+    with tracer.start_as_current_span("theirs", kind=SpanKind.SERVER):
+        bench.ask()
+    assert [span.name for span in bench.spans.get_finished_spans()] == ["theirs"]
+
+
 @pytest.mark.parametrize("kind", [SpanKind.CLIENT, SpanKind.INTERNAL])
 def test_an_app_that_asks_itself(bench, kind):
     tracer = bench.tracers.get_tracer("theirs")

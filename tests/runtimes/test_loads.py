@@ -14,10 +14,14 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sottovoce import loaded
 from sottovoce.instrumentors import LlamaCppInstrumentor, MLXInstrumentor
+from sottovoce.privacy import policy
+from sottovoce.privacy.propagation import GatedPropagator
 from sottovoce.runtimes import identity
+from sottovoce.settings import read
 
 mlx_utils = pytest.importorskip("mlx_lm.utils")
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -82,6 +86,24 @@ def test_what_happens_while_loading_is_beneath_it(mlx, mlx_model_path):
     mlx_utils.load_model(mlx_model_path, get_model_classes=classes)
     inside, load = mlx.exporter.get_finished_spans()
     assert inside.parent.span_id == load.context.span_id
+
+
+@pytest.mark.parametrize("goes", ["own", "all"])
+def test_trace_context_goes_to_no_host_that_a_model_comes_from(
+    record, monkeypatch, mlx_model_path, goes
+):
+    monkeypatch.setenv("SOTTOVOCE_PROPAGATION", goes)
+    record(MLXInstrumentor)
+    gated = GatedPropagator(TraceContextTextMapPropagator(), policy.active(read()[0]))
+    carrier = {}
+
+    def classes(config):
+        # As an instrumentation of the HTTP library does that downloads it.
+        gated.inject(carrier)
+        return mlx_utils._get_classes(config)
+
+    mlx_utils.load_model(mlx_model_path, get_model_classes=classes)
+    assert list(carrier) == ([] if goes == "own" else ["traceparent"])
 
 
 def test_a_load_that_the_app_interrupts_leaves_nothing_open(mlx, mlx_model_path):
