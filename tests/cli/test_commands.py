@@ -167,6 +167,20 @@ def test_a_command_runs_instrumented_sends_here_and_keeps_its_exit_code(tmp_path
     assert "1 span" in again.stdout
 
 
+def test_a_command_sends_soon_unless_its_environment_says_when(tmp_path):
+    said = {
+        name: value for name, value in os.environ.items()
+        if name not in {"OTEL_BSP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL"}
+    }  # fmt: skip
+    said |= {"OTEL_METRIC_EXPORT_INTERVAL": "30000", "XDG_STATE_HOME": str(tmp_path)}
+    tell = (
+        "import os; print(*(os.environ[name] for name in "
+        "('OTEL_BSP_SCHEDULE_DELAY', 'OTEL_METRIC_EXPORT_INTERVAL')))"
+    )
+    done = command("local", "--port", "0", "--", sys.executable, "-c", tell, env=said)
+    assert done.stdout.partition("\n")[0] == "500 30000", done.stderr
+
+
 @pytest.mark.parametrize(("asked", "code"), [((), 7), (("--port", "PORT"), 1)])
 def test_a_command_gets_a_free_port_where_the_usual_one_is_in_use(tmp_path, receiver, asked, code):
     program = (

@@ -23,6 +23,8 @@ _ELSEWHERE: Final = frozenset(
         "OTEL_LOGS_EXPORTER",
     }
 )
+# A server that a signal ends sends no last batch: little shall wait for it. In milliseconds.
+_SOON: Final = {"OTEL_BSP_SCHEDULE_DELAY": "500", "OTEL_METRIC_EXPORT_INTERVAL": "10000"}
 
 
 class CannotLaunch(Exception):
@@ -55,10 +57,14 @@ def overridden(base: Mapping[str, str] | None = None) -> list[str]:
 
 
 def environment(endpoint: str, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """`base` (this process's environment) with `endpoint` as the only place to send to."""
+    """`base` (this process's environment) with `endpoint` as the only place to send to.
+
+    What is made is sent soon, unless `base` says when.
+    """
     base = os.environ if base is None else base
     inherited = {name: base[name] for name in base.keys() - set(overridden(base))}
     return {
+        **_SOON,
         **inherited,
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
