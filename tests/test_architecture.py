@@ -65,7 +65,7 @@ OURS = {
         "steps",
     },
     "record_engines": {"instruments", "loaded", "measure", "privacy", "record", "registry"},
-    "record_requests": {"dropped", "guard", "record"},
+    "record_requests": {"dropped", "guard", "privacy", "record"},
     "record_steps": {"dropped", "guard", "instruments", "measure", "record", "steps"},
 }
 NO_OPENTELEMETRY = {

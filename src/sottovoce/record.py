@@ -177,11 +177,9 @@ class Recording:
         """Make the caller's span, as a request's headers name it, the parent of what begins here.
 
         Not where a span of the caller's trace is current: whoever made it has read the headers.
-        Baggage is left where it is. Returns a token for `leave`.
+        Baggage and trace state are left where they are. Returns a token for `leave`.
         """
-        from opentelemetry import propagate  # noqa: PLC0415 - only servers need it
-
-        span = trace.get_current_span(propagate.extract(headers, otel_context.Context()))
+        span = propagation.caller(headers)
         caller, current = span.get_span_context(), trace.get_current_span().get_span_context()
         if not caller.is_valid or caller.trace_id == current.trace_id:
             return None

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from sottovoce import dropped, guard
+from sottovoce.privacy import propagation
 from sottovoce.record import ERROR_TYPE, OUTCOME, Handle, Recording
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def _parent(request: ServedRequest) -> Context | None:
     kind = getattr(span, "kind", None)
     if kind is SpanKind.SERVER:
         return None
-    # Into an empty context: the caller's baggage is not ours to take.
-    caller = trace.get_current_span(propagate.extract(request.headers, otel_context.Context()))
+    caller = propagation.caller(request.headers)
     if not caller.get_span_context().is_valid:
         return current
     # Asked in process, the caller's own span is the current one.

@@ -124,6 +124,18 @@ def test_without_a_caller_it_begins_a_trace(bench):
     assert bench.span.parent is None
 
 
+def test_of_a_caller_nothing_is_taken_but_its_span(bench, caplog):
+    for state in ("vendor=a-secret", "\xe2\x9c\x93=a secret", "a secret"):
+        bench.spans.clear()
+        said = {"traceparent": CALLER, "tracestate": state.encode(), "baggage": "a secret"}
+        bench.ask(headers=said)
+        span = bench.span
+        assert f"{span.parent.trace_id:032x}" in CALLER
+        assert not span.context.trace_state
+        assert not bench.within[-1].trace_state
+    assert "secret" not in caplog.text
+
+
 def test_a_stream(bench):
     assert bench.ask("stream").content.count(b"data:") == 3
     assert bench.span.attributes["sottovoce.call.outcome"] == "completed"

@@ -343,6 +343,18 @@ def test_requests_in_one_batch_have_a_span_each(server, recorded):
     assert made == {length: length for length in lengths}
 
 
+@pytest.mark.parametrize("state", ["vendor=a-secret", "\xe2\x9c\x93=a secret", "a secret"])
+def test_of_a_caller_nothing_is_taken_but_its_span(server, recorded, caplog, state):
+    headers = {**CALLER, "tracestate": state, "baggage": "a secret"}
+    assert server.post("/v1/completions", TEXT, headers)[0] == 200
+    span = recorded.span
+    assert f"{span.context.trace_id:032x}" == TRACE
+    assert not span.context.trace_state
+    assert recorded.carried[-1] == {}
+    ours = [each for each in caplog.records if each.name.startswith("opentelemetry")]
+    assert not ours
+
+
 @pytest.mark.parametrize("headers", [{}, {"traceparent": "00-nonsense"}, {"baggage": "a=b"}])
 def test_a_caller_without_a_trace_gets_one(server, recorded, headers):
     assert server.post("/v1/completions", TEXT, headers)[0] == 200

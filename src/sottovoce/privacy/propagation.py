@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as context_api
+from opentelemetry import trace
 from opentelemetry.propagators.textmap import (
     CarrierT,
     Getter,
@@ -18,11 +19,16 @@ from opentelemetry.propagators.textmap import (
 from sottovoce import guard
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from opentelemetry.context import Context
 
     from sottovoce.privacy.policy import Policy
 
 log = logging.getLogger("sottovoce")
+
+_ANYONES: Final = frozenset({"baggage", "tracestate"})
+"""Headers that hold what a caller likes; OpenTelemetry's log quotes those that are malformed."""
 
 WITHHOLD: Final = context_api.create_key("sottovoce-withhold")
 """Context key: while it is true nothing is injected, neither `traceparent` nor baggage."""
@@ -96,3 +102,36 @@ def headers(context: Context) -> dict[str, str]:
         context = clear(context)
     propagate.inject(carrier, context)
     return {name.lower(): value for name, value in carrier.items()}
+
+
+def caller(headers: Mapping[str, str]) -> trace.Span:
+    """Give the span that a request's headers name, and no more of them; may be an invalid one.
+
+    Args:
+        headers: by name; in lower case, unless the mapping does not care. May raise.
+    """
+    from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
+
+    found = propagate.extract(headers, context_api.Context(), _SPAN_ALONE)
+    named = trace.get_current_span(found).get_span_context()
+    return trace.NonRecordingSpan(
+        trace.SpanContext(named.trace_id, named.span_id, named.is_remote, named.trace_flags)
+    )
+
+
+class _SpanAlone(Getter["Mapping[str, str]"]):
+    """Shows a propagator the headers that name a span."""
+
+    def get(self, carrier: Mapping[str, str], key: str) -> list[str] | None:
+        if key.lower() in _ANYONES:
+            return None
+        value = carrier.get(key) or carrier.get(key.lower())
+        return None if value is None else [value]
+
+    def keys(self, carrier: Mapping[str, str]) -> list[str]:
+        """None: only baggage has names that are not known before."""
+        del carrier
+        return []
+
+
+_SPAN_ALONE: Final = _SpanAlone()
