@@ -48,16 +48,20 @@ def test_what_a_local_engine_did_is_told_in_few_words(store):
         "sottovoce__context__utilization": 0.0278, "sottovoce__prefill__throughput": 6687.97,
         "sottovoce__decode__throughput": 898.6,
         "gen_ai__response__finish_reasons": ["length", "stop", "length"],
+        "sottovoce__request__queue__wait": 0.25, "sottovoce__model__load__wait": 3.5,
     }  # fmt: skip
     store.add(request(), Rows(spans=[alone("a", **name, **facts)]))
     assert (
-        "mlx · adapted · offload partial · batch 3 · draft 91.4 % accepted · finish length ×2,stop "
+        "mlx · queued 250 ms · model loading 3.5 s · adapted · offload partial · batch 3 · draft 91.4 % accepted · finish length ×2,stop "
         "· context 2.8 % · prefill 6,688 · decode 899 tokens/s"
     ) in flat(seen(store))
 
 
 def test_the_usual_is_not_told(store):
-    usual = {"sottovoce__model__adapted": False, "sottovoce__model__offload": "none"}
+    usual = {
+        "sottovoce__model__adapted": False, "sottovoce__model__offload": "none",
+        "sottovoce__request__queue__wait": 0.0001, "sottovoce__model__load__wait": 0.0,
+    }  # fmt: skip
     store.add(request(), Rows(spans=[alone("a", gen_ai__provider__name="mlx", **usual)]))
     assert re.search(r"^ +mlx$", seen(store), re.MULTILINE)
 

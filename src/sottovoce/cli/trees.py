@@ -34,6 +34,11 @@ _COLUMNS: Final = (
 _NO_OUTPUT: Final = frozenset({"embeddings", "rerank", "moderation"})
 """Operations whose answers are not made of tokens."""
 
+_WAITS: Final = (
+    ("sottovoce.request.queue.wait", "queued"),
+    ("sottovoce.model.load.wait", "model loading"),
+)
+_NOTICED_S: Final = 0.01
 _LAST_NS: Final = 4_102_444_800 * 10**9  # the year 2100: every platform's localtime takes it
 
 
@@ -169,6 +174,7 @@ def _detail(span: Span) -> Text:
     answered = get("gen_ai.response.model")
     if answered is not None and answered != get("gen_ai.request.model"):
         words.append(f"answered by {shown.clean(answered, 40)}")
+    words += _waits(span.attributes)
     words += _engine(span.attributes)
     cached = _count(get("gen_ai.usage.cache_read.input_tokens"))
     if cached not in {"", "0"}:
@@ -189,6 +195,14 @@ def _detail(span: Span) -> Text:
     if error is not None:
         detail.append((" · " if words else "") + shown.clean(error, 60), style="not dim red")
     return detail
+
+
+def _waits(attributes: dict[str, Any]) -> Iterator[str]:
+    """What kept a model server from its work, where a person would notice."""
+    for key, what in _WAITS:
+        waited = shown.number(attributes.get(key))
+        if waited is not None and waited >= _NOTICED_S:
+            yield f"{what} {shown.seconds(waited)}"
 
 
 def _engine(attributes: dict[str, Any]) -> Iterator[str]:
