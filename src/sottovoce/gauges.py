@@ -42,6 +42,10 @@ def _process(now: Readings) -> Points:
     yield now.process_memory, _NOTHING
 
 
+def _process_peak(now: Readings) -> Points:
+    yield now.process_peak, _NOTHING
+
+
 def _available(now: Readings) -> Points:
     yield now.available_memory, _NOTHING
 
@@ -75,6 +79,7 @@ def sources() -> dict[str, Callable[[Readings], Points]]:
     """Metric → its points, as (value, attributes), of readings; None where nothing was read."""
     return {
         "process.memory.usage": _process,
+        "sottovoce.process.memory.peak": _process_peak,
         # The conventions have what is available for Linux alone; elsewhere it is what is free.
         **(
             {"system.memory.linux.available": _available}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -65,6 +66,29 @@ class TestMemory:
         assert memory.available() == near
         assert hardware.available_memory_gb() * 2**30 == near
 
+    def test_the_peak_is_what_was_there_for_a_moment(self):
+        ballast = b"x" * (64 << 20)
+        held = memory.of_process()
+        del ballast
+        # The system counts in batches of pages.
+        assert memory.peak_of_process() > held - (8 << 20)
+
+    def test_the_peak_of_other_systems(self, monkeypatch):
+        before = dict(guard.failures)
+        monkeypatch.setattr(memory, "_broken", set())
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert memory.peak_of_process() > 0
+        monkeypatch.setattr(memory, "_broken", set())
+        monkeypatch.setattr(sys, "platform", "freebsd14")
+        assert memory.peak_of_process() is None
+        # As psutil has it on Windows.
+        told = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=7 << 30))
+        monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(Process=lambda: told))
+        monkeypatch.setattr(memory, "_broken", set())
+        monkeypatch.setattr(sys, "platform", "win32")
+        assert memory.peak_of_process() == 7 << 30
+        assert dict(guard.failures) == before
+
     @pytest.mark.parametrize("platform", ["darwin", "freebsd14"])
     def test_other_systems_are_asked_through_psutil(self, monkeypatch, platform):
         monkeypatch.setattr(memory, "_broken", set())
@@ -92,11 +116,12 @@ class TestMemory:
         assert guard.failures["hardware.linux_resident"] == before + 1
 
     @pytest.mark.parametrize("text", ["", "MemTotal: 1 kB\n", "no table at all"])
-    def test_a_system_without_the_figure_has_none(self, tmp_path, text):
+    @pytest.mark.parametrize("read", [memory._linux_available, memory._linux_peak])
+    def test_a_system_without_the_figure_has_none(self, tmp_path, text, read):
         file = tmp_path / "meminfo"
         file.write_text(text)
         with pytest.raises(memory.Missing):
-            memory._linux_available(file)
+            read(file)
 
     def test_windows_is_asked_for_both_figures_at_once(self, monkeypatch):
         import ctypes
@@ -267,7 +292,7 @@ class TestTogether:
 
     def test_what_is_read_names_nothing(self):
         found = readings.now()
-        for value in (found.process_memory, found.available_memory):
+        for value in (found.process_memory, found.process_peak, found.available_memory):
             assert type(value) is int
 
     @pytest.mark.mlx

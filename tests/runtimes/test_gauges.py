@@ -23,6 +23,7 @@ from sottovoce.settings import Settings
 GIB = tiers.GIB
 READ = readings.Readings(
     process_memory=5 * GIB + 12345,
+    process_peak=9 * GIB + 6,
     available_memory=19 * GIB + 54321,
     engine_memory={"active": 3 * GIB + 1, "cache": 0, "peak": 300 * GIB + 7},
     gpus=gpu.Gpus(utilization=0.8734, memory_used=70 * GIB + 3, memory_utilization=0.5512),
@@ -79,6 +80,7 @@ class TestWhatLeaves:
         pytest.importorskip("mlx_lm.generate")
         assert points(instrumented(MLXInstrumentor)) == {
             ("process.memory.usage",): 5 * GIB + 12345,
+            ("sottovoce.process.memory.peak",): 9 * GIB + 6,
             (AVAILABLE,): 19 * GIB + 54321,
             ("sottovoce.engine.memory.usage", "mlx", "active"): 3 * GIB + 1,
             ("sottovoce.engine.memory.usage", "mlx", "cache"): 0,
@@ -94,6 +96,7 @@ class TestWhatLeaves:
         pytest.importorskip("mlx_lm.generate")
         assert points(instrumented(MLXInstrumentor, profile=profile)) == {
             ("process.memory.usage",): 8 * GIB,
+            ("sottovoce.process.memory.peak",): 12 * GIB,
             (AVAILABLE,): 24 * GIB,
             ("sottovoce.engine.memory.usage", "mlx", "active"): 4 * GIB,
             ("sottovoce.engine.memory.usage", "mlx", "cache"): 0,
@@ -177,6 +180,7 @@ class TestWhen:
         pytest.importorskip("llama_cpp.llama")
         found = points(instrumented(LlamaCppInstrumentor))
         assert found["process.memory.usage",] > 1 << 20
+        assert found["sottovoce.process.memory.peak",] > 1 << 20
         assert found[AVAILABLE,] > 1 << 20
 
     def test_not_without_a_runtime(self, instrumented, read):

@@ -39,6 +39,11 @@ def of_process() -> int | None:
     return _first((_linux_resident, _psutil_resident))
 
 
+def peak_of_process() -> int | None:
+    """The most physical memory that this process ever took."""
+    return _first((_linux_peak, _darwin_peak, _psutil_peak))
+
+
 def _first(sources: Iterable[Callable[[], int]]) -> int | None:
     """What the first source says that can say anything."""
     for source in sources:
@@ -74,6 +79,26 @@ def _linux_resident(file: Path = Path("/proc/self/statm")) -> int:
     if sys.platform != "linux":
         raise Missing
     return int(file.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _linux_peak(file: Path = Path("/proc/self/status")) -> int:
+    # Not `getrusage`: on Linux it begins with what the program had that started this one.
+    if sys.platform != "linux":
+        raise Missing
+    for line in file.read_bytes().splitlines():
+        name, _, amount = line.partition(b":")
+        if name == b"VmHWM":
+            return int(amount.split()[0]) * 1024
+    raise Missing
+
+
+def _darwin_peak() -> int:
+    if sys.platform != "darwin":
+        raise Missing
+    import resource  # noqa: PLC0415 - not on Windows
+
+    # In bytes there.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _windows_total() -> int:
@@ -129,6 +154,14 @@ def _psutil_available() -> int:
 
 def _psutil_resident() -> int:
     return int(_psutil().Process().memory_info().rss)
+
+
+def _psutil_peak() -> int:
+    # Windows alone has it.
+    peak = getattr(_psutil().Process().memory_info(), "peak_wset", None)
+    if peak is None:
+        raise Missing
+    return int(peak)
 
 
 def _psutil() -> Any:

@@ -31,6 +31,7 @@ class Readings:
 
     Attributes:
         process_memory: physical memory of this process.
+        process_peak: the most that it ever was.
         available_memory: what the system could still give to programs.
         engine_memory: of MLX's arrays: ``active``, ``cache`` (freed, but kept for the next) and
             ``peak`` (the most that was ever active), where MLX is loaded.
@@ -38,6 +39,7 @@ class Readings:
     """
 
     process_memory: int | None = None
+    process_peak: int | None = None
     available_memory: int | None = None
     engine_memory: dict[str, int] = field(default_factory=dict)
     gpus: Gpus | None = None
@@ -70,7 +72,11 @@ def now() -> Readings:
         return last.readings
     try:
         last.readings = Readings(
-            memory.of_process(), memory.available(), _engine_memory() or {}, gpu.read()
+            memory.of_process(),
+            memory.peak_of_process(),
+            memory.available(),
+            _engine_memory() or {},
+            gpu.read(),
         )
         last.at = monotonic()
         return last.readings

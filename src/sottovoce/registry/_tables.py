@@ -531,6 +531,7 @@ METRICS: Final[tuple[_Metric, ...]] = (
     ('sottovoce.hook.errors', 'counter', '{error}', 'Errors of our own hooks that the app never saw.', None, _A26, frozenset({'latest', 'v1.41'}), _A26),
     ('sottovoce.model.count', 'updowncounter', '{model}', 'Models that are loaded in this process.', None, _A27, frozenset({'latest', 'v1.41'}), _A23),
     ('sottovoce.model.load.duration', 'histogram', 's', 'Time to load a model into this process.', (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92), _A28, frozenset({'latest', 'v1.41'}), _A23),
+    ('sottovoce.process.memory.peak', 'gauge', 'By', 'The most physical memory that this process ever took.', None, _A10, frozenset({'latest', 'v1.41'}), _A10),
     ('system.memory.linux.available', 'updowncounter', 'By', 'An estimate of how much memory is available for starting new applications, without causing swapping.', None, _A10, frozenset({'latest', 'v1.41'}), _A10),
     ('system.memory.usage', 'updowncounter', 'By', 'Reports memory in use by state.', None, _A29, frozenset({'latest', 'v1.41'}), _A10),
 )
