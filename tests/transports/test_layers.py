@@ -353,6 +353,17 @@ def test_through_a_proxy(calls, server):
     assert len(calls.ended_calls) == 3
 
 
+@pytest.mark.parametrize("path", ["/whole/generate", "/whole/completion", "/whole/embedding"])
+def test_a_path_that_others_use_too_is_a_models_on_own_hosts_alone(calls, server, path):
+    body = {"inputs": "x", "prompt": "x", "content": "x", "parameters": {"max_new_tokens": 5}}
+    requests.post(f"http://somebody.example{path}", json=body, proxies={"http": server.url})
+    assert not calls.opened_calls
+    requests.post(server.url + path, json={"text": "inputs prompt content max_new_tokens"})
+    assert not calls.opened_calls
+    requests.post(server.url + path, json=body)
+    assert calls.only.local
+
+
 # Responses.
 
 
