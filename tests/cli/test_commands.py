@@ -76,6 +76,8 @@ def test_received_here_and_viewed_there(tmp_path):
     db = tmp_path / "x.db"
     with started("local", "--port", "0", "--db", str(db), stderr=subprocess.PIPE) as process:
         endpoint = endpoint_of(process)
+        told = f"OTEL_EXPORTER_OTLP_ENDPOINT={endpoint} opentelemetry-instrument"
+        assert told in process.stdout.readline()
         post(endpoint, "violet herons")
         viewed = command("view", "--db", str(db))
         assert (viewed.returncode, viewed.stderr) == (0, "")

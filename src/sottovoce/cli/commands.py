@@ -156,6 +156,8 @@ def _listen(store: Store, port: int, host: str, err: Console) -> None:
     each = _announce(err) if err.is_terminal else None
     receiver = Receiver(store, port=port, host=host, on_request=each)
     click.echo(f"receiving OTLP at {receiver.endpoint} into {store.path}; stop with Ctrl-C")
+    variable = f"OTEL_EXPORTER_OTLP_ENDPOINT={receiver.endpoint}"
+    click.echo(f"elsewhere: {variable} opentelemetry-instrument python app.py; sottovoce view")
     sys.stdout.flush()
     # uvicorn raises what it was stopped by again, after the last answer.
     with contextlib.suppress(KeyboardInterrupt):
