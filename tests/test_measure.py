@@ -1,0 +1,73 @@
+"""What is set and recorded by the short way is what the SDK makes of it by its own."""
+
+import math
+
+import pytest
+from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+
+from sottovoce import guard
+from sottovoce.measure import Measured, Point, put
+
+CLEAN = {"a": "a long word", "b": 1, "c": 2.5, "d": True, "e": ("one", "another long word")}
+ODD = {**CLEAN, "f": ["x"], "g": b"\xff", "h": None, "i": (1, 2), "j": ("x", None), "k": object()}
+
+
+def started(**limits):
+    tracers = TracerProvider(span_limits=SpanLimits(**limits))
+    return tracers.get_tracer("app").start_span("call", attributes={"a": "before", "z": 0})
+
+
+@pytest.mark.parametrize("attributes", [CLEAN, ODD], ids=["clean", "odd"])
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(
+    "limits", [{}, {"max_span_attributes": 4}, {"max_span_attribute_length": 5}]
+)
+def test_a_span_gets_the_attributes_that_it_would_take(limits, ended, attributes):
+    short, public = started(**limits), started(**limits)
+    if ended:
+        short.end()
+        public.end()
+    put(short, dict(attributes))
+    public.set_attributes(dict(attributes))
+    assert dict(short.attributes) == dict(public.attributes)
+    assert short.dropped_attributes == public.dropped_attributes
+    assert not guard.failures["measure.put"]
+
+
+def test_a_span_of_somebody_elses_is_asked_itself():
+    class Around:
+        """As apps and tracers put around the SDK's."""
+
+        def __init__(self, span):
+            self.span, self.asked = span, []
+
+        def __getattr__(self, name):
+            return getattr(self.span, name)
+
+        def set_attributes(self, attributes):
+            self.asked.append(attributes)
+
+    around = Around(started())
+    put(around, CLEAN)
+    assert around.asked == [CLEAN]
+    assert dict(around.span.attributes) == {"a": "before", "z": 0}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_extremes_are_recorded_for_an_operator_who_wants_them(wanted):
+    reader = InMemoryMetricReader()
+    aggregation = ExplicitBucketHistogramAggregation((1, 5), record_min_max=wanted)
+    meters = MeterProvider(
+        [reader], views=[View(instrument_type=Histogram, aggregation=aggregation)]
+    )
+    measured = Measured(meters.get_meter("app").create_histogram("h"))
+    for value in (2.0, 7.0):
+        measured.record(value, Point({}, Context()))
+    [metric] = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    [point] = metric.data.data_points
+    assert (point.min, point.max) == ((2.0, 7.0) if wanted else (math.inf, -math.inf))
+    assert (point.sum, tuple(point.bucket_counts)) == (9.0, (0, 1, 1))
