@@ -340,6 +340,20 @@ def test_a_wrong_insertion_is_no_call(mlx_hooks, mlx_model):
     assert not mlx_hooks.recorder.open and not mlx_hooks.recorder.calls
 
 
+def test_everything_may_be_given_by_name(mlx_hooks, mlx_model):
+    batch = generator(mlx_model, max_tokens=4)
+    kind = type(batch)
+    _, given_up, left = kind.insert(self=batch, prompts=[[1, 72], [1, 73], [1, 74]])
+    kind.next(self=batch)
+    kind.remove(self=batch, uids=[given_up])
+    kind.remove(self=batch, uids=[left])
+    for _ in range(9):
+        kind.next(self=batch)
+    kind.close(self=batch)
+    outcomes = [call.outcome for call in mlx_hooks.recorder.calls]
+    assert outcomes == ["abandoned", "abandoned", "completed"]
+
+
 def test_two_generators_in_two_threads(mlx_hooks, mlx_model):
     failures = []
     barrier = threading.Barrier(2)

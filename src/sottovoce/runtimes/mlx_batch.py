@@ -210,6 +210,11 @@ def _of(generator: Any, whole: Batch | None = None) -> _Generator:
     return found
 
 
+def _known(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Generator | None:
+    """What is known of the generator that a method was called with."""
+    return _generators.get(id(args[0] if args else kwargs.get("self")))
+
+
 def _batch_generate(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `mlx_lm.generate.batch_generate`: one call for all its prompts."""
     arguments = Arguments(original)
@@ -248,17 +253,18 @@ def _insert(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any
     arguments = Arguments(original)
 
     @functools.wraps(original)
-    def insert(generator: Any, *args: Any, **kwargs: Any) -> Any:
-        uids = original(generator, *args, **kwargs)
+    def insert(*args: Any, **kwargs: Any) -> Any:
+        uids = original(*args, **kwargs)
         if runtime.recording and not suppressed.get():
-            _begin(runtime, generator, arguments.named((generator, *args), kwargs), uids)
+            _begin(runtime, arguments.named(args, kwargs), uids)
         return uids
 
     return insert
 
 
 @never_raise("mlx.insert")
-def _begin(runtime: Runtime, generator: Any, named: dict[str, Any], uids: list[Any]) -> None:
+def _begin(runtime: Runtime, named: dict[str, Any], uids: list[Any]) -> None:
+    generator = named["self"]
     prompts = named["segments"] if "segments" in named else named["prompts"]
     whole = current_call.get()
     if isinstance(whole, Batch) and not whole.fed:
@@ -297,14 +303,14 @@ def _step(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `next` and `next_generated`, of which none calls the other."""
 
     @functools.wraps(original)
-    def step(generator: Any, *args: Any, **kwargs: Any) -> Any:
-        batch = _generators.get(id(generator))
+    def step(*args: Any, **kwargs: Any) -> Any:
+        batch = _known(args, kwargs)
         if batch is None or batch.stepping:
-            return original(generator, *args, **kwargs)
+            return original(*args, **kwargs)
         batch.stepping = True
         started = perf_counter_ns()
         try:
-            result = original(generator, *args, **kwargs)
+            result = original(*args, **kwargs)
         except BaseException as error:
             batch.busy_ns += perf_counter_ns() - started
             batch.stepping = False
@@ -323,12 +329,13 @@ def _step(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _remove(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `remove`: the app gave those sequences up."""
+    arguments = Arguments(original)
 
     @functools.wraps(original)
-    def remove(generator: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(generator, *args, **kwargs)
-        batch = _generators.get(id(generator))
-        uids = args[0] if args else kwargs.get("uids")
+    def remove(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        batch = _known(args, kwargs)
+        uids = arguments.named(args, kwargs).get("uids")
         # Not an iterator: who reads one takes it from the app.
         if batch is not None and isinstance(uids, (list, tuple, set, frozenset)):
             batch.leave(uids)
@@ -341,9 +348,9 @@ def _close(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `close`, which `__del__` calls as well."""
 
     @functools.wraps(original)
-    def close(generator: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(generator, *args, **kwargs)
-        batch = _generators.get(id(generator))
+    def close(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        batch = _known(args, kwargs)
         if batch is not None:
             batch.leave(list(batch.calls))
         return result
