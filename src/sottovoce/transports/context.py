@@ -41,6 +41,20 @@ def carried(
     return _carried(transport, cast("HTTPCall", call), body, where, *of)
 
 
+def none_to(host: str) -> bool:
+    """Whether nothing may go along to `host`, as far as the host alone can tell. May raise.
+
+    So it is where the call itself goes there, and it is somebody else's.
+    """
+    call = current_call.get()
+    if call is None or getattr(call, "sending", None) is None:
+        return True
+    if call.local or call.address != host:
+        return False
+    withholds: Callable[..., bool] | None = getattr(call.recorder, "withholds", None)
+    return withholds is not None and withholds(call)
+
+
 @guard.never_raise("transport.carried")
 def _carried(
     transport: Transport, call: HTTPCall, body: Any, where: Callable[..., Where], *of: Any

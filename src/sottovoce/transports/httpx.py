@@ -99,6 +99,9 @@ class _Twin(NamedTuple):
 @guard.never_raise("httpx.carrying")
 def _carrying(request: Any) -> _Twin | None:
     """Give a twin of the request that takes trace context along, where it may."""
+    # Nearly always; a URL takes long to give all its parts.
+    if context.none_to(request.url.host):
+        return None
     body = getattr(request, "_content", None)
     carried = context.carried(_transport, body, _where, request.url)
     if carried is None:
