@@ -48,7 +48,7 @@ def test_the_time_and_the_size_of_a_load(llama_hooks, gguf_path):
     load(gguf_path).close()
     ((provider, facts, seconds, error),) = llama_hooks.recorder.loads
     assert (provider, error) == ("llama_cpp", None) and seconds > 0
-    assert facts["model_size"] == "lt_1GiB"
+    assert (facts["model_size"], facts["context_size"]) == ("lt_1GiB", 64)
 
 
 @pytest.mark.parametrize(

@@ -276,9 +276,6 @@ class _LlamaCpp(Runtime):
         facts.pop("request_model", None)
         if facts.get("request_max_tokens") == 0:
             del facts["request_max_tokens"]  # no limit
-        size = getattr(llama, "_n_ctx", None)
-        if type(size) is int:
-            facts["context_size"] = size
         # Opened last: what fails above must not leave a call behind that nobody ends.
         call = LlamaCall(
             self.recorder,

@@ -64,6 +64,9 @@ def identify(llama: Any, library: ModuleType) -> identity.Identity | None:
                 able=library.llama_supports_gpu_offload(),
             ),
         )
+        size = getattr(llama, "_n_ctx", None)
+        if type(size) is int:
+            known.facts["context_size"] = size
         LOADED.put(llama, known)
     return known
 
