@@ -376,6 +376,7 @@ def test_loading_says_who_without_a_path(llama_hooks, gguf_path, gguf_q8_path):
             "model_size": "lt_1GiB",
             "model_adapter": False,
             "model_offload": "none",
+            "context_size": llama.n_ctx(),
         }
         call = llama_hooks.recorder.calls[-1]
         assert call.model == f"llama-lt_1M-{kind}"

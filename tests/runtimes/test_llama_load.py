@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import struct
 import subprocess
@@ -45,10 +46,11 @@ def more():
 
 
 def test_the_time_and_the_size_of_a_load(llama_hooks, gguf_path):
-    load(gguf_path).close()
+    with contextlib.closing(load(gguf_path, n_ctx=512)) as llama:
+        assert llama.n_ctx() == 512
     ((provider, facts, seconds, error),) = llama_hooks.recorder.loads
     assert (provider, error) == ("llama_cpp", None) and seconds > 0
-    assert (facts["model_size"], facts["context_size"]) == ("lt_1GiB", 64)
+    assert (facts["model_size"], facts["context_size"]) == ("lt_1GiB", 512)
 
 
 @pytest.mark.parametrize(
