@@ -42,7 +42,7 @@ def _is_time(value: Any) -> TypeGuard[float]:
 def _told(body: Body) -> dict[str, Any]:
     """Give the timings of an answer that is complete: those on the way are of a part of it."""
     timings = body.get("timings")
-    if type(timings) is not dict or body.get("stop") is False:
+    if type(timings) is not dict:
         return {}
     choices = body.get("choices")
     for choice in choices if type(choices) is list else ():
