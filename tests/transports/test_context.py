@@ -331,6 +331,14 @@ def test_a_redirect_to_somebody_else_loses_it(bench, way):
 
 
 @pytest.mark.parametrize("way", sorted(FOLLOWING))
+def test_a_redirect_from_somebody_else_to_an_own_host_gets_it(bench, way):
+    bench.theirs.elsewhere = bench.ours.url.replace("127.0.0.1", "localhost")
+    WAYS[way](bench.theirs.url, dict(JSON))
+    assert bench.theirs.parents == [None]
+    assert bench.ours.parents == [bench.expected]
+
+
+@pytest.mark.parametrize("way", sorted(FOLLOWING))
 def test_a_redirect_on_the_same_host_keeps_it(bench, way):
     bench.ours.elsewhere = bench.ours.url
     WAYS[way](bench.ours.url, dict(JSON))
