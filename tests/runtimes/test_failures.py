@@ -70,6 +70,7 @@ def test_the_codes_are_in_the_registry():
             None,
         ),
         (ValueError("Failed to create llama_context"), None, "out_of_memory"),
+        (ValueError("The checkpoint has no weights for layers [3]."), None, "bad_model_file"),
         (ValueError("Failed to get vocab from model: /alice"), None, "bad_model_file"),
         (ValueError("No file found in alice/x that match y"), None, "model_not_found"),
         (RuntimeError("[load_gguf] gguf_init failed"), None, "bad_model_file"),

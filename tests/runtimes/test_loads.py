@@ -172,6 +172,16 @@ def test_why_mlx_could_not_load(mlx, mlx_model_path, tmp_path, spoil, code):
     check_failed(mlx, code)
 
 
+def test_an_adapter_of_another_model(mlx, mlx_model_path, tmp_path):
+    tuned = {"num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1.0, "dropout": 0.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(tuned))
+    alien = {"model.layers.1.self_attn.q_proj.lora_a": mlx_utils.mx.zeros((3, 5))}
+    mlx_utils.mx.save_safetensors(str(tmp_path / "adapters.safetensors"), alien)
+    with pytest.raises(ValueError, match="incompatible tensors"):
+        mlx_utils.load(str(mlx_model_path), adapter_path=str(tmp_path))
+    check_failed(mlx, "bad_model_file")
+
+
 def test_a_model_that_the_hub_has_not(mlx):
     with pytest.raises(OSError):
         mlx_utils.load("alice/no-such-model")

@@ -77,6 +77,8 @@ _OF_LOADS: Final[Mapping[type[BaseException], tuple[_Phrase, ...]]] = {
         _Phrase(BAD_FILE, "Missing ", " parameters: "),
         _Phrase(BAD_FILE, "Received ", " parameters not in model"),
         _Phrase(BAD_FILE, "Expected shape ", " for parameter "),
+        _Phrase(BAD_FILE, "Adapter at ", " contains incompatible tensors"),
+        _Phrase(BAD_FILE, "The checkpoint has no weights for layers "),
         _Phrase(NOT_FOUND, "Model path does not exist: "),
         _Phrase(NOT_FOUND, "No file found in ", " that match "),
         _Phrase(BAD_FILE, _REFUSED),
