@@ -1,6 +1,9 @@
+import gc
+import importlib
 import logging
 import sys
 import types
+import weakref
 
 import pytest
 
@@ -181,6 +184,30 @@ def test_a_hook_that_is_set_while_a_module_runs_gets_all_of_it(tmp_path, monkeyp
     assert seen == ["own", (1, True)]
     later.when_imported("guard_hook_d", lambda module, late: seen.append("at once"))
     assert seen[-1] == "at once"
+
+
+def test_nothing_is_kept_of_hooks_that_were_stopped(tmp_path, monkeypatch):
+    (tmp_path / "guard_hook_f.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+
+    def install():
+        hooks = ImportHooks()
+        hooks.when_imported("guard_hook_f", lambda module, late: seen.append(hooks))
+        return hooks
+
+    gone = [weakref.ref(install())]
+    for _ in range(3):
+        hooks = install()
+        hooks.stop()
+        gone.append(weakref.ref(hooks))
+    del hooks
+    last = install()
+    gc.collect()
+    # The first was never stopped.
+    assert [ref() is None for ref in gone] == [False, True, True, True]
+    importlib.import_module("guard_hook_f")
+    assert seen == [gone[0](), last]
 
 
 def test_an_import_hook_that_fails_does_not_break_the_import(tmp_path, monkeypatch):

@@ -171,17 +171,19 @@ def _rebind(names: dict[int, tuple[Any, Any]]) -> int:
 
 
 _awaited: dict[str, list[Callable[[ModuleType], None]]] = {}
-"""Module that a hook waits for → hooks that were set while its code ran."""
+"""Module → hooks that wait until its code has run, of all `ImportHooks` that are not stopped."""
 
 
 class ImportHooks:
     """Run a function when a module is imported, or at once if it already is; can be stopped.
 
-    wrapt has no way to remove a hook, so a stopped one stays registered and does nothing.
+    wrapt has no way to remove a hook, so it gets one for each module, and those that are
+    waiting for it are listed here.
     """
 
     def __init__(self) -> None:
         self._active = True
+        self._waiting: list[tuple[str, Callable[[ModuleType], None]]] = []
 
     def when_imported(self, module: str, hook: Callable[[ModuleType, bool], None]) -> None:
         """Call ``hook(module object, late)`` right after `module`'s code ran.
@@ -197,21 +199,22 @@ class ImportHooks:
             if self._active:
                 guarded(loaded, late)
 
-        def imported(loaded: ModuleType) -> None:
-            waiting = _awaited.pop(module, ())
-            for each in (run, *waiting):
-                each(loaded)
-
         # What it imports may have led here, while nothing is defined yet. CPython 3.10 to 3.14.
-        if module in _awaited and getattr(getattr(known, "__spec__", None), "_initializing", False):
+        begun = getattr(getattr(known, "__spec__", None), "_initializing", False)
+        if late and not (begun and module in _awaited):
+            import wrapt  # noqa: PLC0415 - most of what this module would cost an app without hooks
+
+            wrapt.register_post_import_hook(run, module)
+            return
+        self._waiting.append((module, run))
+        if module in _awaited:
             _awaited[module].append(run)
             return
 
-        import wrapt  # noqa: PLC0415 - most of what this module would cost an app without hooks
+        import wrapt  # noqa: PLC0415 - see above
 
-        if not late:
-            _awaited.setdefault(module, [])
-        wrapt.register_post_import_hook(run if late else imported, module)
+        _awaited[module] = [run]
+        wrapt.register_post_import_hook(functools.partial(_imported, module), module)
 
     @property
     def active(self) -> bool:
@@ -219,5 +222,14 @@ class ImportHooks:
         return self._active
 
     def stop(self) -> None:
-        """Let no hook act any more."""
+        """Let no hook act any more; what they hold is free."""
         self._active = False
+        for module, run in self._waiting:
+            if run in _awaited.get(module, ()):
+                _awaited[module].remove(run)
+        self._waiting.clear()
+
+
+def _imported(module: str, loaded: ModuleType) -> None:
+    for run in _awaited.pop(module, ()):
+        run(loaded)
