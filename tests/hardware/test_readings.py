@@ -153,6 +153,22 @@ class TestGpus:
         assert utilization == pytest.approx(0.6)
         assert failures == {}
 
+    def test_what_the_app_is_warned_of_is_not_touched(self, tmp_path):
+        deprecated = """
+            import warnings
+            filters = id(warnings.filters)
+            warnings.warn("The pynvml package is deprecated. Install another.", FutureWarning)
+        """
+        program = """
+            before = id(warnings.filters)
+            show()
+            import pynvml
+            print(json.dumps(pynvml.filters == before))
+        """
+        driver = textwrap.dedent(deprecated) + textwrap.dedent(DRIVER)
+        [(gpus, *_), untouched] = run(driver, program, tmp_path)
+        assert gpus["utilization"] == 0.6 and untouched
+
     def test_they_are_read_every_ten_seconds_at_most(self, tmp_path):
         program = """
             import pynvml

@@ -122,10 +122,11 @@ _NO_DRIVER: Final = frozenset({"NVMLError_LibraryNotFound", "NVMLError_DriverNot
 
 
 def _imported() -> Any:
-    with warnings.catch_warnings():
-        # An older package of the same name warns that it is deprecated.
-        warnings.simplefilter("ignore")
-        import pynvml  # noqa: PLC0415 - an extra, and slow to load
+    # An older package of the same name says so. For good, because `catch_warnings` would change
+    # meanwhile, and mix up, what the app's own threads are warned of.
+    warnings.filterwarnings("ignore", "The pynvml package is deprecated", FutureWarning)
+    import pynvml  # noqa: PLC0415 - an extra, and slow to load
+
     return pynvml
 
 
