@@ -20,10 +20,10 @@ from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from sottovoce import guard, settings
+from sottovoce import guard, settings, spans
 from sottovoce._version import __version__
 from sottovoce.instruments import PACE, Latest, Legacy
-from sottovoce.measure import Point, put
+from sottovoce.measure import Point
 from sottovoce.privacy import policy, propagation
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.registry import METRICS, SCHEMA_URLS
@@ -152,8 +152,8 @@ class Recording:
         self._meter = self._meters.get_meter(SCOPE, __version__, schema_url=schema)
 
     def enabled(self) -> bool:
-        """Whether the app has not suppressed instrumentation for what it does now."""
-        return bool(is_instrumentation_enabled())
+        """Whether what the app does now is recorded: neither it nor the profile forbids it."""
+        return not self._policy.choice.now.off and bool(is_instrumentation_enabled())
 
     @guard.never_raise("record.enter")
     def enter(self, call: Call) -> Any:
@@ -244,14 +244,16 @@ class SpanRecorder(Recording):
         if conversation is not None:
             call.facts["conversation"] = conversation
         parent = otel_context.get_current()
-        span = self._tracer.start_span(
+        span, context = spans.begin(
+            self._tracer,
+            self._policy,
             name,
-            context=parent,
+            attributes,
+            parent,
             kind=_kind(call),
-            attributes=attributes,
-            start_time=call.start_unix_ns,
+            start_ns=call.start_unix_ns,
         )
-        call.handle = Handle(span, trace.set_span_in_context(span, parent), attributes)
+        call.handle = Handle(span, context, attributes)
 
     @guard.never_raise("record.ended")
     def ended(self, call: Call) -> None:
@@ -271,7 +273,11 @@ class SpanRecorder(Recording):
                 self._finish_span(call, handle, error)
         finally:
             handle.span.end(call.start_unix_ns + call.duration_ns)
-        span = handle.span.get_span_context()
+        ids = handle.span.get_span_context()
+        span = ids if ids.is_valid else None
+        if self._policy.choice.now.coarse:
+            # Also where nobody gates the meter.
+            common = self._policy.attributes(common, "metric")
         point = failed = Point(common, handle.context, span=span)
         if error is not None:
             failed = Point({**common, ERROR_TYPE: error}, handle.context, span=span)
@@ -322,7 +328,7 @@ class SpanRecorder(Recording):
             if found:
                 attributes[FRAMES] = found
             handle.span.set_status(Status(StatusCode.ERROR))
-        put(handle.span, attributes)
+        spans.finish(self._policy, handle.span, attributes, handle.attributes)
 
     @guard.never_raise("record.loading")
     def loading(self, provider: str) -> Loading | None:
@@ -373,16 +379,17 @@ def _observe_ourselves(provider: MeterProvider, meter: Meter, gate: policy.Polic
     for name, source in sources.items():
         meter.create_observable_counter(
             name,
-            callbacks=[_observer(source)],
+            callbacks=[_observer(source, gate)],
             unit=METRICS[name].unit,
             description=METRICS[name].description,
         )
 
 
 def _observer(
-    source: Callable[[], Iterable[tuple[int, dict[str, str]]]],
+    source: Callable[[], Iterable[tuple[int, dict[str, str]]]], gate: policy.Policy
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
-        return [metrics.Observation(count, attributes) for count, attributes in source()]
+        told = () if gate.choice.now.off else source()
+        return [metrics.Observation(count, attributes) for count, attributes in told]
 
     return observe

@@ -14,7 +14,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from sottovoce import loaded
+from sottovoce import loaded, spans
 from sottovoce.instruments import Engine
 from sottovoce.measure import Point
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
@@ -101,13 +101,16 @@ class Engines:
     def begin(self, provider: str) -> Loading:
         """A load begins: start its span and make it current, for what is downloaded."""
         started_ns = time_ns()
-        span = self._tracer.start_span(
+        said, current = {OPERATION: LOAD, PROVIDER: provider}, otel_context.get_current()
+        span, context = spans.begin(
+            self._tracer,
+            self._policy,
             LOAD,
+            said,
+            current,
             kind=SpanKind.INTERNAL,
-            attributes={OPERATION: LOAD, PROVIDER: provider},
-            start_time=started_ns,
+            start_ns=started_ns,
         )
-        context = trace.set_span_in_context(span)
         if self._withhold:
             context = otel_context.set_value(WITHHOLD, True, context)
         return Loading(span, started_ns, otel_context.attach(context))
@@ -133,8 +136,11 @@ class Engines:
                 attributes[ERROR_TYPE] = self._policy.error(kind)
             context = otel_context.get_current()
             if loading is not None:
-                context = trace.set_span_in_context(loading.span, context)
+                if loading.span.get_span_context().is_valid:
+                    context = trace.set_span_in_context(loading.span, context)
                 self._finish(loading.span, facts, dict(attributes))
+            if self._policy.choice.now.coarse:
+                attributes = self._policy.attributes(attributes, "metric")
             self._engine.load_duration.record(seconds, Point(attributes, context))
         finally:
             if loading is not None:
@@ -159,7 +165,7 @@ class Engines:
                 attributes[FRAMES] = found
         if REQUEST_MODEL in attributes:
             span.update_name(f"{LOAD} {attributes[REQUEST_MODEL]}")
-        span.set_attributes(attributes)
+        spans.finish(self._policy, span, attributes, {})
 
     def _model_words(self, facts: Facts) -> dict[str, Any]:
         """What may be said, on metrics, of the model that ran."""
@@ -188,6 +194,7 @@ def _observe_models(provider: MeterProvider, meter: Meter, policy: Policy) -> No
         return [
             metrics.Observation(number, _said(dict(kind), policy))
             for kind, number in loaded.counted().items()
+            if not policy.choice.now.off
         ]
 
     entry = METRICS[COUNT]
@@ -202,4 +209,4 @@ def _said(kind: dict[str, str], policy: Policy) -> dict[str, Any]:
     attributes.update(policy.attributes(words, "metric"))
     if "request_model" in kind:
         attributes[REQUEST_MODEL] = policy.model(kind["request_model"], local=True)
-    return attributes
+    return policy.attributes(attributes, "metric") if policy.choice.now.coarse else attributes

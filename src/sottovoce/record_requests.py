@@ -13,7 +13,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from sottovoce import dropped, guard
+from sottovoce import dropped, guard, spans
 from sottovoce.privacy import propagation
 from sottovoce.record import ERROR_TYPE, OUTCOME, Handle, Recording
 
@@ -42,14 +42,17 @@ class RequestRecorder(Recording):
         said = self._policy.attributes(
             {METHOD: request.method, ROUTE: request.route, SCHEME: request.scheme}, "span"
         )
-        span = self._tracer.start_span(
-            " ".join(said[key] for key in (METHOD, ROUTE) if key in said) or "HTTP",
-            context=parent,
+        name = " ".join(said[key] for key in (METHOD, ROUTE) if key in said) or "HTTP"
+        span, context = spans.begin(
+            self._tracer,
+            self._policy,
+            name,
+            said,
+            parent,
             kind=SpanKind.SERVER,
-            attributes=said,
-            start_time=request.start_unix_ns,
+            start_ns=request.start_unix_ns,
         )
-        request.handle = Handle(span, trace.set_span_in_context(span, parent), {})
+        request.handle = Handle(span, context, {})
         dropped.keep(request)
 
     @guard.never_raise("record_requests.ended")

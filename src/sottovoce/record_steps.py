@@ -13,9 +13,10 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from sottovoce import dropped, guard
+from sottovoce import dropped, guard, spans
 from sottovoce.instruments import measured_as
 from sottovoce.measure import Point
+from sottovoce.privacy import propagation
 from sottovoce.record import ERROR_TYPE, OPERATION, OUTCOME, Handle, Recording
 from sottovoce.steps import Step, current_conversation
 
@@ -81,14 +82,17 @@ class StepRecorder(Recording):
         said = self._policy.attributes(_said(step) | _conversation(step), "span")
         said.update(self._where(step))
         parent = _parent(step)
-        span = self._tracer.start_span(
+        begun = step.start_unix_ns
+        span, context = spans.begin(
+            self._tracer,
+            self._policy,
             _name(step, said),
-            context=parent,
+            said,
+            parent,
             kind=_KINDS[step.kind],
-            attributes=said,
-            start_time=step.start_unix_ns,
+            start_ns=begun,
         )
-        step.handle = Handle(span, trace.set_span_in_context(span, parent), {})
+        step.handle = Handle(span, context, {})
         dropped.keep(step)
 
     @guard.never_raise("record_steps.ended")
@@ -160,6 +164,6 @@ def _parent(step: Step) -> Context:
     current = otel_context.get_current()
     if not step.carrier:
         return current
-    context = _PARENT.extract(step.carrier, current)
-    remote = trace.get_current_span(context).get_span_context()
-    return context if remote.is_valid else current
+    remote = propagation.caller(step.carrier, _PARENT)
+    valid = remote.get_span_context().is_valid
+    return trace.set_span_in_context(remote, current) if valid else current

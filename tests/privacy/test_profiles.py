@@ -419,7 +419,7 @@ class TestAggregate:
         assert touched == []
         assert bench.spans.get_finished_spans() == ()
         assert bench.logs.get_finished_logs() == ()
-        assert bench.policy.dropped["span", "off"] == 2
+        assert bench.policy.dropped["span", "off"] == 1
         assert bench.policy.dropped["log", "off"] == 2
 
     @pytest.mark.parametrize("origin", ["call", "foreign"])

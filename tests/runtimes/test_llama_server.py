@@ -94,6 +94,7 @@ class Bench:
 @pytest.fixture(autouse=True)
 def no_policy_of_others():
     before = list(policy._active)
+    policy._active.clear()
     yield
     policy._active[:] = before
 

@@ -227,7 +227,7 @@ def test_a_chat_is_one_span_of_the_callers_trace(server, recorded, tokenizer):
         "gen_ai.usage.input_tokens": given,
         "gen_ai.usage.output_tokens": 5,
         "sottovoce.call.outcome": "completed",
-        "sottovoce.context.utilization": (given + 5) / 2048,
+        "sottovoce.context.utilization": round((given + 5) / 2048, 6),
         "sottovoce.model.adapted": False,
         "sottovoce.model.architecture": "llama",
         "sottovoce.model.context_size": 2048,

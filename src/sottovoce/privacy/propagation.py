@@ -104,15 +104,18 @@ def headers(context: Context) -> dict[str, str]:
     return {name.lower(): value for name, value in carrier.items()}
 
 
-def caller(headers: Mapping[str, str]) -> trace.Span:
+def caller(headers: Mapping[str, str], by: TextMapPropagator | None = None) -> trace.Span:
     """Give the span that a request's headers name, and no more of them; may be an invalid one.
 
     Args:
         headers: by name; in lower case, unless the mapping does not care. May raise.
+        by: reads them; the global propagator when absent.
     """
-    from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
+    if by is None:
+        from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
 
-    found = propagate.extract(headers, context_api.Context(), _SPAN_ALONE)
+        by = propagate.get_global_textmap()
+    found = by.extract(headers, context_api.Context(), _SPAN_ALONE)
     named = trace.get_current_span(found).get_span_context()
     return trace.NonRecordingSpan(
         trace.SpanContext(named.trace_id, named.span_id, named.is_remote, named.trace_flags)
