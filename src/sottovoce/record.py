@@ -300,15 +300,13 @@ class SpanRecorder(Recording):
 
     def _finish_span(self, call: Call, handle: Handle, error: str | None) -> None:
         attributes: dict[str, Any] = {OUTCOME: call.outcome}
-        words: dict[str, Any] = {}
         for fact, value in call.facts.items():
             name = ATTRIBUTE_OF.get(fact)
             if name is not None:
                 attributes[name] = value
             elif fact in JUDGED:
                 # As the policy remembers them.
-                words[JUDGED[fact]] = tuple(value) if type(value) is list else value
-        attributes.update(self._policy.attributes(words, "span"))
+                attributes[JUDGED[fact]] = tuple(value) if type(value) is list else value
         if RESPONSE_MODEL in handle.attributes:
             attributes[RESPONSE_MODEL] = handle.attributes[RESPONSE_MODEL]
         if call.stream:

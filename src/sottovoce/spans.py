@@ -57,12 +57,12 @@ def begin(
 
 
 def finish(policy: Policy, span: Span, attributes: dict[str, Any], said: Mapping[str, Any]) -> None:
-    """Set the rest of a span's attributes, whose words are already judged.
+    """Set the rest of a span's attributes; they are judged here or by the gate, not twice.
 
     Args:
         policy: says what leaves.
         span: of ours.
-        attributes: to set.
+        attributes: to set, not yet judged.
         said: its first ones: what a word is worth can depend on them.
     """
     if not is_gated(span):
