@@ -739,3 +739,13 @@ def test_scores_have_one_digit(given_, leaves_):
     said = {"gen_ai.evaluation.score.value": given_}
     kept = POLICIES["strict"].attributes(said, "event")
     assert kept.get("gen_ai.evaluation.score.value") == leaves_
+
+
+@pytest.mark.parametrize("value", [4**8, 4**8 + 1, 10**5])
+def test_a_number_that_is_too_large_in_standard_has_no_bucket_in_strict(value):
+    key = "sottovoce.request.batch.size"
+    shown = {
+        profile: policy.Policy(Settings(profile=profile)).attributes({key: value}, "span")
+        for profile in ("strict", "standard")
+    }
+    assert bool(shown["strict"]) == bool(shown["standard"]) == (value <= 4**8)

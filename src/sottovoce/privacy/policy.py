@@ -235,7 +235,7 @@ class Policy:
         for entry in plan.bucketed:
             value = mapping[entry.key]
             bounds = entry.bounds
-            if type(value) is entry.kind and 0 <= value <= bounds[-1]:
+            if type(value) is entry.kind and 0 <= value <= bounds[-1] and value < entry.most:
                 kept[entry.name] = shown = bounds[bisect_left(bounds, value)]
                 if shown != value:
                     bucketed += 1

@@ -32,7 +32,7 @@ MOST: Final[Mapping[str, int]] = {
     "sottovoce.context.utilization": 2,
     "sottovoce.draft.acceptance_rate": 2,
     "sottovoce.engine.passes": 10**4,
-    "sottovoce.request.batch.size": 10**5,
+    "sottovoce.request.batch.size": 4**8 + 1,  # a bucket's bound, so that none shows more
 }
 """What a number of an attribute stays below, where its meaning bounds it: a number that means
 something else, a person's or an account's, does not fit."""
@@ -73,7 +73,7 @@ def bucketed(name: str, kind: type, value: float) -> int | float | Drop | Change
     """The bucket of a number of the attribute `name`, which is declared to be of `kind`."""
     shown: float | None
     if kind is int:
-        shown = buckets.count(int(value))
+        shown = buckets.count(int(value)) if value < MOST.get(name, LARGEST) else None
     elif name in SCORES:
         shown = buckets.score(value)
     elif name in THROUGHPUTS:
