@@ -415,6 +415,17 @@ def test_the_shape_of_any_body_tells_what_parsing_it_tells(body, ascii_only, ind
         assert protocol.request(shape) == protocol.request(parsed)
 
 
+def test_escapes_do_not_move_the_end_of_a_string():
+    body = {
+        "model": 'C:\\models\\tiny "one"',
+        "messages": [{"role": "user", "content": json.dumps([CANARY + "\\", '"', '\\\\"'])}],
+        "temperature": 0.5,
+    }
+    shape = skeleton(json.dumps(body).encode())
+    assert OPENAI_CHAT.request(shape) == OPENAI_CHAT.request(body)
+    assert CANARY not in repr(shape)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | BODIES.map(lambda b: json.dumps(b).encode()), st.data())
 def test_no_bytes_make_the_shape_raise(wire, data):
