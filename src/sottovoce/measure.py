@@ -81,7 +81,8 @@ def put(span: Span, attributes: dict[str, Any]) -> None:
         kept: Any = span._attributes  # type: ignore[attr-defined] # noqa: SLF001
         most = kept.maxlen
         if (
-            (type(span).__name__, type(kept).__name__) == _SDK
+            type(span).__name__ == "_Span"
+            and type(kept).__name__ == "BoundedAttributes"
             and kept.max_value_len is None
             and (most is None or len(kept._dict) + len(attributes) <= most)  # noqa: SLF001
             and all(type(value) in _CLEAN or _is_clean(value) for value in attributes.values())
@@ -94,9 +95,6 @@ def put(span: Span, attributes: dict[str, Any]) -> None:
     except Exception:  # noqa: BLE001 - a changed SDK: nothing was set yet
         failed("measure.put")
     span.set_attributes(attributes)
-
-
-_SDK: Final = ("_Span", "BoundedAttributes")
 
 
 def _is_clean(value: Any) -> bool:

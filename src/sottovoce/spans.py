@@ -66,5 +66,5 @@ def finish(policy: Policy, span: Span, attributes: dict[str, Any], said: Mapping
         said: its first ones: what a word is worth can depend on them.
     """
     if not is_gated(span):
-        attributes = policy.attributes({**said, **attributes}, "span")
+        attributes = policy.attributes(attributes, "span", {**said, **attributes})
     put(span, attributes)

@@ -123,8 +123,12 @@ class _Door(Door):
             # OpenAI's conversations, say: what they hold asks no model.
             return None
         # The SDKs let a path be given as a whole URL, which may lead elsewhere.
-        whole = "://" in options.url
-        server = self._server(urlsplit(options.url) if whole else client.base_url, keep=not whole)
+        if "://" in options.url:
+            server = self._server(urlsplit(options.url), keep=False)
+        else:
+            # What `base_url` gives, seen in all; in openai 3.52 by an import each time.
+            base = getattr(client, "_base_url", None) or client.base_url
+            server = self._server(base, keep=True)
         facts = _facts(route, options)
         if kwargs.get("stream"):
             # What is fetched, or uploaded as a form, has no body that says so.

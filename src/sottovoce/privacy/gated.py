@@ -14,5 +14,5 @@ _GATE: Final = ("sottovoce.privacy.spans", "SpanGate")
 def is_gated(span: Span) -> bool:
     """Whether `spans.SpanGate` judges `span`, or nothing becomes of it."""
     # `_span_processor`, as read in opentelemetry-sdk 1.30 to 1.45: its provider's own processor.
-    processor = type(getattr(span, "_span_processor", None))
-    return (processor.__module__, processor.__name__) == _GATE or not span.is_recording()
+    kind = type(getattr(span, "_span_processor", None))
+    return (kind.__name__ == _GATE[1] and kind.__module__ == _GATE[0]) or not span.is_recording()

@@ -171,12 +171,24 @@ class Policy:
         known = type(name) is str and (name in SCOPES or self.allows("scope", name))
         return name if known else rules.OTHER
 
-    def attributes(self, mapping: Mapping[str, Any] | None, signal: str) -> dict[str, Any]:
-        """The attributes of `mapping` that may leave on `signal`; the others are counted."""
+    def attributes(
+        self,
+        mapping: Mapping[str, Any] | None,
+        signal: str,
+        around: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The attributes of `mapping` that may leave on `signal`; the others are counted.
+
+        Args:
+            mapping: the attributes.
+            signal: what carries them.
+            around: all that it carries, where these are but a part: what one is worth can depend
+                on others.
+        """
         if not mapping:
             return {}
         try:
-            kept = self._judged(mapping, signal)
+            kept = self._judged(mapping, signal, around)
         except Exception:  # noqa: BLE001 - fail closed: a mapping that cannot be read is dropped
             self.count(signal, "rule_error")
             return {}
