@@ -31,7 +31,7 @@ from opentelemetry.trace import set_tracer_provider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util._importlib_metadata import entry_points
 
-from sottovoce import hardware, settings
+from sottovoce import settings
 from sottovoce._version import __version__
 from sottovoce.delivery import adopt
 from sottovoce.delivery import exit as ending
@@ -165,6 +165,8 @@ def gate_propagation(judge: Any, chosen: Settings) -> None:
 
 
 def _resource(auto_version: str | None) -> Resource:
+    from sottovoce import hardware  # noqa: PLC0415 - as in `adopt`: of use only here
+
     ours = {"telemetry.distro.name": "sottovoce", "telemetry.distro.version": __version__}
     if auto_version:
         ours["telemetry.auto.version"] = auto_version
