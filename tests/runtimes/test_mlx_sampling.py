@@ -96,9 +96,6 @@ def test_samplers_are_not_kept_alive(mlx_hooks):
     assert len(mlx_sampling._asked) == before
 
 
-@pytest.mark.skipif(
-    not hasattr(sample_utils, "make_presence_penalty"), reason="not in this version"
-)
 def test_penalties_are_told(mlx_hooks, mlx_model):
     penalties = sample_utils.make_logits_processors(
         repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.25
