@@ -205,7 +205,6 @@ EMBEDDED = {
     "response_model": "llama3.2",
     "input_tokens": 8,
     "load_s": pytest.approx(0.0010195),
-    "engine_duration_s": pytest.approx(0.014143917),
 }
 COHERE = {**cohere_wire.COUNTED, "finish_reasons": ["COMPLETE"]}
 TOOLS = {"tools": [{}]}

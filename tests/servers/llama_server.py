@@ -11,7 +11,7 @@ TIMINGS = {
     "predicted_ms": 40.0,
 }
 COUNTED = {"input_tokens": 11, "output_tokens": 5, "cache_read_tokens": 1}
-TIMED = {"prefill_rate": 200.0, "decode_rate": 100.0, "engine_duration_s": 0.09}
+TIMED = {"prefill_rate": 200.0, "decode_rate": 100.0}
 TOLD = {**COUNTED, **TIMED, "response_model": MODEL, "finish_reasons": ["length"]}
 
 

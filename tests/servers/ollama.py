@@ -21,7 +21,6 @@ TIMED = {
     "load_s": 2154458e-9,
     "prefill_rate": 26 / 383809000e-9,
     "decode_rate": 297 / 4799921000e-9,
-    "engine_duration_s": 5191566416e-9,
 }
 CALL = {"function": {"name": "weather", "arguments": {"city": "a secret city"}}}
 CREATED = "2023-08-04T19:22:45.499127Z"

@@ -258,6 +258,5 @@ _CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "prefill_rate": _amount,
     "decode_rate": _amount,
     "draft_accepted_share": _share,
-    "engine_duration_s": _amount,
     "load_s": _amount,
 }

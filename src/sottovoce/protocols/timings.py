@@ -74,11 +74,6 @@ def _after_first(tokens: Any) -> Any:
     return tokens - 1 if type(tokens) is int else None
 
 
-def _worked(timings: dict[str, Any]) -> float | None:
-    read, made = timings.get("prompt_ms"), timings.get("predicted_ms")
-    return (read + made) * _MS if _is_time(read) and _is_time(made) else None
-
-
 def _accepted(timings: dict[str, Any]) -> float | None:
     drafted, accepted = timings.get("draft_n"), timings.get("draft_n_accepted")
     if type(drafted) is not int or type(accepted) is not int or drafted < 1:
@@ -92,19 +87,15 @@ TIMINGS: Final[Table] = rows(
     ("cache_read_tokens", _timing(lambda timings: timings.get("cache_n"))),
     ("prefill_rate", _timing(_read_rate)),
     ("decode_rate", _timing(_made_rate)),
-    ("engine_duration_s", _timing(_worked)),
     ("draft_accepted_share", _timing(_accepted)),
 )
 """llama.cpp's. Its counts are for streams, which tell no others unless the app asked."""
 
 
-def _seconds(key: str) -> Find:
-    @of(key)
-    def find(body: Body) -> float | None:
-        time = body.get(key)
-        return time * _NS if _is_time(time) else None
-
-    return find
+@of("load_duration")
+def _ollama_loaded(body: Body) -> float | None:
+    time = body.get("load_duration")
+    return time * _NS if _is_time(time) else None
 
 
 @of("prompt_eval_duration")
@@ -123,7 +114,6 @@ DURATIONS: Final[Table] = rows(
     ("prefill_rate", _ollama_read),
     ("decode_rate", _ollama_made),
     # Milliseconds where the model was there already.
-    ("load_s", _seconds("load_duration")),
-    ("engine_duration_s", _seconds("total_duration")),
+    ("load_s", _ollama_loaded),
 )
 """Ollama's."""
