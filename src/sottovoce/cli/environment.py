@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from sottovoce import hardware, registry, rivals, settings
-from sottovoce.privacy.rules import is_loopback
+from sottovoce.privacy.hosts import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
