@@ -288,7 +288,7 @@ class TestStrict:
             assert said["sottovoce.response.chunks"] == 64
             assert said["sottovoce.prefill.throughput"] == 2048.0
             assert said["sottovoce.decode.throughput"] == 64.0
-            assert said["sottovoce.context.utilization"] == 0.6
+            assert said["sottovoce.context.utilization"] == 0.7
             assert said["sottovoce.draft.acceptance_rate"] == 0.3
             assert said["sottovoce.model.load.wait"] == 5.0
 
@@ -726,7 +726,7 @@ def test_a_bucket_of_a_count_bounds_it_and_is_its_own(value):
 
 @given(st.floats())
 def test_a_bucket_of_a_time_a_score_or_a_throughput_is_its_own(value):
-    for bucketed in (buckets.seconds, buckets.score, buckets.throughput):
+    for bucketed in (buckets.seconds, buckets.score, buckets.share, buckets.throughput):
         bucket = bucketed(value)
         assert bucket is None or bucketed(bucket) == bucket
 
@@ -739,6 +739,13 @@ def test_scores_have_one_digit(given_, leaves_):
     said = {"gen_ai.evaluation.score.value": given_}
     kept = POLICIES["strict"].attributes(said, "event")
     assert kept.get("gen_ai.evaluation.score.value") == leaves_
+
+
+@given(st.floats(0, 1, exclude_min=True))
+def test_a_share_is_the_same_on_a_span_and_in_its_histogram(value):
+    kept = POLICIES["strict"].attributes({"sottovoce.context.utilization": value}, "span")
+    bounds = METRICS["sottovoce.engine.context.utilization"].boundaries
+    assert kept == {"sottovoce.context.utilization": buckets.representative(value, bounds)}
 
 
 @pytest.mark.parametrize("value", [4**8, 4**8 + 1, 10**5])

@@ -9,7 +9,8 @@ counts            0, 1, 4, 16, 64, … (each four times the one before)
 seconds           1, 5, 15, 60, 300; 3600 stands for all that is longer
 throughputs       0, 1, 2, 4, 8, … (each twice the one before)
 memory            bytes as whole GiB: 0, 1, 2, 4, 8, 12, 16, 24, …; 256 stands for all above 128
-scores, shares    one significant digit, and nothing finer than 0.1
+shares            0, 0.1, 0.2, … 1
+scores            one significant digit, and nothing finer than 0.1
 histograms        the upper bound of the metric's own bucket; twice the last bound above it
 ================  ==================================================================
 """
@@ -30,6 +31,10 @@ harmless number: no tokens came from a cache, none were used for reasoning."""
 
 THROUGHPUTS: Final = (0.0, *(float(2**power) for power in range(21)))
 """Upper bounds of the buckets of what is done each second; what is faster is none."""
+
+SHARES: Final = (0.0, *(tenths / 10 for tenths in range(1, 11)))
+"""Upper bounds of the buckets of shares: those of the histogram of the same, and nothing, for the
+reason that `COUNTS` has it. What is more is no share."""
 
 MEMORY: Final = tuple(gib << 30 for gib in (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256))
 """Upper bounds of the buckets of memory, in bytes; the last stands for all that is more."""
@@ -62,6 +67,12 @@ def throughput(value: float) -> float | None:
     """The bucket of a throughput; None for one that is negative or too large."""
     place = bisect_left(THROUGHPUTS, value)
     return THROUGHPUTS[place] if value >= 0 and place < len(THROUGHPUTS) else None
+
+
+def share(value: float) -> float | None:
+    """The bucket of a share; None for one that is negative or too large."""
+    place = bisect_left(SHARES, value)
+    return SHARES[place] if value >= 0 and place < len(SHARES) else None
 
 
 def seconds(value: float) -> float | None:

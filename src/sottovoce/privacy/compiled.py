@@ -16,7 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import registry
-from sottovoce.privacy import buckets, ranges, rules
+from sottovoce.privacy import ranges, rules
 from sottovoce.registry import ATTRIBUTES, DIALECTS, PROFILES
 
 if TYPE_CHECKING:
@@ -72,13 +72,7 @@ class Entry:
         # Upper bounds of the buckets that a number leaves as; those of `ranges.bucketed`.
         self.bounds: tuple[float, ...] = ()
         if rule == "bucket" and name not in ranges.SCORES:
-            self.bounds = (
-                buckets.COUNTS
-                if kind is int
-                else buckets.THROUGHPUTS
-                if name in ranges.THROUGHPUTS
-                else buckets.SECONDS
-            )
+            self.bounds = ranges.bounds(name, kind)
         # See `dialects.Alone`.
         self.words: Mapping[Any, Any] = {}
         self.beaten: tuple[str, ...] = ()

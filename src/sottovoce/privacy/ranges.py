@@ -37,14 +37,11 @@ MOST: Final[Mapping[str, int]] = {
 """What a number of an attribute stays below, where its meaning bounds it: a number that means
 something else, a person's or an account's, does not fit."""
 
-SCORES: Final = frozenset(
-    {
-        "gen_ai.evaluation.score.value",
-        "sottovoce.context.utilization",
-        "sottovoce.draft.acceptance_rate",
-    }
-)
-"""Attributes whose numbers are scores, which may be negative, or shares."""
+SCORES: Final = frozenset({"gen_ai.evaluation.score.value"})
+"""Attributes whose numbers are scores, which may be negative."""
+
+SHARES: Final = frozenset({"sottovoce.context.utilization", "sottovoce.draft.acceptance_rate"})
+"""Attributes whose numbers are shares of a whole."""
 
 THROUGHPUTS: Final = frozenset({"sottovoce.decode.throughput", "sottovoce.prefill.throughput"})
 """Attributes whose numbers say what is done each second."""
@@ -69,6 +66,15 @@ def real(value: float, most: int) -> float | Drop:
     return rules.WRONG_TYPE if value - value else rules.RANGE
 
 
+def bounds(name: str, kind: type) -> tuple[float, ...]:
+    """Upper bounds of the buckets of `bucketed`, for what is no score."""
+    if kind is int:
+        return buckets.COUNTS
+    if name in SHARES:
+        return buckets.SHARES
+    return buckets.THROUGHPUTS if name in THROUGHPUTS else buckets.SECONDS
+
+
 def bucketed(name: str, kind: type, value: float) -> int | float | Drop | Changed:
     """The bucket of a number of the attribute `name`, which is declared to be of `kind`."""
     shown: float | None
@@ -76,6 +82,8 @@ def bucketed(name: str, kind: type, value: float) -> int | float | Drop | Change
         shown = buckets.count(int(value)) if value < MOST.get(name, LARGEST) else None
     elif name in SCORES:
         shown = buckets.score(value)
+    elif name in SHARES:
+        shown = buckets.share(value)
     elif name in THROUGHPUTS:
         shown = buckets.throughput(value)
     else:
