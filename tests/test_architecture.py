@@ -85,7 +85,7 @@ OURS = {
         "spans",
         "steps",
     },
-    "spans": {"measure", "privacy"},
+    "spans": {"guard", "measure", "privacy"},
 }
 NO_OPENTELEMETRY = {
     "call",

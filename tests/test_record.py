@@ -369,9 +369,9 @@ def test_attribute_sets_beyond_the_sdks_limit_overflow_as_they_would():
     (overflow,) = [p for p in points if "otel.metric.overflow" in p.attributes]
     assert overflow.count == 100
     assert sum(p.count for p in points) == 2100
-    remembered = len(short._aggregations)
+    remembered = len(short._found)
     short.record(1.0, Point({"n": "one of too many"}, Context()))
-    assert len(short._aggregations) == remembered
+    assert len(short._found) == remembered
 
 
 def test_an_exemplar_reservoir_of_the_operators_own_gets_what_the_sdk_would_give_it():

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    ParentBased,
+    Sampler,
+    TraceIdRatioBased,
+)
 
+from sottovoce import guard
 from sottovoce.privacy import policy
 from sottovoce.privacy.gate import gated_tracer_provider
 from sottovoce.privacy.gated import is_gated
@@ -102,3 +111,90 @@ def test_the_gate_is_known_by_its_spans():
     assert is_gated(gated.get_tracer("x").start_span("x"))
     assert is_gated(trace.INVALID_SPAN)
     assert not is_gated(TracerProvider().get_tracer("x").start_span("x"))
+
+
+class Looking(Sampler):
+    """Asks the SDK's sampler, and remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def should_sample(
+        self, parent_context, trace_id, name, kind=None, attributes=None, links=None, **of
+    ):
+        self.told.append(dict(attributes or {}))
+        return ALWAYS_ON.should_sample(
+            parent_context, trace_id, name, kind, attributes, links, **of
+        )
+
+    def get_description(self):
+        return "looking"
+
+
+class AtStart(SpanProcessor):
+    """Remembers what a span says when it starts."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_start(self, span, parent_context=None):
+        self.told.append(dict(span.attributes))
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["itself", "in a ParentBased"])
+def test_a_sampler_is_told_what_a_span_starts_with(below):
+    looking = Looking()
+    bench = Bench(sampler=ParentBased(looking) if below else looking)
+    bench.call(model="acme/secret").end()
+    (told,) = looking.told
+    assert told["gen_ai.operation.name"] == "chat"
+    assert told["gen_ai.request.model"].startswith("h:")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda _: TracerProvider(), gated_tracer_provider], ids=["bare", "gated"]
+)
+def test_a_processor_is_told_what_a_span_starts_with(make):
+    bench = Bench()
+    bench.tracers = make(bench.recorder._policy)
+    at_start = AtStart()
+    bench.tracers.add_span_processor(SimpleSpanProcessor(bench.spans))
+    bench.recorder = type(bench.recorder)(bench.tracers, bench.meters, Settings())
+    bench.call().end()
+    # One that comes later is told as well.
+    bench.tracers.add_span_processor(at_start)
+    bench.call().end()
+    (told,) = at_start.told
+    assert told["gen_ai.operation.name"] == "chat"
+    assert told["server.address"] == "api.openai.com"
+
+
+def test_a_method_put_on_a_processor_is_a_processor_that_looks():
+    bench = Bench()
+    told = []
+    processor = SimpleSpanProcessor(bench.spans)
+    processor.on_start = lambda span, parent_context=None: told.append(dict(span.attributes))
+    bench.tracers.add_span_processor(processor)
+    bench.call().end()
+    assert told[0]["gen_ai.operation.name"] == "chat"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kept"),
+    [(ALWAYS_ON, 1), (ALWAYS_OFF, 0), (TraceIdRatioBased(1.0), 1), (ParentBased(ALWAYS_OFF), 0)],
+    ids=["on", "off", "ratio", "parent"],
+)
+def test_the_sdks_samplers_decide_as_ever(sampler, kept):
+    bench = Bench(sampler=sampler)
+    bench.call().end()
+    spans = bench.spans.get_finished_spans()
+    assert len(spans) == kept
+    assert all(span.attributes["gen_ai.operation.name"] == "chat" for span in spans)
+    assert not guard.failures
+
+
+def test_an_open_span_says_what_it_started_with():
+    bench = Bench()
+    call = bench.call()
+    assert call.handle.span.attributes["gen_ai.provider.name"] == "openai"
+    call.end()

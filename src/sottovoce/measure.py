@@ -33,7 +33,7 @@ from sottovoce.guard import failed
 from sottovoce.privacy import buckets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import Histogram
@@ -55,7 +55,7 @@ class Point:
         span: that span's ids; asked of the context when absent.
     """
 
-    __slots__ = ("attributes", "context", "exemplar", "key", "measurement", "sampled", "span")
+    __slots__ = ("attributes", "context", "exemplar", "key", "sampled", "span")
 
     def __init__(
         self, attributes: Mapping[str, Any], context: Context, *, span: SpanContext | None = None
@@ -63,13 +63,12 @@ class Point:
         self.attributes = attributes
         self.context = context
         self.key = _key(attributes)
-        self.measurement = _Measurement(attributes, context)
         if span is None:
             span = trace.get_current_span(context).get_span_context()
         self.span = span
-        # What `_aggregate` makes of it for all measurements.
+        self.sampled = span.trace_flags & 1 == 1
+        # What all its measurements have in common as exemplars, once one is.
         self.exemplar: dict[str, Any] | None = None
-        self.sampled = bool(span.trace_flags.sampled)
 
 
 _CLEAN: Final = frozenset({str, int, float, bool})
@@ -85,7 +84,7 @@ def put(span: Span, attributes: dict[str, Any]) -> None:
             and type(kept).__name__ == "BoundedAttributes"
             and kept.max_value_len is None
             and (most is None or len(kept._dict) + len(attributes) <= most)  # noqa: SLF001
-            and all(type(value) in _CLEAN or _is_clean(value) for value in attributes.values())
+            and _are_clean(attributes)
         ):
             # What the SDK holds while it sets them; a span that has ended keeps what it has.
             with span._lock, kept._lock:  # type: ignore[attr-defined] # noqa: SLF001
@@ -97,20 +96,28 @@ def put(span: Span, attributes: dict[str, Any]) -> None:
     span.set_attributes(attributes)
 
 
-def _is_clean(value: Any) -> bool:
-    return type(value) is tuple and all(type(each) is str for each in value)
+def _are_clean(attributes: Mapping[str, Any]) -> bool:
+    for value in attributes.values():
+        if type(value) in _CLEAN:
+            continue
+        if type(value) is not tuple:
+            return False
+        for each in value:
+            if type(each) is not str:
+                return False
+    return True
 
 
 class _Measurement:
-    """What an aggregation reads of the SDK's `Measurement`; one after the other for a point."""
+    """What an aggregation reads of the SDK's `Measurement`."""
 
     __slots__ = ("attributes", "context", "time_unix_nano", "value")
 
-    def __init__(self, attributes: Mapping[str, Any], context: Context) -> None:
-        self.value = 0.0
+    def __init__(self, value: float, point: Point) -> None:
+        self.value = value
         self.time_unix_nano = time_ns()
-        self.attributes = attributes
-        self.context = context
+        self.attributes = point.attributes
+        self.context = point.context
 
 
 class _Key:
@@ -154,70 +161,91 @@ class Measured:
         self._choice = choice
         self._extra = dict(extra or {})
         self._storages: Any = None
-        self._aggregations: dict[_Key | None, list[tuple[Any, bool]]] = {}
-        self._exemplars: Callable[[Point], bool] | None = None
+        self._config: Any = None
+        self._offered: str | None = None
+        self._found: dict[_Key | None, list[tuple[Any, bool]]] = {}
 
     def record(self, value: float, point: Point) -> None:
         """Record `value`, in the histogram's unit."""
         if self._choice is not None and self._choice.now.coarse:
             value = buckets.representative(value, self._bounds)
         try:
-            instrument: Any = self._histogram
-            storages = instrument._measurement_consumer._reader_storages  # noqa: SLF001
-            if storages is not self._storages:
-                # A reader came or went: nothing remembered holds any more.
-                self._storages, self._aggregations = storages, {}
-                self._exemplars = _exemplar_filter(instrument)
-            aggregations = self._aggregations.get(point.key)
-            if aggregations is None:
-                aggregations = self._find(point)
-            known = bool(aggregations) and value >= 0 and instrument._is_enabled()  # noqa: SLF001
+            # As `_look`, for every measurement.
+            found = self._found.get(point.key)
+            consumer = self._histogram._measurement_consumer  # type: ignore[attr-defined] # noqa: SLF001
+            if found is None or consumer._reader_storages is not self._storages:  # noqa: SLF001
+                found = self._find(point)
+            config = self._config
+            known = found and value >= 0 and (config is None or config._config.is_enabled)  # noqa: SLF001
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was recorded yet
             known = False
-        if not known or self._exemplars is None:
+        if not known:
             self._histogram.record(value, {**point.attributes, **self._extra}, point.context)
             return
-        sampled = self._exemplars(point)
-        for aggregation, known in aggregations:  # type: ignore[union-attr]
-            if known:
+        sampled = point.sampled if self._offered == _TRACED else self._offered == _ALL
+        for aggregation, is_known in found:  # type: ignore[union-attr]
+            if is_known:
                 _aggregate(aggregation, value, point, sampled=sampled)
             else:
-                point.measurement.value = value
-                aggregation.aggregate(point.measurement, sampled)
+                aggregation.aggregate(_Measurement(value, point), sampled)
 
     def record_gaps(self, gaps: Gaps, point: Point) -> None:
         """Record `gaps` (nanoseconds) into this histogram of seconds."""
-        attributes = {**point.attributes, **self._extra}
         coarse = self._choice is not None and self._choice.now.coarse
         if coarse:
             gaps = _coarse(gaps)
         try:
+            found = self._look(point)
+            if found and all(known and _has_gaps(each) for each, known in found):
+                for aggregation, _ in found:
+                    with aggregation._lock:  # noqa: SLF001
+                        _merge(aggregation, gaps)
+                return
+            attributes = {**point.attributes, **self._extra}
             done = _add(self._histogram, gaps, attributes)
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was added yet
             failed("measure.gaps")
             done = False
         if done:
             return
+        attributes = {**point.attributes, **self._extra}
         for place, (count, total) in enumerate(zip(gaps.counts, gaps.sums, strict=True)):
             for _ in range(count):
                 value = _REPRESENTATIVES[place] if coarse else total / count * _NS
                 self._histogram.record(value, attributes, point.context)
 
-    def _find(self, point: Point) -> list[tuple[Any, bool]]:
-        """The aggregations that a measurement of `point` goes to; none: unknown.
+    def _look(self, point: Point) -> list[tuple[Any, bool]]:
+        """The aggregations that a measurement of `point` goes to; none: unknown, or switched off.
 
-        Each with whether it is one that `_aggregate` knows.
+        Each with whether it is one that `_aggregate` knows. May raise.
         """
+        found = self._found.get(point.key)
+        consumer = self._histogram._measurement_consumer  # type: ignore[attr-defined] # noqa: SLF001
+        if found is None or consumer._reader_storages is not self._storages:  # noqa: SLF001
+            found = self._find(point)
+        config = self._config
+        return found if config is None or config._config.is_enabled else []  # noqa: SLF001
+
+    def _find(self, point: Point) -> list[tuple[Any, bool]]:
+        """Find and remember them. May raise."""
+        instrument: Any = self._histogram
+        storages = instrument._measurement_consumer._reader_storages  # noqa: SLF001
+        if storages is not self._storages:
+            # A reader came or went: nothing remembered holds any more.
+            self._found = {}
+            self._storages = storages
+            self._config = instrument._meter_config  # noqa: SLF001
+            self._offered = _offered(instrument)
         attributes = {**point.attributes, **self._extra}
         found: list[tuple[Any, bool]] = []
-        for match in _matches(self._histogram):
+        for match in _matches(instrument) if self._offered is not None else ():
             if match._reset_on_collect:  # noqa: SLF001
                 found = []
                 break
             aggregation = _aggregation(match, attributes)
             found.append((aggregation, _is_known(aggregation)))
-        if point.key is not None and len(self._aggregations) < _REMEMBERED:
-            self._aggregations[point.key] = found
+        if point.key is not None and len(self._found) < _REMEMBERED:
+            self._found[point.key] = found
         return found
 
 
@@ -308,7 +336,7 @@ def _aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) -
         span = point.span
         told = point.exemplar = {
             "_ExemplarBucket__attributes": point.attributes,
-            "_ExemplarBucket__time_unix_nano": point.measurement.time_unix_nano,
+            "_ExemplarBucket__time_unix_nano": time_ns(),
             "_ExemplarBucket__span_id": span.span_id or None,
             "_ExemplarBucket__trace_id": span.trace_id or None,
             "_ExemplarBucket__offered": True,
@@ -319,8 +347,11 @@ def _aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) -
         reservoir._reservoir_storage[place].__dict__.update(told)  # noqa: SLF001
 
 
-def _exemplar_filter(instrument: Any) -> Callable[[Point], bool] | None:
-    """Whether the SDK would offer a measurement as an exemplar; None: its filter is unknown."""
+_TRACED, _ALL, _NONE = "traced", "all", "none"
+
+
+def _offered(instrument: Any) -> str | None:
+    """Which measurements the SDK would offer as exemplars; None: its filter is unknown."""
     from opentelemetry.sdk.metrics import (  # noqa: PLC0415
         AlwaysOffExemplarFilter,
         AlwaysOnExemplarFilter,
@@ -328,15 +359,21 @@ def _exemplar_filter(instrument: Any) -> Callable[[Point], bool] | None:
     )
 
     kind = type(instrument._measurement_consumer._sdk_config.exemplar_filter)  # noqa: SLF001
-    table: dict[type, Callable[[Point], bool]] = {
-        TraceBasedExemplarFilter: lambda point: point.sampled,
-        AlwaysOnExemplarFilter: lambda _: True,
-        AlwaysOffExemplarFilter: lambda _: False,
+    table: dict[type, str] = {
+        TraceBasedExemplarFilter: _TRACED,
+        AlwaysOnExemplarFilter: _ALL,
+        AlwaysOffExemplarFilter: _NONE,
     }
     return table.get(kind)
 
 
+def _has_gaps(aggregation: Any) -> bool:
+    """Whether its buckets are those of `Gaps`."""
+    return bool(aggregation._boundaries == CHUNK_BOUNDS_S)  # noqa: SLF001
+
+
 def _add(instrument: Any, gaps: Gaps, attributes: dict[str, Any]) -> bool:
+    """Add `gaps` where aggregations are replaced at each collection, or not remembered."""
     from opentelemetry.sdk.metrics._internal import _view_instrument_match as sdk  # noqa: PLC0415
     from opentelemetry.sdk.metrics._internal.aggregation import (  # noqa: PLC0415
         _ExplicitBucketHistogramAggregation,
@@ -349,10 +386,7 @@ def _add(instrument: Any, gaps: Gaps, attributes: dict[str, Any]) -> bool:
     matches = _matches(instrument)
     for match in matches:
         template = match._aggregation  # noqa: SLF001
-        if (
-            type(template) is not _ExplicitBucketHistogramAggregation
-            or template._boundaries != CHUNK_BOUNDS_S  # noqa: SLF001
-        ):
+        if type(template) is not _ExplicitBucketHistogramAggregation or not _has_gaps(template):
             return False
     for match in matches:
         kept = _kept(match, attributes)

@@ -20,13 +20,14 @@ from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from sottovoce import guard, settings, spans
+from sottovoce import guard, settings
 from sottovoce._version import __version__
 from sottovoce.instruments import PACE, Latest, Legacy
 from sottovoce.measure import Point
 from sottovoce.privacy import policy, propagation
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.registry import METRICS, SCHEMA_URLS
+from sottovoce.spans import Spans
 from sottovoce.steps import current_conversation
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class Recording:
         self._policy = policy.active(chosen)
         self._withhold = chosen.propagation == "own"
         schema = SCHEMA_URLS["latest" if chosen.semconv == "latest" else "v1.41"]
-        self._tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, schema_url=schema)
+        tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, schema_url=schema)
+        self._spans = Spans(tracer, self._policy)
         self._meters = meter_provider or metrics.get_meter_provider()
         self._meter = self._meters.get_meter(SCOPE, __version__, schema_url=schema)
 
@@ -244,14 +246,8 @@ class SpanRecorder(Recording):
         if conversation is not None:
             call.facts["conversation"] = conversation
         parent = otel_context.get_current()
-        span, context = spans.begin(
-            self._tracer,
-            self._policy,
-            name,
-            attributes,
-            parent,
-            kind=_kind(call),
-            start_ns=call.start_unix_ns,
+        span, context = self._spans.begin(
+            name, attributes, parent, kind=_kind(call), start_ns=call.start_unix_ns
         )
         call.handle = Handle(span, context, attributes)
 
@@ -294,7 +290,7 @@ class SpanRecorder(Recording):
             from sottovoce.record_engines import Engines  # noqa: PLC0415 - most apps have none
 
             made = self._made_engines = Engines(
-                self._tracer, self._meters, self._meter, self._policy, withhold=self._withhold
+                self._spans, self._meters, self._meter, self._policy, withhold=self._withhold
             )
         return made
 
@@ -326,7 +322,7 @@ class SpanRecorder(Recording):
             if found:
                 attributes[FRAMES] = found
             handle.span.set_status(Status(StatusCode.ERROR))
-        spans.finish(self._policy, handle.span, attributes, handle.attributes)
+        self._spans.finish(handle.span, attributes, handle.attributes)
 
     @guard.never_raise("record.loading")
     def loading(self, provider: str) -> Loading | None:

@@ -14,7 +14,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from sottovoce import loaded, spans
+from sottovoce import loaded
 from sottovoce.instruments import Engine
 from sottovoce.measure import Point
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Span
 
     from sottovoce.call import Call, Facts
     from sottovoce.privacy.policy import Policy
+    from sottovoce.spans import Spans
 
 LOAD: Final = "load_model"
 COUNT: Final = "sottovoce.model.count"
@@ -70,7 +71,7 @@ class Engines:
     """Records for one recorder; made when the first engine is seen.
 
     Args:
-        tracer: makes the spans of loads.
+        spans: makes those of loads.
         meters: where the metrics go.
         meter: its meter of ours.
         policy: says what may be told.
@@ -78,9 +79,9 @@ class Engines:
     """
 
     def __init__(
-        self, tracer: Tracer, meters: MeterProvider, meter: Meter, policy: Policy, *, withhold: bool
+        self, spans: Spans, meters: MeterProvider, meter: Meter, policy: Policy, *, withhold: bool
     ) -> None:
-        self._tracer = tracer
+        self._spans = spans
         self._policy = policy
         self._withhold = withhold
         self._engine = Engine(meter, policy.choice)
@@ -102,14 +103,8 @@ class Engines:
         """A load begins: start its span and make it current, for what is downloaded."""
         started_ns = time_ns()
         said, current = {OPERATION: LOAD, PROVIDER: provider}, otel_context.get_current()
-        span, context = spans.begin(
-            self._tracer,
-            self._policy,
-            LOAD,
-            said,
-            current,
-            kind=SpanKind.INTERNAL,
-            start_ns=started_ns,
+        span, context = self._spans.begin(
+            LOAD, said, current, kind=SpanKind.INTERNAL, start_ns=started_ns
         )
         if self._withhold:
             context = otel_context.set_value(WITHHOLD, True, context)
@@ -165,7 +160,7 @@ class Engines:
                 attributes[FRAMES] = found
         if REQUEST_MODEL in attributes:
             span.update_name(f"{LOAD} {attributes[REQUEST_MODEL]}")
-        spans.finish(self._policy, span, attributes, {})
+        self._spans.finish(span, attributes, {})
 
     def _model_words(self, facts: Facts) -> dict[str, Any]:
         """What may be said, on metrics, of the model that ran."""

@@ -13,7 +13,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from sottovoce import dropped, guard, spans
+from sottovoce import dropped, guard
 from sottovoce.privacy import propagation
 from sottovoce.record import ERROR_TYPE, OUTCOME, Handle, Recording
 
@@ -43,14 +43,8 @@ class RequestRecorder(Recording):
             {METHOD: request.method, ROUTE: request.route, SCHEME: request.scheme}, "span"
         )
         name = " ".join(said[key] for key in (METHOD, ROUTE) if key in said) or "HTTP"
-        span, context = spans.begin(
-            self._tracer,
-            self._policy,
-            name,
-            said,
-            parent,
-            kind=SpanKind.SERVER,
-            start_ns=request.start_unix_ns,
+        span, context = self._spans.begin(
+            name, said, parent, kind=SpanKind.SERVER, start_ns=request.start_unix_ns
         )
         request.handle = Handle(span, context, {})
         dropped.keep(request)

@@ -13,7 +13,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from sottovoce import dropped, guard, spans
+from sottovoce import dropped, guard
 from sottovoce.instruments import measured_as
 from sottovoce.measure import Point
 from sottovoce.privacy import propagation
@@ -83,14 +83,8 @@ class StepRecorder(Recording):
         said.update(self._where(step))
         parent = _parent(step)
         begun = step.start_unix_ns
-        span, context = spans.begin(
-            self._tracer,
-            self._policy,
-            _name(step, said),
-            said,
-            parent,
-            kind=_KINDS[step.kind],
-            start_ns=begun,
+        span, context = self._spans.begin(
+            _name(step, said), said, parent, kind=_KINDS[step.kind], start_ns=begun
         )
         step.handle = Handle(span, context, {})
         dropped.keep(step)

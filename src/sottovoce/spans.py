@@ -2,16 +2,20 @@
 
 Where the gate follows it judges everything; what is judged here for other providers it would
 have judged alike.
+
+A span is started with its first attributes, for samplers and for processors that look at them.
+The SDK checks and copies each for long, so where nobody can look they are `put` there right after.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 
+from sottovoce.guard import failed
 from sottovoce.measure import put
-from sottovoce.privacy.gated import is_gated
+from sottovoce.privacy.gated import ignores_start, is_gated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,50 +25,101 @@ if TYPE_CHECKING:
 
     from sottovoce.privacy.policy import Policy
 
+_FANS_OUT: Final = {
+    ("opentelemetry.sdk.trace", "SynchronousMultiSpanProcessor"),
+    ("sottovoce.privacy.spans", "SpanGate"),
+}
+"""What a provider hands its spans to, and what it does with them is what its processors do."""
 
-def begin(
-    tracer: Tracer,
-    policy: Policy,
-    name: str,
-    said: Mapping[str, Any],
-    parent: Context,
-    *,
-    kind: SpanKind,
-    start_ns: int,
-) -> tuple[Span, Context]:
-    """Start a span, where the profile has any; gives it, and the context in which it is current.
+
+class Spans:
+    """Starts and finishes the spans of one tracer.
 
     Args:
         tracer: of ours.
         policy: says what leaves.
-        name: of the span, already judged.
-        said: its first attributes, whose words are already judged.
-        parent: the context of its parent.
-        kind: of the span.
-        start_ns: when it began, in nanoseconds since the epoch.
     """
-    now = policy.choice.now
-    if not now.spans:
-        return trace.INVALID_SPAN, parent
-    span = tracer.start_span(
-        name,
-        context=parent,
-        kind=kind,
-        attributes=policy.attributes(said, "span") if now.coarse else dict(said),
-        start_time=start_ns,
+
+    __slots__ = ("_policy", "_processors", "_sampler", "_tracer", "_unseen")
+
+    def __init__(self, tracer: Tracer, policy: Policy) -> None:
+        self._tracer = tracer
+        self._policy = policy
+        # Whether nobody sees a span's first attributes, and of whom that was found.
+        self._unseen = False
+        self._sampler: Any = None
+        self._processors: Any = None
+
+    def begin(
+        self, name: str, said: Mapping[str, Any], parent: Context, *, kind: SpanKind, start_ns: int
+    ) -> tuple[Span, Context]:
+        """Start a span, where the profile has any; gives it, and the context in which it is current.
+
+        Args:
+            name: of the span, already judged.
+            said: its first attributes, whose words are already judged.
+            parent: the context of its parent.
+            kind: of the span.
+            start_ns: when it began, in nanoseconds since the epoch.
+        """
+        now = self._policy.choice.now
+        if not now.spans:
+            return trace.INVALID_SPAN, parent
+        first = self._policy.attributes(said, "span") if now.coarse else dict(said)
+        if self._are_unseen():
+            span = self._tracer.start_span(name, context=parent, kind=kind, start_time=start_ns)
+            if span.is_recording():
+                put(span, first)
+        else:
+            span = self._tracer.start_span(
+                name, context=parent, kind=kind, attributes=first, start_time=start_ns
+            )
+        return span, trace.set_span_in_context(span, parent)
+
+    def finish(self, span: Span, attributes: dict[str, Any], said: Mapping[str, Any]) -> None:
+        """Set the rest of a span's attributes; they are judged here or by the gate, not twice.
+
+        Args:
+            span: of ours.
+            attributes: to set, not yet judged.
+            said: its first ones: what a word is worth can depend on them.
+        """
+        if not is_gated(span):
+            attributes = self._policy.attributes(attributes, "span", {**said, **attributes})
+        put(span, attributes)
+
+    def _are_unseen(self) -> bool:
+        try:
+            # As read in opentelemetry-sdk 1.30 to 1.45, which replaces both and changes neither.
+            tracer: Any = self._tracer
+            sampler, processors = tracer.sampler, tracer.span_processor._span_processors  # noqa: SLF001
+            if sampler is self._sampler and processors is self._processors:
+                return self._unseen
+            kind = type(tracer.span_processor)
+            unseen = (
+                (kind.__module__, kind.__name__) in _FANS_OUT
+                and _is_heedless(sampler)
+                and all(map(ignores_start, processors))
+            )
+            self._unseen, self._sampler, self._processors = unseen, sampler, processors
+        except AttributeError:
+            # Another SDK, or none yet.
+            return False
+        except Exception:  # noqa: BLE001 - a changed SDK
+            failed("spans.unseen")
+            return False
+        return unseen
+
+
+def _is_heedless(sampler: Any) -> bool:
+    """Whether a sampler is the SDK's, which decide by the trace alone."""
+    kind = type(sampler)
+    if kind.__module__ != "opentelemetry.sdk.trace.sampling":
+        return False
+    if kind.__name__ in {"StaticSampler", "TraceIdRatioBased"}:
+        return True
+    # Of the others the parts may be anyone's.
+    parts = [part for name, part in vars(sampler).items() if name.endswith(("_root", "_sampled"))]
+    return kind.__name__ in {"ParentBased", "ParentBasedTraceIdRatio"} and all(
+        map(_is_heedless, parts)
     )
-    return span, trace.set_span_in_context(span, parent)
-
-
-def finish(policy: Policy, span: Span, attributes: dict[str, Any], said: Mapping[str, Any]) -> None:
-    """Set the rest of a span's attributes; they are judged here or by the gate, not twice.
-
-    Args:
-        policy: says what leaves.
-        span: of ours.
-        attributes: to set, not yet judged.
-        said: its first ones: what a word is worth can depend on them.
-    """
-    if not is_gated(span):
-        attributes = policy.attributes(attributes, "span", {**said, **attributes})
-    put(span, attributes)

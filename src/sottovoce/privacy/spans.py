@@ -22,6 +22,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 
 from sottovoce import guard
 from sottovoce.privacy import buckets, frames
+from sottovoce.privacy.gated import ignores_start
 from sottovoce.privacy.origin import Origins, emptied, is_time
 from sottovoce.privacy.rules import OTHER
 from sottovoce.registry import EVENTS
@@ -84,8 +85,11 @@ class SpanGate(SynchronousMultiSpanProcessor):
             return
         if self.policy.frames:
             frames.told_by(span, self.policy.frames)
-        facade = Facade(span, self._peek)
+        facade = None
         for processor in self._span_processors:
+            if ignores_start(processor):
+                continue
+            facade = facade or Facade(span, self._peek)
             _safely("on_start", processor.on_start, facade, parent_context)
 
     def _on_ending(self, span: Any) -> None:
