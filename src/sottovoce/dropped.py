@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sottovoce.call import Call
 
 _waiting: SimpleQueue[tuple[Call, int | None]] = SimpleQueue()
-_open: weakref.WeakSet[Call] = weakref.WeakSet()
+_open: set[weakref.ref[Call]] = set()
+"""Each goes when its call does; unlike a `WeakSet`, without running any Python for it."""
 _thread: threading.Thread | None = None
 _collecting = 0
 """Which thread is collecting garbage; there is never more than one."""
@@ -65,10 +66,11 @@ def _end(call: Call, at_ns: int | None) -> None:
 def keep(call: Call) -> None:
     """End `call` at the latest when the process does."""
     global _thread  # noqa: PLW0603 - one per process, gone after a fork
-    _open.add(call)
-    if _thread is None or not _thread.is_alive():
-        _thread = threading.Thread(target=_serve, name="sottovoce-dropped", daemon=True)
-        _thread.start()
+    _open.add(weakref.ref(call, _open.discard))
+    if _thread is None:
+        thread = threading.Thread(target=_serve, name="sottovoce-dropped", daemon=True)
+        thread.start()
+        _thread = thread
 
 
 def _serve() -> None:
@@ -84,15 +86,20 @@ def stop_all() -> None:
     with contextlib.suppress(Empty):
         while True:
             _end(*_waiting.get_nowait())
-    for call in list(_open):
+    for call in _kept():
         _end(call, None)
+
+
+def _kept() -> list[Call]:
+    return [call for call in (alive() for alive in list(_open)) if call is not None]
 
 
 def _forget() -> None:
     """In a forked child: what the parent's calls become is the parent's to say."""
-    global _waiting  # noqa: PLW0603 - its lock may have been held when the process forked
-    _waiting = SimpleQueue()
-    for call in list(_open):
+    global _thread, _waiting
+    # The thread runs in the parent alone, and may have held the queue's lock.
+    _thread, _waiting = None, SimpleQueue()
+    for call in _kept():
         # Whatever the child does with its copy of the stream, read it or close it.
         call.forget()
     _open.clear()

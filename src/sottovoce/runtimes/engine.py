@@ -251,16 +251,45 @@ class Runtime:
         self._loaded(self.provider, facts, waited_ns * NS, error, *begun)
 
 
-def pass_on(inner: Generator[Any, Any, Any], call: EngineCall) -> Generator[Any, Any, Any]:
-    """Pass a stream on, as `yield from` would, and end `call` exactly once when it is over."""
-    set_current, reset_current, read = current_call.set, current_call.reset, call.read
+def pass_on(  # noqa: C901, PLR0915 - flat, because it runs for every token
+    inner: Generator[Any, Any, Any],
+    known: EngineCall | Callable[[], EngineCall | None],
+    *,
+    primed: bool = False,
+) -> Generator[Any, Any, Any]:
+    """Pass a stream on, as `yield from` would, and end its call exactly once when it is over.
+
+    Args:
+        inner: the stream.
+        known: its call, or what opens one when the app asks for the first piece: None where the
+            stream is not to be recorded.
+        primed: whether the first `next` only starts this generator, so that its call ends even
+            if the app never reads it.
+    """
+    call = known if isinstance(known, EngineCall) else known()
+    del known  # what opened it holds the arguments
+    if call is None:
+        return (yield from inner)
     sent: Any = None
     thrown: BaseException | None = None
+    if primed:
+        # Never read, it was over for the app when it got the stream.
+        call.last_chunk_ns = perf_counter_ns()
+        try:
+            yield
+        except GeneratorExit:
+            call.leave()
+            inner.close()
+            raise
+        except BaseException as error:  # noqa: BLE001 - thrown in by the app, for the engine
+            thrown = error
+    set_current, reset_current = current_call.set, current_call.reset
+    send, read, count = inner.send, call.read, call.chunk
     while True:
         current = set_current(call)
         call.started_ns = started = perf_counter_ns()
         try:
-            piece = inner.send(sent) if thrown is None else inner.throw(thrown)
+            piece = send(sent) if thrown is None else inner.throw(thrown)
         except StopIteration as stop:
             call.busy_ns += perf_counter_ns() - started
             call.finish()
@@ -274,7 +303,7 @@ def pass_on(inner: Generator[Any, Any, Any], call: EngineCall) -> Generator[Any,
         finally:
             reset_current(current)
         thrown = None
-        call.chunk()
+        count()
         call.busy_ns += call.last_chunk_ns - started
         try:
             read(piece)
@@ -306,4 +335,7 @@ class Arguments:
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments by name; those beyond the known parameters are left out."""
-        return {**dict(zip(self._positional, args, strict=False)), **kwargs}
+        named = kwargs.copy()
+        for name, value in zip(self._positional, args):  # noqa: B905 - saying it costs a third
+            named[name] = value
+        return named

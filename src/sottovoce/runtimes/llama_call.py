@@ -234,24 +234,6 @@ class LlamaCall(EngineCall):
             facts["draft_accepted_share"] = min(1.0, accepted / self.guessed)
 
 
-def stream(inner: Generator[Any, Any, Any], call: LlamaCall) -> Generator[Any, Any, Any]:
-    """Pass a stream on whose call is open already; the first `next` only starts it."""
-    begun_ns = perf_counter_ns()
-    try:
-        yield
-    except GeneratorExit:
-        # Never read: it was over for the app when it got the stream.
-        call.last_chunk_ns = begun_ns
-        call.leave()
-        inner.close()
-        raise
-    except BaseException as error:
-        call.finish(error)
-        inner.throw(error)
-        raise
-    return (yield from pass_on(inner, call))
-
-
 def tokens(
     inner: Generator[Any, Any, Any],
     open_call: Callable[[], LlamaCall | None],

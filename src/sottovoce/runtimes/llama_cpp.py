@@ -25,7 +25,7 @@ from sottovoce.guard import never_raise
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.runtimes import identity, llama_call, llama_models
-from sottovoce.runtimes.engine import Arguments, Runtime
+from sottovoce.runtimes.engine import Arguments, Runtime, pass_on
 from sottovoce.runtimes.llama_call import LlamaCall
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _LlamaCpp(Runtime):
                 return llama_call.unrecorded(result) if lazy else result
             result = self.run(call, original, args, kwargs)
             if call.stream and inspect.isgenerator(result):
-                stream = llama_call.stream(result, call)
+                stream = pass_on(result, call, primed=True)
                 # To its first yield, so that a stream that is never read ends its call too.
                 next(stream)
                 return stream

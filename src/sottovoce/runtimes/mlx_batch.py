@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from sottovoce.guard import Patches
     from sottovoce.runtimes.engine import Runtime
+    from sottovoce.runtimes.identity import Identity
 
 suppressed: Final[ContextVar[bool]] = ContextVar("sottovoce_mlx_suppressed", default=False)
 """Whether someone else records what mlx-lm generates here: its server's own thread sets it."""
@@ -108,13 +109,31 @@ class Batch(MlxCall):
 class Sequence(MlxCall):
     """One sequence that the app inserted into a generator of its own."""
 
-    __slots__ = ("began_ns", "prompt", "reason")
+    __slots__ = ("batch", "began_ns", "prompt", "reason")
 
-    def __init__(self, runtime: Runtime, *, prompt: int, began_ns: int, **known: Any) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        batch: _Generator,
+        prompt: int,
+        identity: Identity | None,
+        held: Held,
+        asked: dict[str, Any],
+    ) -> None:
+        # Its clock, until nothing more is asked of it.
+        self.batch: _Generator | None = batch
+        self.began_ns = batch.busy_ns
         self.prompt = prompt
-        self.began_ns = began_ns
         self.reason: Any = None
-        super().__init__(runtime, stream=True, **known)
+        super().__init__(runtime, identity=identity, stream=True, held=held, asked=asked)
+
+    def gather(self) -> None:
+        """Take the time on the generator's clock, too. Never raises."""
+        batch, self.batch = self.batch, None
+        if batch is not None:
+            self.busy_ns = batch.busy_ns - self.began_ns
+        super().gather()
 
     def settle(self) -> None:
         """Write what was counted of the sequence."""
@@ -129,9 +148,11 @@ class Sequence(MlxCall):
 class _Generator:
     """What is known of a generator: how long it worked, and the calls of its sequences."""
 
-    __slots__ = ("busy_ns", "calls", "stepping", "whole")
+    __slots__ = ("alive", "busy_ns", "calls", "stepping", "whole")
 
-    def __init__(self, whole: Batch | None) -> None:
+    def __init__(self, alive: weakref.ref[Any], whole: Batch | None) -> None:
+        # Calls `_forget` when the generator dies, as long as it is kept.
+        self.alive = alive
         self.busy_ns = 0
         self.stepping = False
         self.calls: dict[Any, Sequence] = {}
@@ -150,9 +171,8 @@ class _Generator:
                 continue
             call.chunk()
             call.made += 1
-            call.busy_ns = busy_ns - call.began_ns
             if not call.first_ns:
-                call.first_ns = call.busy_ns
+                call.first_ns = busy_ns - call.began_ns
             if response.finish_reason is not None:
                 del calls[response.uid]
                 call.reason = response.finish_reason
@@ -160,15 +180,16 @@ class _Generator:
                 call.finish()
 
     def _feed(self, whole: Batch, responses: Iterable[Any]) -> None:
-        sizes, made = whole.sizes, whole.made
+        sizes, made = whole.sizes, 0
         for response in responses:
             uid = response.uid
             sizes[uid] = sizes.get(uid, 0) + 1
-            whole.made += 1
+            made += 1
             reason = response.finish_reason
-            if isinstance(reason, str):
+            if reason is not None and isinstance(reason, str):
                 whole.reasons[uid] = reason
-        if whole.made > made:
+        if made:
+            whole.made += made
             whole.steps += 1
             if not whole.first_ns:
                 whole.first_ns = perf_counter_ns() - whole.started_ns
@@ -178,7 +199,6 @@ class _Generator:
         for uid in list(self.calls):
             call = self.calls.pop(uid, None)
             if call is not None:
-                call.busy_ns = self.busy_ns - call.began_ns
                 call.finish(error)
 
     @never_raise("mlx.leave")
@@ -187,14 +207,13 @@ class _Generator:
         for uid in uids:
             call = self.calls.pop(uid, None)
             if call is not None:
-                call.busy_ns = self.busy_ns - call.began_ns
                 call.leave()
 
 
 _generators: Final[dict[int, _Generator]] = {}
 
 
-def _forget(key: int) -> None:
+def _forget(key: int, _: object) -> None:
     """A generator died; this may run in the middle of anything."""
     generator = _generators.pop(key, None)
     if generator is not None:
@@ -205,14 +224,10 @@ def _of(generator: Any, whole: Batch | None = None) -> _Generator:
     key = id(generator)
     found = _generators.get(key)
     if found is None:
-        weakref.finalize(generator, _forget, key).atexit = False
-        found = _generators[key] = _Generator(whole)
+        # Not `weakref.finalize`, which takes ten times as long.
+        alive = weakref.ref(generator, functools.partial(_forget, key))
+        found = _generators[key] = _Generator(alive, whole)
     return found
-
-
-def _known(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Generator | None:
-    """What is known of the generator that a method was called with."""
-    return _generators.get(id(args[0] if args else kwargs.get("self")))
 
 
 def _batch_generate(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -292,9 +307,9 @@ def _begin(runtime: Runtime, named: dict[str, Any], uids: list[Any]) -> None:
         batch.calls[uid] = Sequence(
             runtime,
             identity=known,
+            batch=batch,
             prompt=_length(prompt),
             held=mlx_cache.held(cache, model, window),
-            began_ns=batch.busy_ns,
             asked={"max_tokens": limit, "sampler": sampler, "logits_processors": processors},
         )
 
@@ -303,14 +318,15 @@ def _step(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `next` and `next_generated`, of which none calls the other."""
 
     @functools.wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        batch = _known(args, kwargs)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = _generators.get(id(self))
         if batch is None or batch.stepping:
-            return original(*args, **kwargs)
+            return original(self, *args, **kwargs)
         batch.stepping = True
         started = perf_counter_ns()
         try:
-            result = original(*args, **kwargs)
+            # It runs for every token, and nothing is unpacked quickest.
+            result = original(self, *args, **kwargs) if args or kwargs else original(self)
         except BaseException as error:
             batch.busy_ns += perf_counter_ns() - started
             batch.stepping = False
@@ -332,13 +348,14 @@ def _remove(original: Callable[..., Any]) -> Callable[..., Any]:
     arguments = Arguments(original)
 
     @functools.wraps(original)
-    def remove(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        batch = _known(args, kwargs)
-        uids = arguments.named(args, kwargs).get("uids")
-        # Not an iterator: who reads one takes it from the app.
-        if batch is not None and isinstance(uids, (list, tuple, set, frozenset)):
-            batch.leave(uids)
+    def remove(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        batch = _generators.get(id(self))
+        if batch is not None:
+            uids = arguments.named((self, *args), kwargs).get("uids")
+            # Not an iterator: who reads one takes it from the app.
+            if isinstance(uids, (list, tuple, set, frozenset)):
+                batch.leave(uids)
         return result
 
     return remove
@@ -348,10 +365,10 @@ def _close(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `close`, which `__del__` calls as well."""
 
     @functools.wraps(original)
-    def close(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        batch = _known(args, kwargs)
-        if batch is not None:
+    def close(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        batch = _generators.get(id(self))
+        if batch is not None and batch.calls:
             batch.leave(list(batch.calls))
         return result
 
@@ -373,6 +390,6 @@ def _sized(values: Any) -> list[Any] | tuple[Any, ...]:
 def _length(prompt: Any) -> int:
     """Count the tokens of a prompt, a list of them or a list of lists of them."""
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (list, tuple)):
-        return sum(len(segment) for segment in prompt)
+        return sum(map(len, prompt))
     # Of anything else only an array has tokens to count.
     return len(prompt) if hasattr(prompt, "__len__") and not isinstance(prompt, str) else 0

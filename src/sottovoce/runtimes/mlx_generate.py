@@ -43,7 +43,7 @@ def stream_generate(
         if isinstance(whole, Generation) and not whole.stream and not whole.fed:
             whole.fed = True
             return _feed(inner, whole)
-        return _stream(inner, lambda: opened(args, kwargs, True))
+        return pass_on(inner, lambda: opened(args, kwargs, True))
 
     return stream_generate
 
@@ -76,17 +76,6 @@ def _opener(
         return begin(arguments.named(args, kwargs), stream)
 
     return opened
-
-
-def _stream(
-    inner: Generator[Any, Any, Any], open_call: Callable[[], Generation | None]
-) -> Generator[Any, Any, Any]:
-    """Pass a stream on; its call is open from the first `next` until the stream is over."""
-    call = open_call()
-    del open_call  # it holds the arguments
-    if call is None:
-        return (yield from inner)
-    return (yield from pass_on(inner, call))
 
 
 def _feed(inner: Generator[Any, Any, Any], call: Generation) -> Generator[Any, Any, Any]:
