@@ -28,13 +28,20 @@ CLIENT = [
 
 
 @pytest.fixture(scope="module", params=["mcp-oldest", "mcp-v1"])
-def spans(request, tmp_path_factory):
+def left(request, tmp_path_factory):
     """What an app that uses that version of the package leaves behind."""
     folder = environments.made(tmp_path_factory.mktemp(request.param) / "env", request.param)
-    ran = subprocess.run([folder / "python", APP], capture_output=True, text=True, timeout=120)
+    # What pydantic has to say of a request that is not as it should be is a warning.
+    command = [folder / "python", "-W", "error:Pydantic", APP]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert CANARY not in ran.stdout
-    return [json.loads(line) for line in ran.stdout.splitlines()]
+    return json.loads(ran.stdout)
+
+
+@pytest.fixture
+def spans(left):
+    return left["spans"]
 
 
 def of(spans, kind, transport):
@@ -76,3 +83,49 @@ def test_both_sides_name_one_session(spans):
     sessions = {span["attributes"].get("mcp.session.id") for span in spans} - {None}
     assert len(sessions) == 1
     assert re.fullmatch("[0-9a-f]{16}", sessions.pop())
+
+
+def test_a_childs_spans_are_part_of_the_trace(left):
+    asked = {
+        span["context"]["span_id"]: span["context"]["trace_id"]
+        for span in left["read"]
+        if span["kind"] == "SpanKind.CLIENT"
+    }
+    answered = [span for span in left["child"] if span["parent_id"] is not None]
+    # All but the one that the app gave a context of its own, which is none.
+    assert len([span for span in answered if span["name"] != "ping"]) == 4
+    assert "ping" in {span["name"] for span in answered}
+    for span in answered:
+        assert span["kind"] == "SpanKind.SERVER"
+        assert asked[span["parent_id"]] == span["context"]["trace_id"]
+
+
+def test_so_are_those_of_a_server_on_this_machine(left):
+    asked = {s["context"]["span_id"] for s in left["read"] if s["kind"] == "SpanKind.CLIENT"}
+    answered = [span for span in left["read"] if span["kind"] == "SpanKind.SERVER"]
+    parents = {span["parent_id"] for span in answered if span["name"] != "ping"} - {None}
+    assert parents <= asked
+    # Over HTTP four, and one in this process; the rest as if it were somebody else's.
+    assert len(parents) == 5
+
+
+def test_the_tool_finds_the_context_beside_what_the_app_gave_along(left):
+    meta = left["meta"]
+    for name in ("plain", "kept", "mapping", "progress", "here"):
+        assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-0[0-9a-f]", meta[name]["traceparent"])
+    assert meta["plain"].keys() == meta["here"].keys() == {"traceparent"}
+    assert meta["kept"].items() >= {"of/app": 7, "progressToken": "p"}.items()
+    assert meta["mapping"].keys() == {"of/app", "traceparent"}
+    assert meta["progress"].keys() == {"traceparent", "progressToken"}
+
+
+def test_what_the_app_says_of_a_trace_stays(left):
+    assert left["meta"]["theirs"] == {"traceparent": "of the app"}
+
+
+def test_a_server_of_somebody_elses_is_told_nothing(left):
+    meta = left["meta"]
+    assert meta["foreign plain"] is None
+    assert meta["foreign kept"] == {"of/app": 7, "progressToken": "p"}
+    assert meta["foreign mapping"] == {"of/app": 7}
+    assert meta["foreign progress"].keys() == {"progressToken"}

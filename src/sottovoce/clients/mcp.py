@@ -4,8 +4,8 @@ Of a request the method, the name of the tool or prompt, and how it ended are lo
 arguments, results, URIs or messages. From mcp 2.0 on the package makes a span of its own for
 each request; what is recorded here takes its place, so that there is one span on each side.
 
-Trace context goes with a request (in ``params._meta``, as the package does it) to child
-processes and to hosts of the operator's own, and is taken from there by the server.
+Trace context goes with a request (in ``params._meta``, where the package puts it from 2.0 on)
+to child processes and to hosts of the operator's own, and is taken from there by the server.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard, steps
-from sottovoce.clients import mcp_peers
+from sottovoce.clients import mcp_meta, mcp_peers
 from sottovoce.steps import Step
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def install(
     )
     on("mcp.shared.direct_dispatcher", patch("DirectDispatcher", send_raw_request=both.send_here))
     on("mcp.server._otel", patch("OpenTelemetryMiddleware", __call__=both.middleware))
-    # Seen in mcp 1.9 to 1.26.
+    # Seen in mcp 1.9 to 1.30.
     on("mcp.shared.session", patch("BaseSession", send_request=both.send_typed))
     on("mcp.shared.session", patch("RequestResponder", respond=_responding))
     on("mcp.server.lowlevel.server", patch("Server", _handle_request=both.handle))
@@ -119,6 +119,8 @@ class _Sides:
         @functools.wraps(original)
         async def send(session: Any, *args: Any, **kwargs: Any) -> Any:
             opened = self._sent_typed(session, args, kwargs)
+            if opened is not None:
+                args, kwargs = mcp_meta.sent(opened[0], args, kwargs)
             result = await _run(opened, original(session, *args, **kwargs))
             if opened is not None and opened[0].method == "initialize":
                 mcp_peers.agreed(session, opened[0].version)

@@ -97,6 +97,11 @@ def install(hooks: ImportHooks, patches: Patches, own_hosts: tuple[str, ...]) ->
         patch({"streamable_http_client": to_url, "streamablehttp_client": to_url}),
     )
     hooks.when_imported("mcp.server.stdio", patch({"stdio_server": _server}))
+    # Seen in mcp 1.9 to 2.3.
+    in_memory = functools.partial(_memory, hooks)
+    hooks.when_imported(
+        "mcp.shared.memory", patch({"create_client_server_memory_streams": in_memory})
+    )
 
 
 def _child(*_args: Any, **_kwargs: Any) -> Peer:
@@ -136,6 +141,25 @@ def _client(
             yield streams
 
     return client
+
+
+def _memory(hooks: ImportHooks, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace a function that joins a client and a server in this process."""
+
+    @guard.never_raise("mcp.note")
+    def note(pair: Any) -> None:
+        if hooks.active:
+            for _, stream in pair:
+                _behind[getattr(stream, "_inner", stream)] = Peer(local=True)
+
+    @functools.wraps(original)
+    @contextlib.asynccontextmanager
+    async def streams(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        async with original(*args, **kwargs) as pair:
+            note(pair)
+            yield pair
+
+    return streams
 
 
 class _Entered:
