@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-# Before any runtime is imported: no compiler, no network, no warnings after a fork.
+# Before any runtime is imported: no compiler, no warnings after a fork.
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
-os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import contextlib
 import importlib.util
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,17 @@ class Instrumented:
         self.patches.undo()
 
 
+def points(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
+    """What was measured, by the name of the metric."""
+    data = reader.get_metrics_data()
+    return {
+        metric.name: list(metric.data.data_points)
+        for resource in (data.resource_metrics if data else ())
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+
+
 class Recorded:
     """An instrumentor with a real SDK, and what came out of it."""
 
@@ -99,13 +110,28 @@ class Recorded:
         self.instrumentor.instrument(tracer_provider=tracers, meter_provider=self.meters)
 
     def points(self):
-        data = self.reader.get_metrics_data()
-        return {
-            metric.name: list(metric.data.data_points)
-            for resource in (data.resource_metrics if data else ())
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
+        return points(self.reader)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_network():
+    """No hub is asked, here and in processes of these tests; others have one on loopback."""
+    name = "HF_HUB_OFFLINE"
+    before = os.environ.get(name)
+
+    def tell(offline: bool) -> None:
+        constants = sys.modules.get("huggingface_hub.constants")
+        if constants is not None:
+            setattr(constants, name, offline)
+
+    os.environ[name] = "1"
+    tell(True)
+    yield
+    if before is None:
+        del os.environ[name]
+    else:
+        os.environ[name] = before
+    tell(before is not None)
 
 
 @pytest.fixture(autouse=True)

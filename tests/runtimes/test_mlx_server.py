@@ -27,6 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from conformance.conformance import violations
+from runtimes.conftest import points
 from sottovoce.instrumentors import MLXInstrumentor
 
 pytest.importorskip("mlx_lm")
@@ -169,13 +170,7 @@ class Recorded:
         return span
 
     def metrics(self):
-        data = self.reader.get_metrics_data()
-        return {
-            metric.name: list(metric.data.data_points)
-            for resource in (data.resource_metrics if data else ())
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
+        return points(self.reader)
 
 
 @pytest.fixture(scope="module")
