@@ -261,7 +261,11 @@ def _match(path: str) -> Route | None:
         path = path[: path.index("?")]
     if path[-1:] == "/":
         path = path.rstrip("/")
-    last = path[path.rfind("/") + 1 :]
+    slash = path.rfind("/")
+    if path[slash - 2 : slash] == ":/" and path[0] != "/" and path.find("://") == slash - 2:
+        # An address that has no path.
+        path, slash = "", -1
+    last = path[slash + 1 :]
     verb = last[last.rfind(":") + 1 :] if ":" in last else last
     if last[: len(paths.CONVERSATION)] == paths.CONVERSATION:
         verb = paths.CONVERSATION
@@ -269,11 +273,7 @@ def _match(path: str) -> Route | None:
         # What apps ask of others: said fast, and not kept.
         return None
     if path[:1] != "/" and "://" in path:
-        start = path.find("/", path.index("://") + 3)
-        if start < 0:
-            # An address that has no path.
-            return None
-        path = path[start:]
+        path = path[path.index("/", path.index("://") + 3) :]
     route = _matched.get(path) or _route(path, _ENDINGS.get(last, ()), VERBS.get(verb, ()))
     # Without the query, and the host, that it was given with.
     if route is not None and path not in _matched and len(path) <= _LONGEST:
