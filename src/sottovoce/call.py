@@ -173,6 +173,7 @@ class Call:
         "address",
         "attempts",
         "chunks",
+        "duration_ns",
         "end_ns",
         "error",
         "facts",
@@ -229,7 +230,8 @@ class Call:
         self.gaps: Gaps | None = None
         self.outcome: Outcome = "completed"
         self.error: type[BaseException] | str | None = None
-        self.end_ns = 0
+        # The second: nanoseconds from start to end; both 0 while the call is open.
+        self.end_ns = self.duration_ns = 0
         # Whatever the recorder keeps between `opened` and `ended`; opaque to everyone else.
         self.handle: Any = None
         # Popping is atomic, so the first end wins without a lock.
@@ -240,11 +242,6 @@ class Call:
     def is_open(self) -> bool:
         """Whether nobody has ended the call yet."""
         return bool(self._open)
-
-    @property
-    def duration_ns(self) -> int:
-        """Nanoseconds from start to end; 0 while the call is open."""
-        return max(0, self.end_ns - self.start_ns) if self.end_ns else 0
 
     def chunk(self) -> None:
         """A streamed event arrived just now."""
@@ -308,7 +305,8 @@ class Call:
             self._open.pop()
         except IndexError:
             return False
-        self.end_ns = perf_counter_ns() if at_ns is None else at_ns
+        self.end_ns = end_ns = perf_counter_ns() if at_ns is None else at_ns
+        self.duration_ns = max(0, end_ns - self.start_ns)
         self.outcome = outcome
         # Keep the class alone: an exception's traceback would keep the app's frames alive.
         self.error = type(error) if isinstance(error, BaseException) else error

@@ -128,12 +128,6 @@ def open_call(
     return call
 
 
-def enabled(recorder: Recorder) -> bool:
-    """Whether the recorder wants calls from this frame; one that cannot say wants all."""
-    ask = getattr(recorder, "enabled", None)
-    return ask is None or bool(ask())
-
-
 def current() -> Call | None:
     """The call that this frame works for, if any.
 
@@ -160,28 +154,30 @@ def enter(call: HTTPCall) -> Tokens:
     return call.recorder.enter(call), current_call.set(call)
 
 
-@guard.never_raise("exchange.leave")
 def leave(call: HTTPCall, tokens: Tokens) -> None:
     """Undo `enter`. Never raises.
 
     Coroutines that share a context may leave in another order than they entered: what was
     current before is restored once the last that entered has left.
     """
-    call.entered = False
-    call.left = tokens
-    top = current_call.get()
-    if top is not call:
-        return
-    while isinstance(top, HTTPCall) and top.left is not None:
-        span, before = top.left
-        try:
-            current_call.reset(before)
-        except ValueError:
-            # A coroutine that was dropped is closed in another context, which was never entered.
+    try:
+        call.entered = False
+        call.left = tokens
+        top: Call | None = call
+        if current_call.get() is not call:
             return
-        top.left = None
-        top.recorder.leave(span)
-        top = current_call.get()
+        while isinstance(top, HTTPCall) and top.left is not None:
+            span, before = top.left
+            try:
+                current_call.reset(before)
+            except ValueError:
+                # A coroutine that was dropped is closed in another context, never entered.
+                return
+            top.left = None
+            top.recorder.leave(span)
+            top = current_call.get()
+    except Exception:  # noqa: BLE001 - never into the app
+        guard.failed("exchange.leave")
 
 
 @guard.never_raise("exchange.cut_short")
@@ -193,9 +189,11 @@ def end_cut_short(call: Call, error: BaseException) -> None:
         call.fail(error)
 
 
-@guard.never_raise("exchange.end")
 def end(call: HTTPCall) -> None:
     """End `call` because its request was answered. Never raises."""
-    if call.broken is not None:
-        call.fail(call.broken)
-    call.end()
+    try:
+        if call.broken is not None:
+            call.fail(call.broken)
+        call.end()
+    except Exception:  # noqa: BLE001 - never into the app
+        guard.failed("exchange.end")

@@ -74,7 +74,7 @@ class Point:
 _CLEAN: Final = frozenset({str, int, float, bool})
 
 
-def put(span: Span, attributes: dict[str, Any]) -> None:
+def put(span: Span, attributes: Mapping[str, Any]) -> None:
     """Set attributes of a span, as `Span.set_attributes` does, which looks at each for long."""
     try:
         kept: Any = span._attributes  # type: ignore[attr-defined] # noqa: SLF001

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from sottovoce import guard, settings
@@ -116,6 +116,9 @@ JUDGED: Final[Mapping[str, str]] = {
 one is expected, so the policy decides what is exported, also where nobody gates the provider."""
 
 _NS: Final = 1e-9
+_SUPPRESSED: Final = "suppress_instrumentation"
+_MOST_SAID: Final = 1000
+_LONGEST_SAID: Final = 200
 
 
 class Handle:
@@ -155,24 +158,33 @@ class Recording:
 
     def enabled(self) -> bool:
         """Whether what the app does now is recorded: neither it nor the profile forbids it."""
-        return not self._policy.choice.now.off and bool(is_instrumentation_enabled())
+        if self._policy.choice.now.off:
+            return False
+        # As `is_instrumentation_enabled` of opentelemetry-instrumentation, in fewer calls.
+        context = otel_context.get_current()
+        return not (context.get(_SUPPRESS_INSTRUMENTATION_KEY) or context.get(_SUPPRESSED))
 
-    @guard.never_raise("record.enter")
     def enter(self, call: Call) -> Any:
         """Make the call's span current; context goes no further than to hosts of our own."""
-        handle: Handle | None = call.handle
-        if handle is None:
+        try:
+            handle: Handle | None = call.handle
+            if handle is None:
+                return None
+            context = handle.context
+            if self._withhold and not call.local:
+                context = otel_context.set_value(propagation.WITHHOLD, True, context)
+            return otel_context.attach(context)
+        except Exception:  # noqa: BLE001 - never into the app
+            guard.failed("record.enter")
             return None
-        context = handle.context
-        if self.withholds(call):
-            context = otel_context.set_value(propagation.WITHHOLD, True, context)
-        return otel_context.attach(context)
 
-    @guard.never_raise("record.leave")
     def leave(self, token: Any) -> None:
         """Undo `enter` in the frame that called it."""
-        if token is not None:
-            otel_context.detach(token)
+        try:
+            if token is not None:
+                otel_context.detach(token)
+        except Exception:  # noqa: BLE001 - never into the app
+            guard.failed("record.leave")
 
     @guard.never_raise("record.join")
     def join(self, headers: Mapping[str, str]) -> Any:
@@ -231,33 +243,59 @@ class SpanRecorder(Recording):
         if latest:
             self._vocabularies.append(Latest(meter, self._policy.choice, with_legacy=legacy))
         self._made_engines: Engines | None = None
+        self._said: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
         _observe_ourselves(self._meters, meter, self._policy)
 
-    @guard.never_raise("record.opened")
     def opened(self, call: Call) -> None:
         """Start the span with what a sampler needs; the facts follow when the call ends."""
+        try:
+            key = (
+                call.operation,
+                call.provider,
+                call.model,
+                call.local,
+                call.address,
+                call.port,
+            )
+            name, said = self._said.get(key) or self._say(call, key)
+            conversation = current_conversation.get()
+            if conversation is not None:
+                call.facts["conversation"] = conversation
+            attributes = said.copy()
+            span, context = self._spans.begin(
+                name,
+                attributes,
+                otel_context.get_current(),
+                kind=_kind(call),
+                start_ns=call.start_unix_ns,
+            )
+            call.handle = Handle(span, context, attributes)
+        except Exception:  # noqa: BLE001 - never into the app
+            guard.failed("record.opened")
+
+    def _say(self, call: Call, key: tuple[Any, ...]) -> tuple[str, dict[str, Any]]:
+        """Give the name and the first attributes of a call's span, and remember them."""
         attributes: dict[str, Any] = {OPERATION: call.operation, PROVIDER: call.provider}
         name = call.operation
         if call.model:
             model = attributes[REQUEST_MODEL] = self._policy.model(call.model, local=call.local)
             name = f"{name} {model}"
         attributes.update(self._where(call))
-        conversation = current_conversation.get()
-        if conversation is not None:
-            call.facts["conversation"] = conversation
-        parent = otel_context.get_current()
-        span, context = self._spans.begin(
-            name, attributes, parent, kind=_kind(call), start_ns=call.start_unix_ns
-        )
-        call.handle = Handle(span, context, attributes)
+        if len(self._said) < _MOST_SAID and len(call.model or "") <= _LONGEST_SAID:
+            self._said[key] = name, attributes
+        return name, attributes
 
-    @guard.never_raise("record.ended")
     def ended(self, call: Call) -> None:
         """Set the rest of the attributes, end the span, record the histograms."""
-        handle: Handle | None = call.handle
-        if handle is None:
-            return
-        call.handle = None
+        try:
+            handle: Handle | None = call.handle
+            if handle is not None:
+                call.handle = None
+                self._end(call, handle)
+        except Exception:  # noqa: BLE001 - never into the app
+            guard.failed("record.ended")
+
+    def _end(self, call: Call, handle: Handle) -> None:
         facts, common = call.facts, handle.attributes
         if "response_model" in facts:
             common[RESPONSE_MODEL] = self._policy.model(facts["response_model"], local=call.local)

@@ -65,14 +65,14 @@ class Spans:
         now = self._policy.choice.now
         if not now.spans:
             return trace.INVALID_SPAN, parent
-        first = self._policy.attributes(said, "span") if now.coarse else dict(said)
+        first = self._policy.attributes(said, "span") if now.coarse else said
         if self._are_unseen():
             span = self._tracer.start_span(name, context=parent, kind=kind, start_time=start_ns)
             if span.is_recording():
                 put(span, first)
         else:
             span = self._tracer.start_span(
-                name, context=parent, kind=kind, attributes=first, start_time=start_ns
+                name, context=parent, kind=kind, attributes=dict(first), start_time=start_ns
             )
         return span, trace.set_span_in_context(span, parent)
 

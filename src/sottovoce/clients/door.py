@@ -55,6 +55,10 @@ class Door(ABC):
         self._recorder = recorder
         self._hooks = hooks
         self._own_hosts = own_hosts
+        # One that cannot say whether it wants calls wants all.
+        self._enabled: Callable[[], bool] = getattr(recorder, "enabled", _always)
+        # Most doors learn nothing from it.
+        self._learns = type(self).answered is not Door.answered
 
     @abstractmethod
     def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
@@ -103,21 +107,24 @@ class Door(ABC):
 
         return method
 
-    @guard.never_raise("door.open")
     def _open(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Opened | None:
         """Open the call and make it the current one; ``None`` when this is none, or not ours."""
-        outer = exchange.current()
-        if outer is not None and not getattr(outer, "sending", None):
-            # Another SDK on top of this one has opened it. While a request is being sent no SDK
-            # is at work but the app: in a hook or a transport of its own.
+        try:
+            outer = exchange.current()
+            if outer is not None and not getattr(outer, "sending", None):
+                # Another SDK on top of this one has opened it. While a request is being sent no
+                # SDK is at work but the app: in a hook or a transport of its own.
+                return None
+            if not self._hooks.active or not self._enabled():
+                return None
+            asked = self.asked(client, args, kwargs)
+            if asked is None:
+                return None
+            call = exchange.open_call(self._recorder, *asked)
+            return call, exchange.enter(call)
+        except Exception:  # noqa: BLE001 - never into the app
+            guard.failed("door.open")
             return None
-        if not self._hooks.active or not exchange.enabled(self._recorder):
-            return None
-        asked = self.asked(client, args, kwargs)
-        if asked is None:
-            return None
-        call = exchange.open_call(self._recorder, *asked)
-        return call, exchange.enter(call)
 
     def _failed(self, opened: Opened, error: BaseException) -> None:
         exchange.leave(*opened)
@@ -131,15 +138,20 @@ class Door(ABC):
         return self.error(error)
 
     def _returned(self, opened: Opened, result: Any) -> None:
-        exchange.leave(*opened)
-        self._close(opened[0], result)
-        if not opened[0].watched:
-            exchange.end(opened[0])
+        call, tokens = opened
+        exchange.leave(call, tokens)
+        if self._learns:
+            try:
+                self.answered(call, result)
+            except Exception:  # noqa: BLE001 - never into the app
+                guard.failed("door.answered")
+        # Unless its body is still to be read, the call is over then.
+        if not call.watched:
+            exchange.end(call)
 
-    @guard.never_raise("door.answered")
-    def _close(self, call: HTTPCall, result: Any) -> None:
-        """Learn from the result; unless its body is still to be read, the call is over then."""
-        self.answered(call, result)
+
+def _always() -> bool:
+    return True
 
 
 @guard.never_raise("door.fail")

@@ -84,6 +84,8 @@ def _choices(body: Body) -> list[Mapping[str, Any]]:
     choices = body.get("choices")
     if not isinstance(choices, list):
         return []
+    if len(choices) == 1 and type(choices[0]) is dict:
+        return choices
     return [each for each in choices if type(each) is dict or isinstance(each, Mapping)]
 
 

@@ -43,11 +43,14 @@ def patch(transport: Transport, module: ModuleType) -> None:
     transport.patches.wrap(module.AsyncClient, "_send_single_request", _wrap_async_single)
 
 
-@guard.never_raise("httpx.begin")
 def _begin(request: Any) -> Sending | None:
-    # `_content` is set by the constructor for bodies given whole; an upload has a stream alone.
-    body = getattr(request, "_content", None)
-    return _transport.begin(request.method, request.url.path, body, _where, request.url)
+    try:
+        # `_content` is set by the constructor for bodies given whole; an upload has a stream alone.
+        body = getattr(request, "_content", None)
+        return _transport.begin(request.method, request.url.path, body, _where, request.url)
+    except Exception:  # noqa: BLE001 - never into the app
+        guard.failed("httpx.begin")
+        return None
 
 
 def _where(url: Any) -> Where:
@@ -96,12 +99,17 @@ class _Twin(NamedTuple):
     headers: list[tuple[bytes, bytes]]
 
 
-@guard.never_raise("httpx.carrying")
 def _carrying(request: Any) -> _Twin | None:
-    """Give a twin of the request that takes trace context along, where it may."""
-    # Nearly always; a URL takes long to give all its parts.
-    if context.none_to(request.url.host):
+    """Give a twin of the request that takes trace context along, where it may. Never raises."""
+    try:
+        # Nearly always; a URL takes long to give all its parts.
+        return None if context.none_to(request.url.host) else _twin(request)
+    except Exception:  # noqa: BLE001 - never into the app
+        guard.failed("httpx.carrying")
         return None
+
+
+def _twin(request: Any) -> _Twin | None:
     body = getattr(request, "_content", None)
     carried = context.carried(_transport, body, _where, request.url)
     if carried is None:
@@ -181,15 +189,20 @@ class _Library:
 
         return send
 
-    @guard.never_raise("httpx.answered")
     def _answered(self, begun: Sending, response: Any) -> None:
         """Learn the facts of a body that is there, or watch one that is yet to be read."""
-        if not begun.answered(response.history, response.status_code):
-            return
-        content_type = response.headers.get("content-type")
-        if hasattr(response, "_content"):
-            begun.read(content_type, response.content)
-            return
+        try:
+            if not begun.answered(response.history, response.status_code):
+                return
+            content_type = response.headers.get("content-type")
+            if hasattr(response, "_content"):
+                begun.read(content_type, response.content)
+            else:
+                self._watch(begun, response, content_type)
+        except Exception:  # noqa: BLE001 - never into the app
+            guard.failed("httpx.answered")
+
+    def _watch(self, begun: Sending, response: Any, content_type: str | None) -> None:
         stream = response.stream
         for base, watched in zip(self._streams, self._watched, strict=True):
             if isinstance(stream, base):
