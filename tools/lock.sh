@@ -18,5 +18,6 @@ done
 # Put into a folder beside the tests' environment.
 compile requirements/local-servers.in -o requirements/local-servers.txt
 compile --no-deps requirements/botocore.in -o requirements/botocore.txt
+compile --no-deps requirements/botocore-oldest.in -o requirements/botocore-oldest.txt
 compile --no-deps requirements/llama.in -o requirements/llama.txt
 compile --no-deps requirements/llama-oldest.in -o requirements/llama-oldest.txt

@@ -15,6 +15,8 @@ APP = """
 import json, sys
 import boto3
 from opentelemetry.instrumentation.botocore import BotocoreInstrumentor
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -25,14 +27,23 @@ from sottovoce import BedrockInstrumentor, guard, settings
 order, rivals = sys.argv[1:]
 exporter, tracers, meters = InMemorySpanExporter(), TracerProvider(), MeterProvider()
 tracers.add_span_processor(SimpleSpanProcessor(exporter))
+logged, loggers = InMemoryLogRecordExporter(), LoggerProvider()
+loggers.add_log_record_processor(SimpleLogRecordProcessor(logged))
 chosen, _ = settings.read({"SOTTOVOCE_KEY": "a key of these tests, 32 bytes..", "SOTTOVOCE_RIVALS": rivals})
 both = [BotocoreInstrumentor(), BedrockInstrumentor()]
 for each in both if order == "after" else reversed(both):
-    each.instrument(tracer_provider=tracers, meter_provider=meters, settings=chosen)
+    each.instrument(
+        tracer_provider=tracers, meter_provider=meters, logger_provider=loggers, settings=chosen
+    )
 
 def make(service):
     session = boto3.Session("a key", "a secret", region_name="us-east-1")
     return session.client(service, endpoint_url=server.url)
+
+def quoted():
+    said = [span.to_json() for span in exporter.get_finished_spans()]
+    said += [str(each.log_record.body) for each in logged.get_finished_logs()]
+    return bedrock.QUESTION[0]["content"][0]["text"] in "".join(said)
 
 def ask():
     client = make("bedrock-runtime")
@@ -41,8 +52,10 @@ def ask():
 
 with bedrock.serve() as server:
     ask()
+    first = quoted()
     both[1].uninstrument()
     ask()
+print(json.dumps([first, quoted()]))
 print(json.dumps([
     [span.instrumentation_scope.name, span.name.split(" ")[0], "gen_ai.operation.name" in span.attributes]
     for span in exporter.get_finished_spans()
@@ -52,11 +65,12 @@ assert not guard.failures
 THEIRS = "opentelemetry.instrumentation.botocore.bedrock-runtime"
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("botocore") / "site"
+@pytest.fixture(scope="module", params=["botocore", "botocore-oldest"])
+def site(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "site"
     uv = Path(sys.executable).with_name("uv")
-    pinned = ("--require-hashes", "--no-deps", "-r", ROOT / "requirements" / "botocore.txt")
+    pins = ROOT / "requirements" / f"{request.param}.txt"
+    pinned = ("--require-hashes", "--no-deps", "-r", pins)
     install = [uv, "pip", "install", "-q", "--python", sys.executable, "--target", folder, *pinned]
     # From uv's cache, when everything is there: without a look at any index.
     if subprocess.run([*install, "--offline"], capture_output=True).returncode:
@@ -65,14 +79,19 @@ def site(tmp_path_factory):
 
 
 def spans(site, *args):
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "tests")])}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT / "tests")]),
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "true",
+    }
     done = subprocess.run(
         [sys.executable, "-c", APP, *args], env=environ, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    quotes, found = map(json.loads, done.stdout.splitlines())
     with_ours = sorted(map(tuple, found[:4]))
-    # Where ours is gone, theirs records the model's calls again.
+    # Where ours is gone, theirs records the model's calls again, with what was said.
+    assert quotes == [args[1] == "run", True]
     assert sorted(map(tuple, found[4:])) == [(THEIRS, "chat", True)] * 2
     return with_ours
 

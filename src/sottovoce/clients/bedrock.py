@@ -78,12 +78,12 @@ def install(
 
 
 _CHOICES: Final[Mapping[str, tuple[str | None, str]]] = {
-    # Seen in 0.66b2.
+    # Seen in 0.63b0 to 0.66b2.
     "opentelemetry.instrumentation.botocore.extensions.registry": (
         "ExtensionRegistry",
         "get_extension",
     ),
-    # Seen in 0.50b0 to 0.60b0.
+    # Seen in 0.50b0 to 0.61b0; before that it knows nothing of models.
     "opentelemetry.instrumentation.botocore": (None, "_find_extension"),
 }
 """Module, class and function by which the other instrumentation chooses what records a call."""
