@@ -137,6 +137,14 @@ def test_what_is_sent_into_a_stream_of_text(llama_hooks, llama, text):
     assert llama_hooks.recorder.call.outcome == "completed"
 
 
+def test_what_is_sent_into_a_stream_that_was_not_begun(llama_hooks, llama):
+    stream = llama.create_completion(PROMPT, **STREAMED)
+    with pytest.raises(TypeError, match="non-None value"):
+        stream.send("early")
+    call = llama_hooks.recorder.call
+    assert (call.error, call.outcome, call.chunks) == (TypeError, "failed", 0)
+
+
 def test_what_is_thrown_into_the_engine(llama_hooks, llama):
     engine = llama.generate(llama.tokenize(PROMPT.encode()), temp=0)
     next(engine)

@@ -276,7 +276,7 @@ def pass_on(  # noqa: C901, PLR0915 - flat, because it runs for every token
         # Never read, it was over for the app when it got the stream.
         call.last_chunk_ns = perf_counter_ns()
         try:
-            yield
+            sent = yield
         except GeneratorExit:
             call.leave()
             inner.close()
