@@ -83,7 +83,7 @@ _CHOICES: Final[Mapping[str, tuple[str | None, str]]] = {
         "ExtensionRegistry",
         "get_extension",
     ),
-    # Seen in 0.50b0 to 0.61b0; before that it knows nothing of models.
+    # Seen in 0.56b0 to 0.61b0; before that it knows nothing of models.
     "opentelemetry.instrumentation.botocore": (None, "_find_extension"),
 }
 """Module, class and function by which the other instrumentation chooses what records a call."""
