@@ -5,8 +5,8 @@ runs in the middle of anything: also where the very same thread holds a lock tha
 call needs, so that ending the call there would wait for ever. The way to the end may even look
 innocent (`__del__`, ``except GeneratorExit``, but also an SDK's ``finally: response.close()``).
 Therefore `stop` knows whether its thread is collecting garbage, and then leaves the ending to
-a thread of ours; `SimpleQueue.put` is made for that. What is still open when the process ends
-was registered with `keep`.
+a thread of ours, which `SimpleQueue.put` wakes, being made for that. What is still open when the
+process ends was registered with `keep`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,25 @@ import gc
 import os
 import threading
 import weakref
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
 
 if TYPE_CHECKING:
     from sottovoce.call import Call
 
-_waiting: SimpleQueue[tuple[Call, int | None]] = SimpleQueue()
+_waiting: deque[tuple[Call, int | None]] = deque()
+"""What garbage collection stopped, until somebody ends it: a queue's own waiter may be given what
+is put there, and not come to it before the process ends (seen in Python 3.13)."""
+_news: SimpleQueue[None] = SimpleQueue()
+_ending = threading.Lock()
 _open: set[weakref.ref[Call]] = set()
 """Each goes when its call does; unlike a `WeakSet`, without running any Python for it."""
 _thread: threading.Thread | None = None
+_PATIENCE: Final = 1.0
+"""Seconds that the end of the process waits for the thread."""
 _collecting = 0
 """Which thread is collecting garbage; there is never more than one."""
 
@@ -47,7 +54,8 @@ def stop(call: Call, at_ns: int | None = None) -> None:
     if not call.is_open:
         return
     if collecting():
-        _waiting.put((call, at_ns))
+        _waiting.append((call, at_ns))
+        _news.put(None)
     else:
         _end(call, at_ns)
 
@@ -75,17 +83,27 @@ def keep(call: Call) -> None:
 
 def _serve() -> None:
     while True:
-        call, at_ns = _waiting.get()
-        _end(call, at_ns)
-        del call  # or it lives until the next one
+        _news.get()
+        with _ending:
+            _end_waiting()
+
+
+def _end_waiting() -> None:
+    with contextlib.suppress(IndexError):
+        while True:
+            _end(*_waiting.popleft())
 
 
 @atexit.register
 def stop_all() -> None:
     """End what nobody read to the end; providers that were made before us still export it."""
-    with contextlib.suppress(Empty):
-        while True:
-            _end(*_waiting.get_nowait())
+    # What the thread is at is done first, in microseconds; a process must end all the same.
+    held = _ending.acquire(timeout=_PATIENCE)
+    try:
+        _end_waiting()
+    finally:
+        if held:
+            _ending.release()
     for call in _kept():
         _end(call, None)
 
@@ -96,9 +114,9 @@ def _kept() -> list[Call]:
 
 def _forget() -> None:
     """In a forked child: what the parent's calls become is the parent's to say."""
-    global _thread, _waiting
-    # The thread runs in the parent alone, and may have held the queue's lock.
-    _thread, _waiting = None, SimpleQueue()
+    global _thread, _waiting, _news, _ending
+    # The thread runs in the parent alone, and may have held the locks.
+    _thread, _waiting, _news, _ending = None, deque(), SimpleQueue(), threading.Lock()
     for call in _kept():
         # Whatever the child does with its copy of the stream, read it or close it.
         call.forget()
