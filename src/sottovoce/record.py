@@ -115,6 +115,7 @@ JUDGED: Final[Mapping[str, str]] = {
 """Fact → span attribute, for words: an app, a server or a model's file can say anything where
 one is expected, so the policy decides what is exported, also where nobody gates the provider."""
 
+_NAMED: Final[Mapping[str, str]] = {**ATTRIBUTE_OF, **JUDGED}
 _NS: Final = 1e-9
 _SUPPRESSED: Final = "suppress_instrumentation"
 _MOST_SAID: Final = 1000
@@ -285,6 +286,17 @@ class SpanRecorder(Recording):
             self._said[key] = name, attributes
         return name, attributes
 
+    @guard.never_raise("record.named")
+    def named(self, call: Call) -> None:
+        """Say which model answers an open call, where that was not known when it began."""
+        handle: Handle | None = call.handle
+        if handle is None or not call.model:
+            return
+        model = handle.attributes[REQUEST_MODEL] = self._policy.model(call.model, local=call.local)
+        if handle.span.is_recording():
+            handle.span.update_name(f"{call.operation} {model}")
+            self._spans.finish(handle.span, {REQUEST_MODEL: model}, handle.attributes)
+
     def ended(self, call: Call) -> None:
         """Set the rest of the attributes, end the span, record the histograms."""
         try:
@@ -335,12 +347,10 @@ class SpanRecorder(Recording):
     def _finish_span(self, call: Call, handle: Handle, error: str | None) -> None:
         attributes: dict[str, Any] = {OUTCOME: call.outcome}
         for fact, value in call.facts.items():
-            name = ATTRIBUTE_OF.get(fact)
+            name = _NAMED.get(fact)
             if name is not None:
-                attributes[name] = value
-            elif fact in JUDGED:
-                # As the policy remembers them.
-                attributes[JUDGED[fact]] = tuple(value) if type(value) is list else value
+                # As the policy remembers lists.
+                attributes[name] = tuple(value) if type(value) is list else value
         if RESPONSE_MODEL in handle.attributes:
             attributes[RESPONSE_MODEL] = handle.attributes[RESPONSE_MODEL]
         if call.stream:

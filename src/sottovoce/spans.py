@@ -82,10 +82,10 @@ class Spans:
         Args:
             span: of ours.
             attributes: to set, not yet judged.
-            said: its first ones: what a word is worth can depend on them.
+            said: its first ones: what a word is worth can depend on who answers, and where.
         """
         if not is_gated(span):
-            attributes = self._policy.attributes(attributes, "span", {**said, **attributes})
+            attributes = self._policy.attributes(attributes, "span", said)
         put(span, attributes)
 
     def _are_unseen(self) -> bool:
