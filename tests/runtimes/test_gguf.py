@@ -47,6 +47,12 @@ def test_the_architecture_that_a_head_names(content, named):
     assert gguf.architecture(content) == named
 
 
+def test_numbers_of_either_size():
+    counted = string(b"general.parameter_count") + struct.pack("<IQ", 10, 8_030_261_312)
+    found = {b"llama.block_count": 2, b"general.parameter_count": 8_030_261_312}
+    assert gguf.values(head(NUMBER, counted)) == found
+
+
 @given(st.one_of(st.binary(), st.binary().map(lambda rest: head(rest, count=3))))
 def test_any_bytes_are_read_without_an_error(content):
     assert gguf.architecture(content) is None or len(gguf.architecture(content)) <= 64

@@ -374,10 +374,21 @@ def test_a_class_that_the_app_has_stays(hooked, server, recorder, gguf_path):
             assert hooked.library.Server is plain
             other = plain(params(hooked.library, gguf_path))
             other.handle_completions(TEXT)
-            assert (late.recorder.call.model, late.recorder.loads) == (None, [])
-            assert late.recorder.call.facts["output_tokens"] == 5
+            assert late.recorder.loads == []
+            call = late.recorder.call
+            # What its answer names is a file: it says who it is, and nothing of its place.
+            told = {name: call.facts.get(name) for name in IDENTITY}
+            unknown = dict.fromkeys(("model_adapter", "model_offload", "context_size"))
+            assert (call.model, told) == ("llama-other-f32", {**IDENTITY, **unknown})
+            assert call.facts["output_tokens"] == 5
+            other.handle_chat_completions({**CHAT, "model": str(gguf_path)})
+            assert late.recorder.calls[1].model is None
+            for answers in (as_text, as_bytes, dict):
+                other.handle_chat_completions(answers(STREAM), lambda _: True)
+                assert late.recorder.calls[-1].model == "llama-other-f32"
+                assert late.recorder.calls[-1].outcome == "abandoned"
             server.handle_completions(TEXT)
-            assert late.recorder.calls[1].model == "llama-other-f32"
+            assert late.recorder.calls[-1].model == "llama-other-f32"
         finally:
             late.remove()
     finally:
@@ -415,17 +426,24 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sottovoce import XLlamaCppInstrumentor, guard, settings
 
+LATE = sys.argv[3] == "late"
+if LATE:
+    import xllamacpp
 exporter, reader, tracers = InMemorySpanExporter(), InMemoryMetricReader(), TracerProvider()
 tracers.add_span_processor(SimpleSpanProcessor(exporter))
 chosen, _ = settings.read({"SOTTOVOCE_KEY": "a key of these tests, 32 bytes.."})
+def made():
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.warmup, params.verbosity = sys.argv[1], 256, False, -1
+    return xllamacpp.Server(params)
+
+server = made() if LATE else None
 XLlamaCppInstrumentor().instrument(
     tracer_provider=tracers, meter_provider=MeterProvider([reader]), settings=chosen
 )
 import xllamacpp
 
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.warmup, params.verbosity = sys.argv[1], 256, False, -1
-server = xllamacpp.Server(params)
+server = server or made()
 server.handle_chat_completions(json.loads(sys.argv[2]), lambda _: None)
 metrics = json.loads(reader.get_metrics_data().to_json())
 print(json.dumps([[json.loads(span.to_json()) for span in exporter.get_finished_spans()], metrics]))
@@ -433,9 +451,10 @@ assert not guard.failures
 """
 
 
-def test_what_leaves(site, gguf_path):
+@pytest.mark.parametrize("late", [False, True])
+def test_what_leaves(site, gguf_path, late):
     done = subprocess.run(
-        [sys.executable, "-c", APP, str(gguf_path), json.dumps(STREAM)],
+        [sys.executable, "-c", APP, str(gguf_path), json.dumps(STREAM), "late" if late else ""],
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
@@ -444,16 +463,19 @@ def test_what_leaves(site, gguf_path):
     assert done.returncode == 0, done.stderr
     # The library may write to the same place.
     told = done.stdout.splitlines()[-1]
-    [load, chat], metrics = json.loads(told)
-    assert (load["name"].split(" ")[0], load["kind"]) == ("load_model", "SpanKind.INTERNAL")
+    [*loads, chat], metrics = json.loads(told)
+    kinds = [(load["name"].split(" ")[0], load["kind"]) for load in loads]
+    assert kinds == ([] if late else [("load_model", "SpanKind.INTERNAL")])
     assert (chat["name"], chat["kind"]) == ("chat llama-other-f32", "SpanKind.INTERNAL")
     found = {
         "gen_ai.provider.name": "llama_cpp",
+        "gen_ai.request.model": "llama-other-f32",
         "gen_ai.request.stream": True,
+        "sottovoce.model.quantization": "f32",
         "gen_ai.usage.output_tokens": 5,
-        "sottovoce.model.context_size": 256,
-        "sottovoce.model.offload": "none",
     }
+    if not late:
+        found |= {"sottovoce.model.context_size": 256, "sottovoce.model.offload": "none"}
     assert {**chat["attributes"], **found} == chat["attributes"]
     assert chat["attributes"]["sottovoce.decode.throughput"] > 0
     scopes = metrics["resource_metrics"][0]["scope_metrics"]
@@ -462,9 +484,17 @@ def test_what_leaves(site, gguf_path):
         "gen_ai.client.token.usage",
         "gen_ai.server.time_to_first_token",
         "gen_ai.server.time_per_output_token",
-        "sottovoce.model.load.duration",
         "sottovoce.engine.decode.throughput",
     } <= names
+    assert ("sottovoce.model.load.duration" in names) is not late
+    measured = [
+        point["attributes"].get("gen_ai.request.model")
+        for scope in scopes
+        for each in scope["metrics"]
+        for point in each["data"]["data_points"]
+        if each["name"].startswith("gen_ai.")
+    ]
+    assert measured == ["llama-other-f32"] * len(measured)
     assert gguf_path.name not in told
     assert str(gguf_path.parent) not in told
     assert SAID not in told
@@ -489,11 +519,14 @@ class TestDescribed:
             (b"alice", None),
             (b"", None),
             (7, None),
-            (None, None),
         ],
     )
     def test_a_size(self, label, parameters):
-        assert xllamacpp_models._parameters(label) == parameters
+        head = {b"general.size_label": label}
+        assert xllamacpp_models._parameters(head) == parameters
+        counted = {**head, b"general.parameter_count": 8_030_261_312}
+        assert xllamacpp_models._parameters(counted) == 8_030_261_312
+        assert xllamacpp_models._parameters({}) is None
 
     def test_what_a_request_may_fill(self):
         def context(**params):

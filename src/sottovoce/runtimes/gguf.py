@@ -26,7 +26,9 @@ _SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 1
 """Type of a value → its bytes, of those that have a size."""
 
 _STRING: Final = 8
-_UINT32: Final = 4
+_NUMBERS: Final = {4: "<I", 10: "<Q"}
+"""Types of values that are whole numbers without a sign, and how they are written."""
+
 _VERSIONS: Final = {2, 3}
 
 
@@ -58,7 +60,7 @@ def architecture(head: bytes) -> bytes | None:
 
 
 def values(head: bytes) -> dict[bytes, bytes | int]:
-    """Give the strings and the 32-bit numbers that the beginning of a GGUF file holds, by key.
+    """Give the strings and the larger whole numbers that the beginning of a GGUF file holds, by key.
 
     Those up to the first list: the vocabulary is one, the general ones stand before it.
     """
@@ -75,8 +77,8 @@ def values(head: bytes) -> dict[bytes, bytes | int]:
             if kind == _STRING:
                 found[key], at = _string(head, at)
             elif kind in _SIZES:
-                if kind == _UINT32:
-                    (found[key],) = struct.unpack_from("<I", head, at)
+                if kind in _NUMBERS:
+                    (found[key],) = struct.unpack_from(_NUMBERS[kind], head, at)
                 at += _SIZES[kind]
             else:
                 break

@@ -20,7 +20,7 @@ from sottovoce.hardware import tiers
 from sottovoce.registry import ATTRIBUTES
 
 if TYPE_CHECKING:
-    from sottovoce.call import Facts
+    from sottovoce.call import Call, Facts
 
 OTHER: Final = "other"
 """Stands in a descriptor for what is unknown or in no vocabulary."""
@@ -154,6 +154,16 @@ def snapshot_id(path: object) -> str | None:
     """Return the ``org/name`` of a path inside a hub cache, else None."""
     found = _SNAPSHOT.search(path) if isinstance(path, str) else None
     return f"{found[1]}/{found[2]}" if found else None
+
+
+def tell(call: Call, known: Identity) -> None:
+    """Say who answers an open call: when it began nobody knew."""
+    call.model = known.name
+    call.facts.update(known.facts)
+    # Recorders of the contract need not have it.
+    named = getattr(call.recorder, "named", None)
+    if named is not None:
+        named(call)
 
 
 class Identities:

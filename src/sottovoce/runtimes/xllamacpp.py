@@ -3,7 +3,8 @@
 Requests and answers are those of the server's routes, as dicts or as JSON, so the protocols of
 these routes read them; streams come piece by piece to a function of the app's, in the thread that
 asked. An answer tells its counts and the engine's own times. A model has the path of its file as
-its name, there and in every answer: it is described by the head of that file instead.
+its name, there and in every answer: it is described by the head of that file instead; of a server
+that was made before we were here by the first answer of each call.
 
 Methods are patched on the class. Loading happens in ``Server.__new__``, which cannot be replaced
 on a type that is not Python's, so `Server` itself becomes a subclass that differs in nothing else;
@@ -28,6 +29,7 @@ from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
 from sottovoce.protocols.protocol import Seen, checked, error_code
 from sottovoce.runtimes import failures, xllamacpp_models
 from sottovoce.runtimes.engine import Arguments, EngineCall, Runtime
+from sottovoce.runtimes.identity import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +79,7 @@ def install(recorder: Recorder, hooks: ImportHooks, patches: Patches, settings: 
 class _ServerCall(EngineCall):
     """A request that a server in this process answers."""
 
-    __slots__ = ("failure", "protocol", "seen", "stopped")
+    __slots__ = ("failure", "nameless", "protocol", "seen", "stopped")
 
     def __init__(self, protocol: Protocol, recorder: Recorder, **opened: Any) -> None:
         self.protocol = protocol
@@ -85,13 +87,19 @@ class _ServerCall(EngineCall):
         # What the answer says went wrong; whether the app wanted no more of the stream.
         self.failure: str | None = None
         self.stopped = False
+        # Whether the answer's model is the only one who says whose it is.
+        self.nameless = False
         super().__init__(recorder, **opened)
 
     def read(self, piece: Any) -> None:
         """Learn from what the app's function is given: the answer, or an event of its stream."""
         if not isinstance(piece, dict):
             text = piece.encode() if isinstance(piece, str) else piece
-            if self.stream and self.protocol.may_hold_fact.search(text) is None:
+            if (
+                self.stream
+                and not self.nameless
+                and self.protocol.may_hold_fact.search(text) is None
+            ):
                 return
             piece = json.loads(text)
         if type(piece) is not dict:
@@ -101,8 +109,13 @@ class _ServerCall(EngineCall):
             facts = checked(self.protocol.event(piece, self.seen))
         else:
             facts = self.protocol.response(piece)
-        # A path, or the app's own word.
-        facts.pop("response_model", None)
+        # The file's path, unless the app gave it a name.
+        named = facts.pop("response_model", None)
+        if self.nameless and named is not None:
+            self.nameless = False
+            known = xllamacpp_models.of_file(named)
+            if known is not None:
+                tell(self, known)
         self.facts.update(facts)
         self._read_times(piece.get("timings"))
 
@@ -224,7 +237,7 @@ class _XLlamaCpp(Runtime):
             facts = request_facts(protocol, prompt.encode() if isinstance(prompt, str) else prompt)
             texts = None
         # The app's own word, which chooses nothing.
-        facts.pop("request_model", None)
+        named = facts.pop("request_model", None)
         if operation == "embeddings" and isinstance(texts, (list, tuple)):
             facts["batch_size"] = len(texts)
         known = xllamacpp_models.LOADED.get(server)
@@ -237,6 +250,8 @@ class _XLlamaCpp(Runtime):
             stream=facts.get("request_stream") is True,
         )
         call.facts.update(facts)
+        # Else the answer may repeat that word.
+        call.nameless = known is None and named is None
         return call
 
 
@@ -265,7 +280,7 @@ def _told(call: _ServerCall, callback: Callable[[Any], Any]) -> Callable[[Any], 
             call.busy_ns += call.last_chunk_ns - call.started_ns
             if not call.first_ns:
                 call.first_ns = call.busy_ns
-            if type(piece) is not dict or _may_tell(piece):
+            if call.nameless or type(piece) is not dict or _may_tell(piece):
                 _read(call, piece)
         else:
             call.worked()

@@ -5,6 +5,7 @@ File names and titles are user-typed and never part of it. Seen in xllamacpp 202
 
 from __future__ import annotations
 
+import functools
 import re
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,7 +18,7 @@ from sottovoce.runtimes.llama_models import FILE_TYPES, PROVIDER
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["LOADED", "PROVIDER", "asked", "blame", "identify"]
+__all__ = ["LOADED", "PROVIDER", "asked", "blame", "identify", "of_file"]
 
 LOADED: Final = identity.Identities(PROVIDER)
 """Identities of the servers that live in this process."""
@@ -52,6 +53,15 @@ def identify(server: Any, library: ModuleType) -> identity.Identity | None:
     return known
 
 
+@functools.lru_cache(maxsize=64)
+@never_raise("xllamacpp.file")
+def of_file(path: str) -> identity.Identity | None:
+    """Describe the model in the file at `path`; None where there is no such file."""
+    if gguf.architecture(gguf.head(path) or b"") is None:
+        return None
+    return _described(path, identity.snapshot_id(path))
+
+
 @never_raise("xllamacpp.blame")
 def blame(library: ModuleType) -> str | None:
     """Say why the server could not be made, where the model's file tells it."""
@@ -77,14 +87,17 @@ def _described(path: str, public: str | None, **more: Any) -> identity.Identity:
         if isinstance(architecture, bytes)
         else None,
         FILE_TYPES.get(kind) if isinstance(kind, int) else None,
-        _parameters(values.get(b"general.size_label")),
+        _parameters(values),
         size=Path(path).stat().st_size if values else None,
         **more,
     )
 
 
-def _parameters(label: object) -> int | None:
-    """Read a label as ``8B`` or ``8x7B``, a round number of weights."""
+def _parameters(values: dict[bytes, bytes | int]) -> int | None:
+    """Give the number of weights, or else a round one that a label says: ``8B``, ``8x7B``."""
+    count, label = values.get(b"general.parameter_count"), values.get(b"general.size_label")
+    if isinstance(count, int):
+        return count
     found = _SIZE.fullmatch(label) if isinstance(label, bytes) else None
     if found is None:
         return None
