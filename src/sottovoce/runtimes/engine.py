@@ -61,7 +61,9 @@ class EngineCall(Call):
         self.busy_ns = self.first_ns = self.started_ns = 0
         # Tokens that the engine generated, as it counts them itself.
         self.made = 0
-        super().__init__(
+        # Here and below not by way of `super`, which looks for the class each time.
+        Call.__init__(
+            self,
             recorder,
             operation=operation,
             provider=provider,
@@ -100,20 +102,25 @@ class EngineCall(Call):
         self.gather()
         dropped.stop(self)
 
-    @never_raise("runtime.settle")
     def gather(self) -> None:
         """Write what is known of the engine's work. Never raises; at exit nothing else comes."""
-        if not self.is_open:
+        if not self._open:
             return
-        facts = self.facts
+        try:
+            self._settle_engine()
+            self.settle()
+            self._settle_pace()
+        except Exception:  # noqa: BLE001 - written out: `never_raise` costs a call more
+            failed("runtime.settle")
+
+    def _settle_engine(self) -> None:
+        facts, first_ns, made = self.facts, self.first_ns, self.made
         facts["engine_duration_s"] = self.busy_ns * NS
-        if self.first_ns:
-            facts["time_to_first_token_s"] = self.first_ns * NS
-            if type(self.made) is int and self.made > 1:
-                per_token = (self.busy_ns - self.first_ns) / (self.made - 1)
-                facts["time_per_output_token_s"] = max(0.0, per_token * NS)
-        self.settle()
-        self._settle_pace()
+        if first_ns:
+            facts["time_to_first_token_s"] = first_ns * NS
+            if type(made) is int and made > 1:
+                per_token = (self.busy_ns - first_ns) / (made - 1) * NS
+                facts["time_per_output_token_s"] = per_token if per_token > 0 else 0.0
 
     def _settle_pace(self) -> None:
         """Write the rates and how full the context is, where a runtime has not and they follow.
@@ -124,19 +131,20 @@ class EngineCall(Call):
         if facts.get("batch_size", 1) > 1:
             return
         per_token = facts.get("time_per_output_token_s")
-        if per_token:
-            facts.setdefault("decode_rate", 1 / per_token)
-        if facts.get("passes", 1) > 1 or "input_tokens" not in facts:
+        if per_token and "decode_rate" not in facts:
+            facts["decode_rate"] = 1 / per_token
+        read = facts.get("input_tokens")
+        if read is None or facts.get("passes", 1) > 1:
             return
-        read, first = facts["input_tokens"], facts.get("time_to_first_token_s")
+        first = facts.get("time_to_first_token_s")
         fresh = read - facts.get("cache_read_tokens", 0)
         # A single token is not read but decoded.
-        if first and fresh > 1:
-            facts.setdefault("prefill_rate", fresh / first)
-        size = facts.get("context_size")
-        if size and "output_tokens" in facts:
-            filled = (read + facts["output_tokens"]) / size
-            facts.setdefault("context_fill", min(1.0, filled))
+        if first and fresh > 1 and "prefill_rate" not in facts:
+            facts["prefill_rate"] = fresh / first
+        size, made = facts.get("context_size"), facts.get("output_tokens")
+        if size and made is not None and "context_fill" not in facts:
+            filled = (read + made) / size
+            facts["context_fill"] = filled if filled < 1 else 1.0
 
     @never_raise("runtime.blame")
     def _blamed(self, error: BaseException) -> BaseException | str:

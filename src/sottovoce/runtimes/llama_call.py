@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import dropped
-from sottovoce.guard import never_raise
+from sottovoce.guard import failed, never_raise
 from sottovoce.protocols.protocol import Seen, checked
 from sottovoce.runtimes.engine import NS, EngineCall, pass_on
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from sottovoce.call import Recorder
     from sottovoce.runtimes.identity import Identity
 
+
+_REASONS: Final = frozenset({"stop", "length", "tool_calls", "function_call"})
+"""Why llama-cpp-python's answers end."""
 
 unwanted: ContextVar[bool] = ContextVar("sottovoce_llama_unwanted", default=False)
 """Whether a stream is read that began unrecorded; set and reset in one frame."""
@@ -98,8 +101,8 @@ class LlamaCall(EngineCall):
         self.mark_ns = self.later_ns = 0
         # The newest token, until it is known not to be an end-of-generation token.
         self.last: Any = None
-        super().__init__(
-            recorder, operation=operation, provider=provider, identity=identity, stream=stream
+        EngineCall.__init__(
+            self, recorder, operation=operation, provider=provider, identity=identity, stream=stream
         )
 
     def serves(self, llama: Any) -> bool:
@@ -122,14 +125,18 @@ class LlamaCall(EngineCall):
         """Read of a whole answer what `read` does of chunks; its counts cover the last pass only."""
         # Anything else is the app's alone: an iterator must not lose its first item to us.
         choices = answer.get("choices") if type(answer) is dict else None
-        for place, choice in enumerate(choices if type(choices) is list else ()):
+        if type(choices) is not list:
+            return
+        for place, choice in enumerate(choices):
             if type(choice) is dict:
                 self._read_choice(choice, choice.get("index", place), choice.get("message"))
 
     def _read_choice(self, choice: dict[str, Any], index: Any, said: Any) -> None:
         self.seen.finished(index, choice.get("finish_reason"))
         calls = said.get("tool_calls") if type(said) is dict else None
-        for place, tool in enumerate(calls if type(calls) is list else ()):
+        if type(calls) is not list:
+            return
+        for place, tool in enumerate(calls):
             if type(tool) is dict:
                 function = tool.get("function")
                 name = function.get("name") if type(function) is dict else None
@@ -142,7 +149,7 @@ class LlamaCall(EngineCall):
         self.prompt = None if tokens is None or self.prompt is None else self.prompt + tokens
         self.asked, self.base, self.mark_ns = tokens, self.made, self._clock()
         self.evaluated, self.exhausted = 0, False
-        self.drafting = self.engaged = bool(_drafts(self.llama))
+        self.drafting = self.engaged = _drafts(self.llama)
         self.in_pass = self.prefilling = self.watched = True
 
     def evaluate(self, tokens: int) -> None:
@@ -191,7 +198,7 @@ class LlamaCall(EngineCall):
     def settle(self) -> None:
         """Write the sums over all passes; asked again, what follows from times only."""
         if self.llama is not None:
-            self.facts.update(checked(self.seen.candidates()))
+            self._settle_seen()
             if self.passes:
                 self.end_pass()
                 self._settle_context()
@@ -201,13 +208,29 @@ class LlamaCall(EngineCall):
         if self.passes > 1:
             self._settle_times()
 
+    def _settle_seen(self) -> None:
+        seen = self.seen
+        reason = seen.reasons.get(0)
+        if (
+            type(reason) is str
+            and reason in _REASONS
+            and len(seen.reasons) == 1
+            and not (seen.tool_places or seen.tool_ids)
+        ):
+            # Nearly always: one choice, and its reason.
+            self.facts["finish_reasons"] = [reason]
+        elif seen.reasons or seen.tool_places or seen.tool_ids or seen.tool_names:
+            self.facts.update(checked(seen.candidates()))
+
     def _settle_context(self) -> None:
         size = self.facts.get("context_size")
         if size and self.asked is not None and not self.prefilling:
             made = self.made - self.base
             # The newest token was not evaluated any more, unless the engine wanted another one.
-            held = self.asked + (made if self.exhausted else max(0, made - 1))
-            self.facts["context_fill"] = min(1.0, held / size)
+            if made and not self.exhausted:
+                made -= 1
+            filled = (self.asked + made) / size
+            self.facts["context_fill"] = filled if filled < 1 else 1.0
 
     def _settle_times(self) -> None:
         """Write what a time is for each token: of many passes each has its prompt and its first."""
@@ -299,9 +322,12 @@ def unrecorded(inner: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
             thrown = error
 
 
-@never_raise("llama_cpp.draft")
 def _drafts(llama: Any) -> bool:
-    return llama.draft_model is not None
+    try:
+        return llama.draft_model is not None
+    except Exception:  # noqa: BLE001 - a `Llama` that was never made
+        failed("llama_cpp.draft")
+        return False
 
 
 def length(tokens: Any) -> int | None:

@@ -17,11 +17,11 @@ served too. Seen in llama-cpp-python 0.3.0 and 0.3.36.
 from __future__ import annotations
 
 import functools
-import inspect
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from sottovoce.call import current_call
-from sottovoce.guard import never_raise
+from sottovoce.guard import failed, never_raise
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.runtimes import identity, llama_call, llama_models
@@ -102,10 +102,10 @@ class _LlamaCpp(Runtime):
             call = self._open(operation, arguments.named(args, kwargs), read_request)
             if call is None:
                 result = original(*args, **kwargs)
-                lazy = self.active and inspect.isgenerator(result)
+                lazy = self.active and type(result) is GeneratorType
                 return llama_call.unrecorded(result) if lazy else result
             result = self.run(call, original, args, kwargs)
-            if call.stream and inspect.isgenerator(result):
+            if call.stream and type(result) is GeneratorType:
                 stream = pass_on(result, call, primed=True)
                 # To its first yield, so that a stream that is never read ends its call too.
                 next(stream)
@@ -167,14 +167,16 @@ class _LlamaCpp(Runtime):
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
             inner = original(*args, **kwargs)
-            if not self.active or not inspect.isgenerator(inner):
+            if type(inner) is not GeneratorType or not self.active:
                 return inner
             llama = args[0] if args else None
-            tokens = args[1] if len(args) > 1 else kwargs.get("tokens")
-            prompt = llama_call.length(tokens)
+            prompt = llama_call.length(args[1] if len(args) > 1 else kwargs.get("tokens"))
             call = current_call.get()
-            if type(call) is LlamaCall and call.serves(llama):
-                return llama_call.count(inner, call, prompt) if call.llama is llama else inner
+            if type(call) is LlamaCall:
+                if call.llama is llama:
+                    return llama_call.count(inner, call, prompt)
+                if call.serves(llama):
+                    return inner
 
             def open_call() -> LlamaCall | None:
                 return self._open("text_completion", {"self": llama, "stream": True})
@@ -260,16 +262,27 @@ class _LlamaCpp(Runtime):
         """Describe a model. Never raises."""
         return llama_models.identify(llama, self.library)
 
-    @never_raise("llama_cpp.open")
     def _open(
         self,
         operation: str,
         named: dict[str, Any],
         read_request: Callable[[dict[str, Any]], Facts] | None = None,
     ) -> LlamaCall | None:
-        """Open a call, if it is to be recorded."""
-        if not self.recording or llama_call.unwanted.get():
-            return None
+        """Open a call, if it is to be recorded. Never raises."""
+        # Written out: `never_raise` costs a call more.
+        try:
+            if self.recording and not llama_call.unwanted.get():
+                return self._opened(operation, named, read_request)
+        except Exception:  # noqa: BLE001 - as it does
+            failed("llama_cpp.open")
+        return None
+
+    def _opened(
+        self,
+        operation: str,
+        named: dict[str, Any],
+        read_request: Callable[[dict[str, Any]], Facts] | None,
+    ) -> LlamaCall:
         llama = named.get("self")
         facts: Facts = read_request(named) if read_request is not None else {}
         # Names nobody: the app's own word for the model, which answers repeat.
@@ -281,7 +294,7 @@ class _LlamaCpp(Runtime):
             self.recorder,
             operation=operation,
             provider=self.provider,
-            identity=self.identify(llama),
+            identity=llama_models.LOADED.get(llama) or self.identify(llama),
             stream=bool(named.get("stream")),
             llama=llama,
             ends=self._ends,
@@ -304,7 +317,7 @@ class _LlamaCpp(Runtime):
 def _inside(args: tuple[Any, ...]) -> bool:
     """Whether a method was called by what a call of the same `Llama` runs."""
     call = current_call.get()
-    return type(call) is LlamaCall and bool(args) and call.serves(args[0])
+    return call is not None and type(call) is LlamaCall and bool(args) and call.serves(args[0])
 
 
 def _read_inputs(named: dict[str, Any]) -> Facts:

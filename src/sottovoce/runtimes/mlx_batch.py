@@ -65,26 +65,34 @@ class Batch(MlxCall):
 
     __slots__ = ("fed", "prompt", "reasons", "sizes", "steps")
 
-    def __init__(self, runtime: Runtime, *, prompts: list[int], **known: Any) -> None:
-        self.prompt = sum(prompts)
-        # Whether the generator inside is found; how long each sequence is, and why it ended.
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        size: int,
+        identity: Identity | None,
+        held: Held,
+        asked: dict[str, Any],
+    ) -> None:
+        # Whether the generator inside is found; how long its prompts are, how long each sequence
+        # is, and why it ended.
         self.fed = False
+        self.prompt = 0
         self.sizes: dict[Any, int] = {}
         self.reasons: dict[Any, str] = {}
         self.steps = 0
-        super().__init__(runtime, stream=False, **known)
-        self.facts["batch_size"] = len(prompts)
+        MlxCall.__init__(self, runtime, identity=identity, stream=False, held=held, asked=asked)
+        self.facts["batch_size"] = size
 
     def settle(self) -> None:
         """Write what all sequences add up to."""
-        super().settle()
+        MlxCall.settle(self)
         facts, reasons = self.facts, self.reasons
         if self.first_ns:
             self.count_input(self.prompt)
-            stopped = sum(reason == "stop" for reason in reasons.values())
-            facts["output_tokens"] = self.made - stopped
+            facts["output_tokens"] = self.made - list(reasons.values()).count("stop")
         if reasons:
-            found = (reasons[uid] for uid in self.sizes if uid in reasons)
+            found = filter(None, map(reasons.get, self.sizes))
             facts["finish_reasons"] = list(islice(found, MOST_REASONS))
         if self.steps > 1:
             # What one sequence waits for its next token, whatever else is in the batch.
@@ -99,7 +107,7 @@ class Batch(MlxCall):
         """Take what mlx-lm measured: only it knows which of its steps read and which wrote."""
         stats = result.stats
         reading, writing = stats.prompt_time, stats.generation_time
-        if reading > 0:
+        if reading > 0 and self.prompt:
             self.facts["prefill_rate"] = self.prompt / reading
         if writing > 0:
             self.facts["decode_rate"] = self.made / writing
@@ -126,18 +134,18 @@ class Sequence(MlxCall):
         self.began_ns = batch.busy_ns
         self.prompt = prompt
         self.reason: Any = None
-        super().__init__(runtime, identity=identity, stream=True, held=held, asked=asked)
+        MlxCall.__init__(self, runtime, identity=identity, stream=True, held=held, asked=asked)
 
     def gather(self) -> None:
         """Take the time on the generator's clock, too. Never raises."""
         batch, self.batch = self.batch, None
         if batch is not None:
             self.busy_ns = batch.busy_ns - self.began_ns
-        super().gather()
+        MlxCall.gather(self)
 
     def settle(self) -> None:
         """Write what was counted of the sequence."""
-        super().settle()
+        MlxCall.settle(self)
         if self.first_ns:
             self.count_input(self.prompt)
             self.facts["output_tokens"] = self.made - (self.reason == "stop")
@@ -245,7 +253,7 @@ def _batch_generate(runtime: Runtime, original: Callable[..., Any]) -> Callable[
         return Batch(
             runtime,
             identity=mlx_models.known(model, named.get("tokenizer")),
-            prompts=[_length(prompt) for prompt in _sized(named.get("prompts"))],
+            size=len(_sized(named.get("prompts"))),
             held=Held(sum(each.tokens for each in held), held[0].window),
             asked=named,
         )
@@ -270,7 +278,7 @@ def _insert(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any
     @functools.wraps(original)
     def insert(*args: Any, **kwargs: Any) -> Any:
         uids = original(*args, **kwargs)
-        if runtime.recording and not suppressed.get():
+        if not suppressed.get() and runtime.recording:
             _begin(runtime, arguments.named(args, kwargs), uids)
         return uids
 
@@ -285,10 +293,11 @@ def _begin(runtime: Runtime, named: dict[str, Any], uids: list[Any]) -> None:
     if isinstance(whole, Batch) and not whole.fed:
         whole.fed = True
         # In the order of the prompts, whichever is done first.
-        whole.sizes = {
-            uid: _length(prompt) + mlx_cache.held(cache).tokens
-            for uid, prompt, cache in zip(uids, prompts, _each(named, "caches"), strict=False)
-        }
+        whole.sizes = dict(zip(uids, map(_length, prompts), strict=False))
+        whole.prompt = sum(whole.sizes.values())
+        if named.get("caches") is not None:
+            for uid, cache in zip(uids, _each(named, "caches"), strict=False):
+                whole.sizes[uid] += mlx_cache.held(cache).tokens
         _of(generator, whole)
         return
     model, window = generator.model, getattr(generator, "max_kv_size", None)
@@ -389,7 +398,8 @@ def _sized(values: Any) -> list[Any] | tuple[Any, ...]:
 
 def _length(prompt: Any) -> int:
     """Count the tokens of a prompt, a list of them or a list of lists of them."""
-    if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (list, tuple)):
-        return sum(map(len, prompt))
+    if isinstance(prompt, (list, tuple)):
+        nested = prompt and isinstance(prompt[0], (list, tuple))
+        return sum(map(len, prompt)) if nested else len(prompt)
     # Of anything else only an array has tokens to count.
     return len(prompt) if hasattr(prompt, "__len__") and not isinstance(prompt, str) else 0

@@ -60,7 +60,8 @@ class MlxCall(EngineCall):
         self.cached = held.tokens
         # The most bytes that arrays ever took in this process, as mlx has them.
         self.peak: Any = None
-        super().__init__(
+        EngineCall.__init__(
+            self,
             runtime.recorder,
             operation=operation,
             provider=runtime.provider,
@@ -68,7 +69,8 @@ class MlxCall(EngineCall):
             stream=stream,
         )
         facts = self.facts
-        facts.update(settings)
+        if settings:
+            facts.update(settings)
         # -1 asks for no limit.
         if type(limit) is int and limit > 0:
             facts["request_max_tokens"] = limit
@@ -77,9 +79,10 @@ class MlxCall(EngineCall):
 
     def settle(self) -> None:
         """Write the tier of memory."""
-        tier = tiers.in_use(self.peak)
-        if tier is not None:
-            self.facts["peak_memory"] = tier
+        if self.peak is not None:
+            tier = tiers.in_use(self.peak)
+            if tier is not None:
+                self.facts["peak_memory"] = tier
 
     def count_input(self, prompt: int) -> None:
         """Write how many tokens the model read: those of the prompt and of the cache."""
@@ -99,12 +102,20 @@ class Generation(MlxCall):
 
     __slots__ = ("fed", "prompt", "reason")
 
-    def __init__(self, runtime: Runtime, **known: Any) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        identity: Identity | None,
+        stream: bool,
+        held: Held,
+        asked: dict[str, Any],
+    ) -> None:
         # Whether the stream inside `generate` is found.
         self.fed = False
         self.prompt: Any = None
         self.reason: Any = None
-        super().__init__(runtime, **known)
+        MlxCall.__init__(self, runtime, identity=identity, stream=stream, held=held, asked=asked)
 
     def read(self, piece: Any) -> None:
         """Take the counts of a response; may raise."""
@@ -118,13 +129,15 @@ class Generation(MlxCall):
 
     def settle(self) -> None:
         """Write the counts of the latest response, too."""
-        super().settle()
+        MlxCall.settle(self)
+        facts, reason, made = self.facts, self.reason, self.made
         if type(self.prompt) is int:
             self.count_input(self.prompt)
-        if isinstance(self.reason, str):
-            self.facts["finish_reasons"] = [self.reason]
-        if self.first_ns and type(self.made) is int:
-            self.facts["output_tokens"] = max(0, self.made - (self.reason == "stop"))
+        if isinstance(reason, str):
+            facts["finish_reasons"] = [reason]
+        if self.first_ns and type(made) is int:
+            made -= reason == "stop"
+            facts["output_tokens"] = max(0, made)
 
 
 class Speculation(Generation):

@@ -9,11 +9,11 @@ never started would otherwise never end.
 from __future__ import annotations
 
 import functools
-import inspect
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from sottovoce.call import current_call
-from sottovoce.guard import failed, never_raise
+from sottovoce.guard import failed
 from sottovoce.runtimes.engine import Arguments, pass_on
 from sottovoce.runtimes.mlx_batch import suppressed
 from sottovoce.runtimes.mlx_call import Generation
@@ -37,7 +37,7 @@ def stream_generate(
     def stream_generate(*args: Any, **kwargs: Any) -> Any:
         # Making the generator runs nothing of it, but raises what a bad call should raise.
         inner = original(*args, **kwargs)
-        if not runtime.active or not inspect.isgenerator(inner):
+        if type(inner) is not GeneratorType or not runtime.active:
             return inner
         whole = current_call.get()
         if isinstance(whole, Generation) and not whole.stream and not whole.fed:
@@ -69,11 +69,14 @@ def _opener(
 ) -> Callable[[tuple[Any, ...], dict[str, Any], bool], Generation | None]:
     arguments = Arguments(original)
 
-    @never_raise("mlx.open")
     def opened(args: tuple[Any, ...], kwargs: dict[str, Any], stream: bool) -> Generation | None:
-        if not runtime.recording or suppressed.get():
-            return None
-        return begin(arguments.named(args, kwargs), stream)
+        # Written out: `never_raise` costs a call more.
+        try:
+            if runtime.recording and not suppressed.get():
+                return begin(arguments.named(args, kwargs), stream)
+        except Exception:  # noqa: BLE001 - as it does
+            failed("mlx.open")
+        return None
 
     return opened
 
