@@ -15,7 +15,7 @@ from opentelemetry import trace
 
 from sottovoce.guard import failed
 from sottovoce.measure import put
-from sottovoce.privacy.gated import ignores_start, is_gated
+from sottovoce.privacy.gated import ignores, is_gated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +99,7 @@ class Spans:
             unseen = (
                 (kind.__module__, kind.__name__) in _FANS_OUT
                 and _is_heedless(sampler)
-                and all(map(ignores_start, processors))
+                and all(ignores(processor, "on_start") for processor in processors)
             )
             self._unseen, self._sampler, self._processors = unseen, sampler, processors
         except AttributeError:

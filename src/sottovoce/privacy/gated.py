@@ -10,9 +10,13 @@ if TYPE_CHECKING:
 _GATE: Final = ("sottovoce.privacy.spans", "SpanGate")
 
 _IDLE: Final = {
-    ("opentelemetry.sdk.trace", "SpanProcessor.on_start"),
-    ("opentelemetry.sdk.trace.export", "SimpleSpanProcessor.on_start"),
-    ("opentelemetry.sdk.trace.export", "BatchSpanProcessor.on_start"),
+    (module, f"{processor}.{hook}")
+    for module, processor in (
+        ("opentelemetry.sdk.trace", "SpanProcessor"),
+        ("opentelemetry.sdk.trace.export", "SimpleSpanProcessor"),
+        ("opentelemetry.sdk.trace.export", "BatchSpanProcessor"),
+    )
+    for hook in ("on_start", "_on_ending")
 }
 """Functions that do nothing, as read in opentelemetry-sdk 1.30 to 1.45."""
 
@@ -24,9 +28,12 @@ def is_gated(span: Span) -> bool:
     return (kind.__name__ == _GATE[1] and kind.__module__ == _GATE[0]) or not span.is_recording()
 
 
-def ignores_start(processor: Any) -> bool:
-    """Whether a span processor is one of the SDK's that do nothing when a span starts."""
-    start = getattr(type(processor), "on_start", None)
-    return (getattr(start, "__module__", ""), getattr(start, "__qualname__", "")) in _IDLE and (
-        "on_start" not in getattr(processor, "__dict__", ())
+def ignores(processor: Any, hook: str) -> bool:
+    """Whether a span processor does nothing in ``on_start``, or ``_on_ending``, as the SDK's do."""
+    method = getattr(type(processor), hook, None)
+    if method is None:
+        # Older SDKs have no `_on_ending`, and call none.
+        return True
+    return (getattr(method, "__module__", ""), getattr(method, "__qualname__", "")) in _IDLE and (
+        hook not in getattr(processor, "__dict__", ())
     )

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.sdk.trace import (
     Event,
     ReadableSpan,
-    SpanProcessor,
     SynchronousMultiSpanProcessor,
 )
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from sottovoce import guard
 from sottovoce.privacy import buckets, frames
-from sottovoce.privacy.gated import ignores_start
+from sottovoce.privacy.gated import ignores
 from sottovoce.privacy.origin import Origins, emptied, is_time
 from sottovoce.privacy.rules import OTHER
 from sottovoce.registry import EVENTS
@@ -87,19 +86,18 @@ class SpanGate(SynchronousMultiSpanProcessor):
             frames.told_by(span, self.policy.frames)
         facade = None
         for processor in self._span_processors:
-            if ignores_start(processor):
+            if ignores(processor, "on_start"):
                 continue
             facade = facade or Facade(span, self._peek)
             _safely("on_start", processor.on_start, facade, parent_context)
 
     def _on_ending(self, span: Any) -> None:
-        # A private hook of the SDK (1.30 to 1.45): most processors have none of their own.
+        # A private hook of the SDK (1.30 to 1.45): most processors do nothing then.
         if not self.policy.choice.now.spans:
             return
-        base = getattr(SpanProcessor, "_on_ending", None)
         facade = None
         for processor in self._span_processors:
-            if getattr(type(processor), "_on_ending", base) is base:
+            if ignores(processor, "_on_ending"):
                 continue
             facade = facade or Facade(span, self._peek)
             _safely("_on_ending", processor._on_ending, facade)
@@ -156,22 +154,19 @@ class SpanCleaner:
         if not compiled.spans:
             policy.count("span", "off")
             return None
-        attributes = policy.attributes(_plain(span.attributes), "span")
-        scope = span.instrumentation_scope
-        status = span.status
+        name, context, parent, resource, said, kind, status, started, ended, scope = _fields(span)
+        attributes = policy.attributes(_plain(said), "span")
         # Most have none, and the SDK copies either item by item (1.30 to 1.45).
         events = span.events if len(getattr(span, "_events", _SOME)) else ()
         links = span.links if len(getattr(span, "_links", _SOME)) else ()
         if status.description:
             policy.count("span", "status_description")
-        context = origins.context(span.context)
+        context = origins.context(context)
         if context is None:
             return None
-        kind = span.kind
-        if not isinstance(kind, SpanKind):
+        if type(kind) is not SpanKind:
             policy.count("span", "type")
             kind = SpanKind.INTERNAL
-        started, ended = span.start_time, span.end_time
         # As `is_time`, for every span.
         if not (type(started) is type(ended) is int and 0 <= started <= ended < 1 << 63):
             started, ended = self._time(started), self._time(ended)
@@ -180,10 +175,10 @@ class SpanCleaner:
             if self.policy.coarse_span_times:
                 started, ended = started - started % COARSE_NS, ended - ended % COARSE_NS
         return ReadableSpan(
-            name=self._name(span.name, attributes),
+            name=self._name(name, attributes),
             context=context,
-            parent=origins.context(span.parent),
-            resource=origins.resource(span.resource),
+            parent=None if parent is None else origins.context(parent),
+            resource=origins.resource(resource),
             attributes=attributes,
             events=self._events(events) if events else (),
             links=self._links(links) if links else (),
@@ -237,6 +232,42 @@ class SpanCleaner:
                 attributes = self.policy.attributes(_plain(link.attributes), "link")
                 kept.append(Link(context, attributes))
         return tuple(kept)
+
+
+def _fields(span: ReadableSpan) -> tuple[Any, ...]:
+    """What a span says of itself, but for its events and links. May raise."""
+    if type(span) is ReadableSpan:
+        # Its own, as read in opentelemetry-sdk 1.30 to 1.45: each property takes a call.
+        own = vars(span)
+        if own.keys() >= _OWN:
+            return tuple([own[name] for name in _FIELDS])
+    return (
+        span.name,
+        span.context,
+        span.parent,
+        span.resource,
+        span.attributes,
+        span.kind,
+        span.status,
+        span.start_time,
+        span.end_time,
+        span.instrumentation_scope,
+    )
+
+
+_FIELDS: Final = (
+    "_name",
+    "_context",
+    "_parent",
+    "_resource",
+    "_attributes",
+    "_kind",
+    "_status",
+    "_start_time",
+    "_end_time",
+    "_instrumentation_scope",
+)
+_OWN: Final = frozenset(_FIELDS)
 
 
 def _safely(place: str, method: Callable[..., Any], *args: Any) -> None:
