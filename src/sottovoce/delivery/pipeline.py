@@ -12,6 +12,7 @@ import inspect
 import logging
 import warnings
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import propagate
@@ -322,10 +323,25 @@ def _logging_handler(provider: LoggerProvider) -> None:
         # That it is deprecated is no news to whoever asked for it, nor a reason to fail.
         warnings.simplefilter("ignore")
         made = handler(level=logging.NOTSET, logger_provider=provider)
+    made.flush = _unless_at_the_end(made.flush)
     logging.getLogger().addHandler(made)
     keep = getattr(stock, "_overwrite_logging_config_fns", None)
     if keep is not None:
         keep(made)
+
+
+def _unless_at_the_end(flush: Callable[[], None]) -> Callable[[], None]:
+    """`flush` of the SDK's handler, which starts a thread.
+
+    `logging` calls it as the last of all, when Python 3.12 and later start none any more (the
+    exception would be printed) and everything was exported.
+    """
+
+    def flushed() -> None:
+        with suppress(RuntimeError):
+            flush()
+
+    return flushed
 
 
 def _present(**values: Any) -> dict[str, Any]:
