@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sottovoce.hardware import tiers
 from sottovoce.runtimes import mlx_sampling
 from sottovoce.runtimes.engine import EngineCall
+from sottovoce.runtimes.mlx_drafts import Drafts
 
 if TYPE_CHECKING:
     from sottovoce.runtimes.engine import Runtime
@@ -25,10 +26,6 @@ OPERATION: Final = "text_completion"
 
 GB: Final = 1e9
 """Bytes in what mlx-lm and mlx-vlm call a gigabyte."""
-
-_MAX_TOKENS: Final = 256
-_DRAFT_TOKENS: Final = 2
-"""What mlx-lm takes where the app says nothing."""
 
 
 class MlxCall(EngineCall):
@@ -79,6 +76,9 @@ class MlxCall(EngineCall):
 
     def settle(self) -> None:
         """Write the tier of memory."""
+        if self.peak is None and self.made:
+            # The engine tells it at the end, which this one did not come to.
+            self.peak = peak()
         if self.peak is not None:
             tier = tiers.in_use(self.peak)
             if tier is not None:
@@ -92,7 +92,7 @@ class MlxCall(EngineCall):
 
 
 def peak() -> int | None:
-    """The most bytes that arrays ever took; only for the thread that the engine runs in."""
+    """The most bytes that arrays ever took: a number that is there, in any thread."""
     ask = getattr(sys.modules.get("mlx.core"), "get_peak_memory", None)
     return ask() if callable(ask) else None
 
@@ -141,38 +141,23 @@ class Generation(MlxCall):
 
 
 class Speculation(Generation):
-    """A generation with a draft model: how much of what it drafts is accepted.
+    """A generation with a draft model: how much of what it drafts is accepted."""
 
-    A round is what the draft model proposes, as far as the model agrees, and one token of the
-    model's own. What is proposed is not told, but follows from the settings.
-    """
-
-    __slots__ = ("accepted", "between", "drafted", "limit", "width")
+    __slots__ = ("drafts",)
 
     def __init__(self, runtime: Runtime, *, asked: dict[str, Any], **known: Any) -> None:
-        limit, width = asked.get("max_tokens"), asked.get("num_draft_tokens")
-        self.limit = limit if type(limit) is int else _MAX_TOKENS
-        self.width = width if type(width) is int else _DRAFT_TOKENS
-        self.accepted = self.drafted = 0
-        # Whether the next token begins a round.
-        self.between = True
+        self.drafts = Drafts(asked)
         super().__init__(runtime, asked=asked, **known)
 
     def read(self, piece: Any) -> None:
         """Take whether the token was drafted, too."""
         # Not by way of `super`: this runs for every token.
         Generation.read(self, piece)
-        if self.between:
-            room = self.limit - self.made + 1
-            self.drafted += self.width if room >= self.width else max(0, room)
-        if piece.from_draft:
-            self.accepted += 1
-            self.between = False
-        else:
-            self.between = True
+        self.drafts.read(piece)
 
     def settle(self) -> None:
         """Write the share of what was drafted that the model accepted, too."""
         super().settle()
-        if self.drafted:
-            self.facts["draft_accepted_share"] = min(1.0, self.accepted / self.drafted)
+        share = self.drafts.share
+        if share is not None:
+            self.facts["draft_accepted_share"] = share
