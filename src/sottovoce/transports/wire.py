@@ -167,6 +167,14 @@ def open_ended(headers: Mapping[str, str], version: str) -> bool:
     )
 
 
+_JSON: Final = {
+    "application/json",
+    "application/json; charset=utf-8",
+    "application/json;charset=utf-8",
+    "application/json; charset=UTF-8",
+}
+
+
 def read_whole(
     call: Call, route: Route, content_type: str | None, body: bytes, coding: str | None = None
 ) -> str | None:
@@ -184,7 +192,7 @@ def read_whole(
     """
     if not body:
         return None
-    if content_type == "application/json" and not coding and not route.protocol.array:
+    if content_type in _JSON and not coding and not route.protocol.array:
         # Nearly always.
         return read_json(call, route.protocol, body, _malformed)
     kind = _kind(call, route, content_type)
