@@ -319,6 +319,17 @@ def _aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) -
     There, each of a call's measurements looks for its bucket twice, and for its span.
     """
     place = bisect_left(aggregation._boundaries, value)  # noqa: SLF001
+    told = point.exemplar
+    if sampled and told is None:
+        span = point.span
+        told = point.exemplar = {
+            "_ExemplarBucket__attributes": point.attributes,
+            "_ExemplarBucket__time_unix_nano": time_ns(),
+            "_ExemplarBucket__span_id": span.span_id or None,
+            "_ExemplarBucket__trace_id": span.trace_id or None,
+            "_ExemplarBucket__offered": True,
+        }
+    # What is collected, exemplars included, is collected under this lock as well.
     with aggregation._lock:  # noqa: SLF001
         counts = aggregation._value  # noqa: SLF001
         if counts is None:
@@ -329,22 +340,9 @@ def _aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) -
             aggregation._min = value  # noqa: SLF001
         if value > aggregation._max:  # noqa: SLF001
             aggregation._max = value  # noqa: SLF001
-    if not sampled:
-        return
-    told = point.exemplar
-    if told is None:
-        span = point.span
-        told = point.exemplar = {
-            "_ExemplarBucket__attributes": point.attributes,
-            "_ExemplarBucket__time_unix_nano": time_ns(),
-            "_ExemplarBucket__span_id": span.span_id or None,
-            "_ExemplarBucket__trace_id": span.trace_id or None,
-            "_ExemplarBucket__offered": True,
-        }
-    told["_ExemplarBucket__value"] = value
-    reservoir = aggregation._reservoir  # noqa: SLF001
-    with reservoir._lock:  # noqa: SLF001
-        reservoir._reservoir_storage[place].__dict__.update(told)  # noqa: SLF001
+        if sampled:
+            told["_ExemplarBucket__value"] = value  # type: ignore[index]
+            aggregation._reservoir._reservoir_storage[place].__dict__.update(told)  # noqa: SLF001
 
 
 _TRACED, _ALL, _NONE = "traced", "all", "none"
