@@ -22,6 +22,10 @@ from sottovoce.registry import ATTRIBUTES
 if TYPE_CHECKING:
     from sottovoce.call import Call, Facts
 
+key_of: Final = object.__hash__
+"""Tells living objects apart, as `id` does. That raises an audit event, and a hook that listens
+(filelock's, which `huggingface_hub` brings) takes it several times as long."""
+
 OTHER: Final = "other"
 """Stands in a descriptor for what is unknown or in no vocabulary."""
 
@@ -167,7 +171,7 @@ def tell(call: Call, known: Identity) -> None:
 
 
 class Identities:
-    """Identities of living models that cannot be keys: by `id`, forgotten when a model dies.
+    """Identities of living models that cannot be keys: by `key_of`, forgotten when a model dies.
 
     `mlx.nn.Module` is a dict, hence unhashable, so a `WeakKeyDictionary` cannot hold it.
 
@@ -185,7 +189,7 @@ class Identities:
 
     def get(self, model: Any) -> Identity | None:
         """Return what is known of `model`."""
-        return self._known.get(id(model))
+        return self._known.get(key_of(model))
 
     def put(self, model: Any, identity: Identity) -> None:
         """Remember `identity` for as long as `model` lives.
@@ -193,7 +197,7 @@ class Identities:
         Raises:
             TypeError: for an object that cannot be weakly referenced.
         """
-        key = id(model)
+        key = key_of(model)
         if key not in self._known:
             weakref.finalize(model, self._forget, key).atexit = False
             self._count(key, identity)
@@ -201,7 +205,7 @@ class Identities:
 
     def unloaded(self, model: Any) -> None:
         """Count `model`, which lives on, as loaded no longer: the app closed it. Never raises."""
-        self._uncount(id(model))
+        self._uncount(key_of(model))
 
     def _forget(self, key: int) -> None:
         # A finaliser, so no lock; each of these is one operation.

@@ -6,7 +6,7 @@ until it is removed or the generator is closed or dropped: then it was abandoned
 fails, so do all sequences in the generator. Engine times are those of the steps, in which every
 sequence waits for the others.
 
-No object of the app is kept: what is known of a generator is found by its `id` and forgotten
+No object of the app is kept: what is known of a generator is found by its `key_of` and forgotten
 when it dies. `batch_generate` makes a generator of its own, which only feeds the whole call.
 
 Seen in mlx-lm 0.28.0 to 0.32.2. `BatchGenerator` was rewritten in 0.31.2: until then `insert`
@@ -28,6 +28,7 @@ from sottovoce.call import current_call
 from sottovoce.guard import failed, never_raise
 from sottovoce.runtimes import mlx_cache, mlx_call, mlx_models
 from sottovoce.runtimes.engine import NS, Arguments
+from sottovoce.runtimes.identity import key_of
 from sottovoce.runtimes.mlx_cache import Held
 from sottovoce.runtimes.mlx_call import MlxCall
 
@@ -229,7 +230,7 @@ def _forget(key: int, _: object) -> None:
 
 
 def _of(generator: Any, whole: Batch | None = None) -> _Generator:
-    key = id(generator)
+    key = key_of(generator)
     found = _generators.get(key)
     if found is None:
         # Not `weakref.finalize`, which takes ten times as long.
@@ -328,7 +329,7 @@ def _step(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        batch = _generators.get(id(self))
+        batch = _generators.get(key_of(self))
         if batch is None or batch.stepping:
             return original(self, *args, **kwargs)
         batch.stepping = True
@@ -359,7 +360,7 @@ def _remove(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def remove(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        batch = _generators.get(id(self))
+        batch = _generators.get(key_of(self))
         if batch is not None:
             uids = arguments.named((self, *args), kwargs).get("uids")
             # Not an iterator: who reads one takes it from the app.
@@ -376,7 +377,7 @@ def _close(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def close(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        batch = _generators.get(id(self))
+        batch = _generators.get(key_of(self))
         if batch is not None and batch.calls:
             batch.leave(list(batch.calls))
         return result
