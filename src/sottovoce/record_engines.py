@@ -85,7 +85,7 @@ class Engines:
         self._policy = policy
         self._withhold = withhold
         self._engine = Engine(meter, policy.choice)
-        self._words: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._words: dict[tuple[Any, ...], tuple[dict[str, Any], dict[Any, Any]]] = {}
         _observe_models(meters, meter, policy)
 
     def record(self, call: Call, point: Point, failed: Point) -> None:
@@ -93,11 +93,8 @@ class Engines:
         if call.in_process:
             self._engine.record(call, point, failed)
         if call.error is None:
-            words = self._model_words(call.facts)
-            if words:
-                both = {**point.attributes, **words}
-                point = Point(both, point.context, span=point.span)
-            self._engine.record_pace(call, point)
+            words, points = self._model_words(call.facts)
+            self._engine.record_pace(call, point.with_more(words, points) if words else point)
 
     def begin(self, provider: str) -> Loading:
         """A load begins: start its span and make it current, for what is downloaded."""
@@ -125,7 +122,7 @@ class Engines:
             attributes: dict[str, Any] = {PROVIDER: provider}
             if "request_model" in facts:
                 attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
-            attributes.update(self._model_words(facts))
+            attributes.update(self._model_words(facts)[0])
             if error is not None:
                 kind = type(error) if isinstance(error, BaseException) else error
                 attributes[ERROR_TYPE] = self._policy.error(kind)
@@ -162,18 +159,18 @@ class Engines:
             span.update_name(f"{LOAD} {attributes[REQUEST_MODEL]}")
         self._spans.finish(span, attributes, {})
 
-    def _model_words(self, facts: Facts) -> dict[str, Any]:
-        """What may be said, on metrics, of the model that ran."""
+    def _model_words(self, facts: Facts) -> tuple[dict[str, Any], dict[Any, Any]]:
+        """What may be said, on metrics, of the model that ran; and the points that say it."""
         known: Mapping[str, Any] = facts
         # A tightened policy says less: what it made before is not asked for any more.
         key = (self._policy.choice.now, *map(known.get, _MODEL))
-        words = self._words.get(key)
-        if words is None:
+        found = self._words.get(key)
+        if found is None:
             if len(self._words) >= _REMEMBERED:
                 self._words.clear()
             given = {JUDGED[fact]: known[fact] for fact in _MODEL if fact in facts}
-            words = self._words[key] = self._policy.attributes(given, "metric")
-        return words
+            found = self._words[key] = self._policy.attributes(given, "metric"), {}
+        return found
 
 
 _observed: weakref.WeakSet[Any] = weakref.WeakSet()
