@@ -70,11 +70,16 @@ def _end(call: Call, at_ns: int | None) -> None:
         call.abandon(at_ns=at_ns)
 
 
-@guard.never_raise("dropped.keep")
 def keep(call: Call) -> None:
-    """End `call` at the latest when the process does."""
-    global _thread  # noqa: PLW0603 - one per process, gone after a fork
+    """End `call` at the latest when the process does. Never raises."""
     _open.add(weakref.ref(call, _open.discard))
+    if _thread is None:
+        _start()
+
+
+@guard.never_raise("dropped.keep")
+def _start() -> None:
+    global _thread  # noqa: PLW0603 - one per process, gone after a fork
     if _thread is None:
         thread = threading.Thread(target=_serve, name="sottovoce-dropped", daemon=True)
         thread.start()

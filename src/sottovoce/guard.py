@@ -177,12 +177,15 @@ _awaited: dict[str, list[Callable[[ModuleType], None]]] = {}
 class ImportHooks:
     """Run a function when a module is imported, or at once if it already is; can be stopped.
 
+    Attributes:
+        active: whether hooks still act; a wrapper that someone kept passes through once they don't.
+
     wrapt has no way to remove a hook, so it gets one for each module, and those that are
     waiting for it are listed here.
     """
 
     def __init__(self) -> None:
-        self._active = True
+        self.active = True
         self._waiting: list[tuple[str, Callable[[ModuleType], None]]] = []
 
     def when_imported(self, module: str, hook: Callable[[ModuleType, bool], None]) -> None:
@@ -196,7 +199,7 @@ class ImportHooks:
         late = known is not None
 
         def run(loaded: ModuleType) -> None:
-            if self._active:
+            if self.active:
                 guarded(loaded, late)
 
         # What it imports may have led here, while nothing is defined yet. CPython 3.10 to 3.14.
@@ -216,14 +219,9 @@ class ImportHooks:
         _awaited[module] = [run]
         wrapt.register_post_import_hook(functools.partial(_imported, module), module)
 
-    @property
-    def active(self) -> bool:
-        """Whether hooks still act; a wrapper that someone kept passes through once they don't."""
-        return self._active
-
     def stop(self) -> None:
         """Let no hook act any more; what they hold is free."""
-        self._active = False
+        self.active = False
         for module, run in self._waiting:
             if run in _awaited.get(module, ()):
                 _awaited[module].remove(run)

@@ -13,7 +13,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import dropped
-from sottovoce.guard import failed, never_raise
+from sottovoce.guard import failed
 from sottovoce.protocols.protocol import Seen, checked
 from sottovoce.runtimes.engine import NS, EngineCall, pass_on
 
@@ -60,6 +60,7 @@ class LlamaCall(EngineCall):
         "passes",
         "prefilling",
         "prompt",
+        "reason",
         "seen",
         "steps",
         "tools",
@@ -79,8 +80,9 @@ class LlamaCall(EngineCall):
         tools: bool,
     ) -> None:
         self.llama, self.ends, self.tools = llama, ends, tools
-        # What the chunks said so far.
-        self.seen = Seen()
+        # Why the answer ended, and what else its choices said where that is not all.
+        self.reason: str | None = None
+        self.seen: Seen | None = None
         # Over all passes: tokens of the prompts (None when one did not tell), and how many of
         # them were in the cache; tokens after the first of a pass, and with a draft model the
         # evaluations that it took, and the guesses that were evaluated with them.
@@ -120,27 +122,42 @@ class LlamaCall(EngineCall):
             if type(choice) is dict and (self.tools or choice.get("finish_reason") is not None):
                 self._read_choice(choice, choice.get("index"), choice.get("delta"))
 
-    @never_raise("llama_cpp.answer")
     def read_answer(self, answer: Any) -> None:
-        """Read of a whole answer what `read` does of chunks; its counts cover the last pass only."""
+        """Read of a whole answer what `read` does of chunks; its counts cover the last pass only.
+
+        Never raises.
+        """
         # Anything else is the app's alone: an iterator must not lose its first item to us.
         choices = answer.get("choices") if type(answer) is dict else None
         if type(choices) is not list:
             return
-        for place, choice in enumerate(choices):
-            if type(choice) is dict:
-                self._read_choice(choice, choice.get("index", place), choice.get("message"))
+        try:
+            for place, choice in enumerate(choices):
+                if type(choice) is dict:
+                    self._read_choice(choice, choice.get("index", place), choice.get("message"))
+        except Exception:  # noqa: BLE001 - as `never_raise` does
+            failed("llama_cpp.answer")
 
     def _read_choice(self, choice: dict[str, Any], index: Any, said: Any) -> None:
-        self.seen.finished(index, choice.get("finish_reason"))
+        reason = choice.get("finish_reason")
         calls = said.get("tool_calls") if type(said) is dict else None
         if type(calls) is not list:
-            return
+            calls = ()
+        seen = self.seen
+        if seen is None:
+            plain = type(reason) is str and reason in _REASONS
+            if plain and type(index) is int and index == 0 and not calls:
+                # Nearly always: one choice, and its reason.
+                self.reason = reason
+                return
+            seen = self.seen = Seen()
+            seen.finished(0, self.reason)
+        seen.finished(index, reason)
         for place, tool in enumerate(calls):
             if type(tool) is dict:
                 function = tool.get("function")
                 name = function.get("name") if type(function) is dict else None
-                self.seen.tool(index, tool.get("index", place), tool.get("id"), name)
+                seen.tool(index, tool.get("index", place), tool.get("id"), name)
 
     def begin_pass(self, tokens: int | None) -> None:
         """A pass of the engine begins, with that many tokens of prompt."""
@@ -198,7 +215,10 @@ class LlamaCall(EngineCall):
     def settle(self) -> None:
         """Write the sums over all passes; asked again, what follows from times only."""
         if self.llama is not None:
-            self._settle_seen()
+            if self.seen is not None:
+                self.facts.update(checked(self.seen.candidates()))
+            elif self.reason is not None:
+                self.facts["finish_reasons"] = [self.reason]
             if self.passes:
                 self.end_pass()
                 self._settle_context()
@@ -207,20 +227,6 @@ class LlamaCall(EngineCall):
             self.llama = None
         if self.passes > 1:
             self._settle_times()
-
-    def _settle_seen(self) -> None:
-        seen = self.seen
-        reason = seen.reasons.get(0)
-        if (
-            type(reason) is str
-            and reason in _REASONS
-            and len(seen.reasons) == 1
-            and not (seen.tool_places or seen.tool_ids)
-        ):
-            # Nearly always: one choice, and its reason.
-            self.facts["finish_reasons"] = [reason]
-        elif seen.reasons or seen.tool_places or seen.tool_ids or seen.tool_names:
-            self.facts.update(checked(seen.candidates()))
 
     def _settle_context(self) -> None:
         size = self.facts.get("context_size")

@@ -303,15 +303,19 @@ class _LlamaCpp(Runtime):
         call.facts.update(facts)
         return call
 
-    @never_raise("llama_cpp.end")
     def _ends(self, llama: Any, token: Any) -> bool:
-        """Whether a token ends the generation. The vocabulary of a closed model is freed."""
-        model = llama._model
-        if model.model is None:
+        """Whether a token ends the generation. Never raises."""
+        try:
+            model = llama._model
+            # The vocabulary of a closed model is freed.
+            if model.model is None:
+                return False
+            if self.is_end is not None:
+                return bool(self.is_end(model.vocab, token))
+            return self.is_models_end is not None and bool(self.is_models_end(model.model, token))
+        except Exception:  # noqa: BLE001 - as `never_raise` does
+            failed("llama_cpp.end")
             return False
-        if self.is_end is not None:
-            return bool(self.is_end(model.vocab, token))
-        return self.is_models_end is not None and bool(self.is_models_end(model.model, token))
 
 
 def _inside(args: tuple[Any, ...]) -> bool:
