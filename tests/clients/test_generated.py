@@ -173,7 +173,9 @@ def never_read(driver, client, sdk, _):
 def timeout(driver, client, sdk, server):
     server.gate.clear()
     # Given with the call: anthropic 0.25 heeds no other.
-    return [*map(shown, driver.items(create(driver, client, sdk, stream=True, timeout=0.3)))]
+    opened = create(driver, client, sdk, stream=True, timeout=20)
+    fixtures.impatient(opened.response)
+    return [*map(shown, driver.items(opened))]
 
 
 def cancelled(driver, client, sdk, server):

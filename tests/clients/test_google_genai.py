@@ -231,7 +231,7 @@ SCENARIOS = {
         ["slow"],
         ("failed", {"ReadTimeout", "TimeoutError", "SocketTimeoutError", "ConnectionError"}),
         1,
-        {"timeout": 300, **ONCE},
+        {"timeout": 1000, **ONCE},
     ),
     "cancelled": (cancelled, ["slow"], ("cancelled", {"CancelledError"}), 1, {}),
 }

@@ -9,6 +9,7 @@ import pydantic
 import pytest
 import trio
 
+from servers.fixtures import impatient
 from servers.provider import ANSWER, MODEL, WORDS
 from sottovoce import guard
 from sottovoce.call import current_call
@@ -269,8 +270,9 @@ def test_no_connection(driver, server, calls):
 def test_timeout(driver, server, calls):
     server.gate.clear()
     server.play("slow")
-    client = driver.client(server, timeout=0.2)
+    client = driver.client(server, timeout=20)
     stream = driver.do(chat, client, stream=True)
+    impatient(stream.response)
     with pytest.raises((openai.APITimeoutError, httpx2.ReadTimeout)):
         driver.items(stream)
     assert calls.only.error is httpx2.ReadTimeout

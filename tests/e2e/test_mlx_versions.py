@@ -27,23 +27,18 @@ class Version:
 
     Attributes:
         programs: the `bin` folder of its environment.
-        kind: of a span of its server.
-        chat: the operation of a chat: the oldest server hands its model a finished prompt.
     """
 
     programs: Path
     version: str
-    kind: int
-    chat: str
 
 
 @pytest.fixture(scope="module", params=["oldest", "newest"])
 def installed(request, tmp_path_factory):
     if request.param == "newest":
-        version = importlib.metadata.version("mlx-lm")
-        return Version(Path(sys.executable).parent, version, Span.SPAN_KIND_SERVER, "chat")
+        return Version(Path(sys.executable).parent, importlib.metadata.version("mlx-lm"))
     programs = environments.made(tmp_path_factory.mktemp("versions") / "env", "mlx-oldest")
-    return Version(programs, "0.28.0", Span.SPAN_KIND_INTERNAL, "text_completion")
+    return Version(programs, "0.28.0")
 
 
 @pytest.fixture(scope="module")

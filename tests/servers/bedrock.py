@@ -11,7 +11,7 @@ import time
 import zlib
 from urllib.parse import unquote
 
-from servers.provider import ANSWER, Handler, ProviderServer
+from servers.provider import ANSWER, HELD, Handler, ProviderServer
 
 STREAM_TYPE = "application/vnd.amazon.eventstream"
 WORDS = 5
@@ -506,9 +506,9 @@ class BedrockHandler(Handler):
                     return
                 if scenario == "slow":
                     time.sleep(0.01)
-                    self.provider.gate.wait(10)
+                    self.provider.gate.wait(HELD)
                 if scenario == "one" and count:
-                    self.provider.gate.wait(10)
+                    self.provider.gate.wait(HELD)
                 if scenario == "error" and count == 3:
                     each = exception()
                 step = 1 if scenario == "bytewise" else len(each)

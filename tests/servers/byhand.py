@@ -210,7 +210,7 @@ class ByHandServer:
             thread.start()
 
     def _serve(self, connection):
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream = connection.makefile("rb")
         try:

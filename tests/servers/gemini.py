@@ -9,7 +9,7 @@ import json
 import re
 import time
 
-from servers.provider import ANSWER, MODEL, Handler, ProviderServer
+from servers.provider import ANSWER, HELD, MODEL, Handler, ProviderServer
 
 WORDS = 5
 USAGE = {
@@ -239,9 +239,9 @@ class GeminiHandler(Handler):
                     return
                 if scenario == "slow":
                     time.sleep(0.01)
-                    self.provider.gate.wait(10)
+                    self.provider.gate.wait(HELD)
                 if scenario == "held" and count == 3:
-                    self.provider.gate.wait(10)
+                    self.provider.gate.wait(HELD)
                 if scenario == "error" and count == 2:
                     event = failed
                 if scenario == "bare_error" and count == 2:

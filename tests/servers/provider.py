@@ -181,6 +181,10 @@ def sse(event, data):
     return f"{head}data: {text}\n\n".encode()
 
 
+HELD = 60
+"""Seconds that a server waits to be told to go on."""
+
+
 class ProviderServer:
     """The server; `requests` are the (path, headers, body bytes) that came.
 
@@ -358,7 +362,7 @@ class Handler(BaseHTTPRequestHandler):
                     return
                 if scenario == "slow":
                     time.sleep(0.01)
-                    self.provider.gate.wait(10)
+                    self.provider.gate.wait(HELD)
                 if scenario == "no_done" and data is None:
                     break
                 for piece in self.damaged(self.written(event, data), scenario, count):

@@ -192,19 +192,21 @@ class Scenarios:
             assert len(server.requests) == self.sdk.attempts
 
     def test_nobody_listens(self, driver, server):
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-        for asked in self.sdk.asked.values():
-            url = f"http://127.0.0.1:{port}"
-            seen, calls = self.both(driver, server, asked, url=url, timeout=5)
-            assert seen[0] in self.sdk.unreachable
-            assert (calls.only.outcome, calls.only.error) == ("failed", seen[0])
+        with socket.socket() as taken:
+            # Nobody else can, either, as long as this one is open.
+            taken.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+            for asked in self.sdk.asked.values():
+                seen, calls = self.both(driver, server, asked, url=url, timeout=5)
+                assert seen[0] in self.sdk.unreachable
+                assert (calls.only.outcome, calls.only.error) == ("failed", seen[0])
 
     def test_nobody_answers(self, driver, server):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-            for asked in self.sdk.asked.values():
-                seen, calls = self.both(driver, server, asked, url=url, timeout=0.1)
+            # Until the app gives up is waited for: one of each kind.
+            for asked in self.each(streamed=False)[:1] + self.each(streamed=True)[:1]:
+                seen, calls = self.both(driver, server, asked, url=url, timeout=0.3)
                 assert seen[0] in self.sdk.slow
                 assert (calls.only.outcome, calls.only.error) == ("failed", seen[0])
 

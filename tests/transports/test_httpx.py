@@ -106,11 +106,16 @@ def test_cancelled_on_trio(library, raw_calls, server, url):
     server.gate.clear()
     server.play("slow")
 
+    async def read(client):
+        async with client.stream("POST", url, json=STREAM) as response:
+            await read_async(response, "iter_bytes")
+
     async def main():
-        async with library.AsyncClient(verify=False) as client:
-            with trio.move_on_after(0.2):
-                async with client.stream("POST", url, json=STREAM) as response:
-                    await read_async(response, "iter_bytes")
+        async with library.AsyncClient(verify=False) as client, trio.open_nursery() as nursery:
+            server.came.clear()
+            nursery.start_soon(read, client)
+            assert await trio.to_thread.run_sync(server.came.wait, 30)
+            nursery.cancel_scope.cancel()
 
     trio.run(main)
     assert raw_calls.only.outcome == "cancelled"
