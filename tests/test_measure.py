@@ -10,7 +10,9 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from sottovoce import guard
-from sottovoce.measure import Measured, Point, put
+from sottovoce.measure import Measured
+from sottovoce.points import Point
+from sottovoce.spans import put
 
 CLEAN = {"a": "a long word", "b": 1, "c": 2.5, "d": True, "e": ("one", "another long word")}
 ODD = {**CLEAN, "f": ["x"], "g": b"\xff", "h": None, "i": (1, 2), "j": ("x", None), "k": object()}

@@ -31,7 +31,8 @@ from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
 from sottovoce import guard
 from sottovoce.call import Call, Gaps
-from sottovoce.measure import Measured, Point
+from sottovoce.measure import Measured
+from sottovoce.points import Point
 from sottovoce.record import SpanRecorder
 from sottovoce.settings import Settings
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram, Meter
 
     from sottovoce.call import Call
-    from sottovoce.measure import Point
+    from sottovoce.points import Point
     from sottovoce.privacy.compiled import Choice
 
 USAGE: Final = "gen_ai.client.token.usage"

@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from sottovoce import guard, settings
 from sottovoce._version import __version__
 from sottovoce.instruments import PACE, Latest, Legacy
-from sottovoce.measure import Point
+from sottovoce.points import Point
 from sottovoce.privacy import policy, propagation
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.registry import METRICS, SCHEMA_URLS

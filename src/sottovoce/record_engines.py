@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from sottovoce import loaded
 from sottovoce.instruments import Engine
-from sottovoce.measure import Point
+from sottovoce.points import Point
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.privacy.propagation import WITHHOLD
 from sottovoce.record import (

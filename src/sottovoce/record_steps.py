@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from sottovoce import dropped, guard
 from sottovoce.instruments import measured_as
-from sottovoce.measure import Point
+from sottovoce.points import Point
 from sottovoce.privacy import propagation
 from sottovoce.record import ERROR_TYPE, OPERATION, OUTCOME, Handle, Recording
 from sottovoce.steps import Step, current_conversation

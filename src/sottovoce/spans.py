@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 
 from sottovoce.guard import failed
-from sottovoce.measure import put
 from sottovoce.privacy.gated import ignores, is_gated
 
 if TYPE_CHECKING:
@@ -123,3 +122,40 @@ def _is_heedless(sampler: Any) -> bool:
     return kind.__name__ in {"ParentBased", "ParentBasedTraceIdRatio"} and all(
         map(_is_heedless, parts)
     )
+
+
+_CLEAN: Final = frozenset({str, int, float, bool})
+
+
+def put(span: Span, attributes: Mapping[str, Any]) -> None:
+    """Set attributes of a span, as `Span.set_attributes` does, which looks at each for long."""
+    try:
+        kept: Any = span._attributes  # type: ignore[attr-defined] # noqa: SLF001
+        most = kept.maxlen
+        if (
+            type(span).__name__ == "_Span"
+            and type(kept).__name__ == "BoundedAttributes"
+            and kept.max_value_len is None
+            and (most is None or len(kept._dict) + len(attributes) <= most)  # noqa: SLF001
+            and _are_clean(attributes)
+        ):
+            # What the SDK holds while it sets them; a span that has ended keeps what it has.
+            with span._lock, kept._lock:  # type: ignore[attr-defined] # noqa: SLF001
+                if span._end_time is None and not kept._immutable:  # type: ignore[attr-defined] # noqa: SLF001
+                    kept._dict.update(attributes)  # noqa: SLF001
+                    return
+    except Exception:  # noqa: BLE001 - a changed SDK: nothing was set yet
+        failed("measure.put")
+    span.set_attributes(attributes)
+
+
+def _are_clean(attributes: Mapping[str, Any]) -> bool:
+    for value in attributes.values():
+        if type(value) in _CLEAN:
+            continue
+        if type(value) is not tuple:
+            return False
+        for each in value:
+            if type(each) is not str:
+                return False
+    return True

@@ -1,0 +1,208 @@
+"""The SDK's aggregations behind a histogram: which ones a measurement goes to, and how to add to them.
+
+All of it is private to the SDK (seen in opentelemetry-sdk 1.45), so what is found is checked for
+what is going to be touched; of an aggregation that looks different only the method that the SDK
+itself calls is used.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sottovoce.call import CHUNK_BOUNDS_S
+
+if TYPE_CHECKING:
+    from sottovoce.call import Gaps
+    from sottovoce.points import Point
+
+_NS: Final = 1e-9
+
+
+class Way(NamedTuple):
+    """Where a measurement goes.
+
+    Attributes:
+        aggregation: the SDK's, or a `Renewed`.
+        known: whether `aggregate` knows it.
+        has_gaps: whether `merge` knows it, and its buckets are those of `Gaps`.
+    """
+
+    aggregation: Any
+    known: bool
+    has_gaps: bool
+
+
+def ways(instrument: Any, attributes: dict[str, Any]) -> list[Way]:
+    """Find where a measurement of a histogram with these attributes goes. May raise."""
+    found = []
+    for match in _matches(instrument):
+        renewed = Renewed(match, attributes)
+        now = renewed.aggregation()
+        if match._reset_on_collect:  # noqa: SLF001
+            found.append(Way(renewed, False, _has_gaps(now)))
+        else:
+            found.append(Way(now, _is_known(now), _has_gaps(now)))
+    return found
+
+
+class Measurement:
+    """What an aggregation reads of the SDK's `Measurement`."""
+
+    __slots__ = ("attributes", "context", "time_unix_nano", "value")
+
+    def __init__(self, value: float, point: Point) -> None:
+        self.value = value
+        self.time_unix_nano = time_ns()
+        self.attributes = point.attributes
+        self.context = point.context
+
+
+def _matches(instrument: Any) -> list[Any]:
+    return [
+        match
+        for storage in instrument._measurement_consumer._reader_storages.values()  # noqa: SLF001
+        for match in storage._get_or_init_view_instrument_match(instrument)  # noqa: SLF001
+    ]
+
+
+def _kept(match: Any, attributes: dict[str, Any]) -> dict[str, Any]:
+    keys = match._view._attribute_keys  # noqa: SLF001
+    if keys is None:
+        return dict(attributes)
+    return {name: value for name, value in attributes.items() if name in keys}
+
+
+class Renewed:
+    """An aggregation that is replaced whenever it is collected, as all are for delta temporality."""
+
+    __slots__ = ("_attributes", "_key", "_match")
+
+    def __init__(self, match: Any, attributes: dict[str, Any]) -> None:
+        from opentelemetry.sdk.metrics._internal import _view_instrument_match as sdk  # noqa: PLC0415
+
+        self._match = match
+        self._attributes = _kept(match, attributes)
+        self._key = sdk._hash_attributes(self._attributes)  # noqa: SLF001
+
+    def aggregation(self) -> Any:
+        """The one that counts now."""
+        with self._match._lock:  # noqa: SLF001
+            return self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
+
+    def aggregate(self, measurement: Measurement, sampled: bool) -> None:
+        """Hand a measurement to the one that counts now."""
+        # Held meanwhile: what was collected is thrown away.
+        with self._match._lock:  # noqa: SLF001
+            now = self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
+            now.aggregate(measurement, sampled)
+
+    def merge(self, gaps: Gaps) -> None:
+        """Add `gaps` to the one that counts now."""
+        with self._match._lock:  # noqa: SLF001
+            now = self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
+            merge(now, gaps)
+
+
+def _is_known(aggregation: Any) -> bool:
+    """Whether it is the SDK's histogram, with an exemplar for each of its buckets."""
+    from opentelemetry.sdk.metrics._internal import aggregation as sdk  # noqa: PLC0415
+    from opentelemetry.sdk.metrics._internal.exemplar import exemplar_reservoir  # noqa: PLC0415
+
+    if type(aggregation) is not sdk._ExplicitBucketHistogramAggregation:  # noqa: SLF001
+        return False
+    reservoir = getattr(aggregation, "_reservoir", None)
+    return (
+        type(reservoir) is exemplar_reservoir.AlignedHistogramBucketExemplarReservoir
+        and vars(exemplar_reservoir.ExemplarBucket()).keys() == _EXEMPLAR
+        and vars(aggregation).keys() >= _AGGREGATION
+        and vars(reservoir).keys() >= _RESERVOIR
+        and aggregation._record_min_max is True  # noqa: SLF001
+        and tuple(reservoir._boundaries) == aggregation._boundaries  # noqa: SLF001
+    )
+
+
+_AGGREGATION: Final = {"_lock", "_value", "_sum", "_min", "_max", "_boundaries", "_record_min_max"}
+_RESERVOIR: Final = {"_lock", "_boundaries", "_reservoir_storage"}
+_EXEMPLAR: Final = {
+    f"_ExemplarBucket__{name}"
+    for name in ("value", "attributes", "time_unix_nano", "span_id", "trace_id", "offered")
+}
+
+
+def aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) -> None:
+    """What the SDK does: add to a bucket, whose newest measurement is its exemplar.
+
+    There, each of a call's measurements looks for its bucket twice, and for its span.
+    """
+    place = bisect_left(aggregation._boundaries, value)  # noqa: SLF001
+    told = point.exemplar
+    if sampled and told is None:
+        span = point.span
+        told = point.exemplar = {
+            "_ExemplarBucket__attributes": point.attributes,
+            "_ExemplarBucket__time_unix_nano": time_ns(),
+            "_ExemplarBucket__span_id": span.span_id or None,
+            "_ExemplarBucket__trace_id": span.trace_id or None,
+            "_ExemplarBucket__offered": True,
+        }
+    # What is collected, exemplars included, is collected under this lock as well.
+    with aggregation._lock:  # noqa: SLF001
+        counts = aggregation._value  # noqa: SLF001
+        if counts is None:
+            counts = aggregation._value = aggregation._get_empty_bucket_counts()  # noqa: SLF001
+        counts[place] += 1
+        aggregation._sum += value  # noqa: SLF001
+        if value < aggregation._min:  # noqa: SLF001
+            aggregation._min = value  # noqa: SLF001
+        if value > aggregation._max:  # noqa: SLF001
+            aggregation._max = value  # noqa: SLF001
+        if sampled:
+            told["_ExemplarBucket__value"] = value  # type: ignore[index]
+            aggregation._reservoir._reservoir_storage[place].__dict__.update(told)  # noqa: SLF001
+
+
+TRACED, ALL, NONE = "traced", "all", "none"
+
+
+def offered(instrument: Any) -> str | None:
+    """Which measurements the SDK would offer as exemplars; None: its filter is unknown."""
+    from opentelemetry.sdk.metrics import (  # noqa: PLC0415
+        AlwaysOffExemplarFilter,
+        AlwaysOnExemplarFilter,
+        TraceBasedExemplarFilter,
+    )
+
+    kind = type(instrument._measurement_consumer._sdk_config.exemplar_filter)  # noqa: SLF001
+    table: dict[type, str] = {
+        TraceBasedExemplarFilter: TRACED,
+        AlwaysOnExemplarFilter: ALL,
+        AlwaysOffExemplarFilter: NONE,
+    }
+    return table.get(kind)
+
+
+def _has_gaps(aggregation: Any) -> bool:
+    """Whether `_merge` knows it, and its buckets are those of `Gaps`."""
+    from opentelemetry.sdk.metrics._internal import aggregation as sdk  # noqa: PLC0415
+
+    return (
+        type(aggregation) is sdk._ExplicitBucketHistogramAggregation  # noqa: SLF001
+        and aggregation._boundaries == CHUNK_BOUNDS_S  # noqa: SLF001
+        and aggregation._record_min_max is True  # noqa: SLF001
+    )
+
+
+def merge(aggregation: Any, gaps: Gaps) -> None:
+    """Add `gaps` (nanoseconds) to a histogram of seconds whose buckets are theirs."""
+    with aggregation._lock:  # noqa: SLF001
+        counts = aggregation._value  # noqa: SLF001
+        if counts is None:
+            counts = aggregation._value = aggregation._get_empty_bucket_counts()  # noqa: SLF001
+        for bucket, count in enumerate(gaps.counts):
+            if count:
+                counts[bucket] += count
+        aggregation._sum += sum(gaps.sums) * _NS  # noqa: SLF001
+        aggregation._min = min(aggregation._min, gaps.minimum * _NS)  # noqa: SLF001
+        aggregation._max = max(aggregation._max, gaps.maximum * _NS)  # noqa: SLF001

@@ -1,0 +1,79 @@
+"""What the measurements of one call share: their attributes, whose key is found once, and their span."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import SpanContext
+
+REMEMBERED: Final = 2000
+"""The SDK's own limit of attribute sets for one instrument."""
+
+
+class Point:
+    """What the measurements of one call share.
+
+    Args:
+        attributes: the attributes of its metric points, strings and ints only (a key tells
+            1 and True apart no better than Python does).
+        context: where the call's span is current, for exemplars.
+        span: that span's ids; asked of the context when absent.
+    """
+
+    __slots__ = ("attributes", "context", "exemplar", "key", "sampled", "span")
+
+    def __init__(
+        self, attributes: Mapping[str, Any], context: Context, *, span: SpanContext | None = None
+    ) -> None:
+        self.attributes = attributes
+        self.context = context
+        self.key = _key(attributes)
+        if span is None:
+            span = trace.get_current_span(context).get_span_context()
+        self.span = span
+        self.sampled = span.trace_flags & 1 == 1
+        # What all its measurements have in common as exemplars, once one is.
+        self.exemplar: dict[str, Any] | None = None
+
+    def with_more(self, more: Mapping[str, Any], known: dict[Any, Any]) -> Point:
+        """Give the same point with `more` attributes, of which `known` remembers the key.
+
+        Args:
+            more: attributes to add; the same ones for everything in `known`.
+            known: kept by the caller, who bounds how many of it there are.
+        """
+        found = known.get(self.key)
+        if found is None:
+            attributes = {**self.attributes, **more}
+            found = attributes, _key(attributes)
+            if self.key is not None and len(known) < REMEMBERED:
+                known[self.key] = found
+        made: Point = object.__new__(Point)
+        made.attributes, made.key = found
+        made.context, made.span, made.sampled = self.context, self.span, self.sampled
+        made.exemplar = None
+        return made
+
+
+class _Key:
+    """Stands for a set of attributes: told from others, and looked up, by what it is alone."""
+
+    __slots__ = ()
+
+
+_keys: Final[dict[tuple[Any, ...], _Key]] = {}
+
+
+def _key(attributes: Mapping[str, Any]) -> _Key | None:
+    """The key of a set of attributes; None when there are more than are remembered."""
+    items = tuple(attributes.items())
+    key = _keys.get(items)
+    if key is None and len(_keys) < REMEMBERED:
+        key = _keys[items] = _Key()
+    return key
