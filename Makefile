@@ -53,7 +53,7 @@ bench: ## Print the cost tables
 	@tools/environment.sh test
 	@for b in $(filter-out benchmarks/peers.py,$(wildcard benchmarks/*.py)); do echo "── $$b"; $(PY) $$b || exit 1; done
 
-peers: ## Compare with other instrumentations, each in an environment of its own (some 20 minutes)
+peers: ## Compare with other instrumentations, each in an environment of its own (some 10 minutes)
 	@tools/environment.sh check
 	@$(PY) benchmarks/peers.py $(ARGS)
 

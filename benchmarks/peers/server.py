@@ -8,26 +8,34 @@ What is answered depends on the model that the request names: ``chunks-N`` strea
 """
 
 import asyncio
+import base64
 import json
 import re
+import struct
 import sys
 
 USAGE = {
-    "prompt_tokens": 11,
-    "completion_tokens": 7,
-    "total_tokens": 18,
-    "prompt_tokens_details": {"cached_tokens": 3},
-    "completion_tokens_details": {"reasoning_tokens": 2},
+    "prompt_tokens": 1011,
+    "completion_tokens": 707,
+    "total_tokens": 1718,
+    "prompt_tokens_details": {"cached_tokens": 303},
+    "completion_tokens_details": {"reasoning_tokens": 202},
 }
 RESPONSES_USAGE = {
-    "input_tokens": 11,
-    "output_tokens": 7,
-    "total_tokens": 18,
-    "input_tokens_details": {"cached_tokens": 3},
-    "output_tokens_details": {"reasoning_tokens": 2},
+    "input_tokens": 1011,
+    "output_tokens": 707,
+    "total_tokens": 1718,
+    "input_tokens_details": {"cached_tokens": 303},
+    "output_tokens_details": {"reasoning_tokens": 202},
 }
 MODEL = "gpt-4o-2024-08-06"
 TEXT = "word " * 60
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+STREAM_END = b"0\r\n\r\n"
+# What every measured call asks for, where it can.
+ASKED = {"stream_options": {"include_usage": True}, "encoding_format": "base64"}
 
 
 def chunk(delta, reason=None, **more):
@@ -123,31 +131,33 @@ def responses(body):
     yield event({"type": "response.completed", "sequence_number": 9999, "response": whole})
 
 
-def embeddings(_):
+def embeddings(body):
     vector = [round(0.0001 * place, 7) for place in range(1536)]
+    if body.get("encoding_format") == "base64":
+        vector = base64.b64encode(struct.pack("<1536f", *vector)).decode()
     items = [{"object": "embedding", "index": i, "embedding": vector} for i in range(8)]
     yield json.dumps(
         {
             "object": "list",
             "data": items,
             "model": "text-embedding-3-small",
-            "usage": {"prompt_tokens": 8, "total_tokens": 8},
+            "usage": {"prompt_tokens": 909, "total_tokens": 909},
         }
     ).encode()
 
 
 def messages(body):
     usage = {
-        "input_tokens": 8,
+        "input_tokens": 708,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 3,
-        "output_tokens": 7,
+        "cache_read_input_tokens": 303,
+        "output_tokens": 707,
     }
     whole = {
         "id": "msg_1",
         "type": "message",
         "role": "assistant",
-        "model": "claude-sonnet-4-5",
+        "model": "claude-sonnet-4-6",
         "content": [{"type": "text", "text": TEXT}],
         "stop_reason": "end_turn",
         "stop_sequence": None,
@@ -166,7 +176,7 @@ def messages(body):
         yield piece
     yield event({"type": "content_block_stop", "index": 0})
     ended = {"stop_reason": "end_turn", "stop_sequence": None}
-    yield event({"type": "message_delta", "delta": ended, "usage": {"output_tokens": 7}})
+    yield event({"type": "message_delta", "delta": ended, "usage": {"output_tokens": 707}})
     yield event({"type": "message_stop"})
 
 
@@ -197,10 +207,9 @@ class Provider:
             writer.close()
 
     async def answer(self, reader, writer):
-        head = await reader.readuntil(b"\r\n\r\n")
-        path = head.split(b" ", 2)[1].decode().partition("?")[0]
-        length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
-        body = json.loads(await reader.readexactly(int(length[1]))) if length else {}
+        asked = await reader.readuntil(b"\r\n\r\n")
+        path = asked.split(b" ", 2)[1].decode().partition("?")[0]
+        body = json.loads(await reader.readexactly(length(asked)) or b"{}")
         model = body.get("model", "")
         if model == "refuse":
             problem = {"message": f"bad: {body['messages']}", "type": "invalid_request_error"}
@@ -211,27 +220,39 @@ class Provider:
         parts = ANSWERS[path](body)
         if not body.get("stream"):
             return whole(writer, 200, next(parts))
-        writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-            b"transfer-encoding: chunked\r\n\r\n"
-        )
+        writer.write(STREAM_HEAD)
         for number, part in enumerate(parts):
             if model == "cut" and number == 3:
                 return False
-            writer.write(b"%x\r\n%s\r\n" % (len(part), part))
+            writer.write(framed(part))
             await writer.drain()
             await asyncio.sleep(0)
-        writer.write(b"0\r\n\r\n")
+        writer.write(STREAM_END)
         await writer.drain()
         return True
 
 
 def whole(writer, status, body, more=b""):
-    writer.write(
-        b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
-        % (status, len(body), more, body)
-    )
+    writer.write(head(status, body, more) + body)
     return True
+
+
+def head(status, body, more=b""):
+    return b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n" % (
+        status,
+        len(body),
+        more,
+    )
+
+
+def framed(part):
+    return b"%x\r\n%s\r\n" % (len(part), part)
+
+
+def length(asked):
+    """How long the body is that comes after this head."""
+    found = re.search(rb"content-length: *(\d+)", asked, re.IGNORECASE)
+    return int(found[1]) if found else 0
 
 
 async def main():
