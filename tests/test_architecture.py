@@ -59,6 +59,7 @@ OURS = {
         "call",
         "guard",
         "instruments",
+        "own_counters",
         "points",
         "privacy",
         "record_engines",
@@ -88,6 +89,7 @@ OURS = {
         "steps",
     },
     "spans": {"guard", "privacy"},
+    "own_counters": {"guard", "registry"},
 }
 NO_OPENTELEMETRY = {
     "call",

@@ -12,7 +12,6 @@ what we emit is clean even where a provider that someone else built is not gated
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
@@ -20,21 +19,21 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from sottovoce import guard, settings
+from sottovoce import guard, own_counters, settings
 from sottovoce._version import __version__
 from sottovoce.instruments import PACE, Latest, Legacy
 from sottovoce.points import Point
 from sottovoce.privacy import policy, propagation
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
-from sottovoce.registry import METRICS, SCHEMA_URLS
+from sottovoce.registry import SCHEMA_URLS
 from sottovoce.spans import Spans
 from sottovoce.steps import current_conversation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
     from opentelemetry.context import Context
-    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
     from sottovoce.call import Call, Facts
@@ -245,7 +244,7 @@ class SpanRecorder(Recording):
             self._vocabularies.append(Latest(meter, self._policy.choice, with_legacy=legacy))
         self._made_engines: Engines | None = None
         self._said: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
-        _observe_ourselves(self._meters, meter, self._policy)
+        own_counters.observe(self._meters, meter, self._policy)
 
     def opened(self, call: Call) -> None:
         """Start the span with what a sampler needs; the facts follow when the call ends."""
@@ -394,44 +393,3 @@ def _kind(call: Call) -> SpanKind:
     if call.served:
         return SpanKind.SERVER
     return SpanKind.INTERNAL if call.in_process else SpanKind.CLIENT
-
-
-_observed: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _observe_ourselves(provider: MeterProvider, meter: Meter, gate: policy.Policy) -> None:
-    """Export our own counters, once for each meter provider."""
-    if provider in _observed:
-        return
-    _observed.add(provider)
-    sources: dict[str, Callable[[], Iterable[tuple[int, dict[str, str]]]]] = {
-        "sottovoce.gate.dropped": lambda: (
-            (count, {"sottovoce.gate.signal": signal, "sottovoce.gate.rule": rule})
-            for (signal, rule), count in list(gate.dropped.items())
-        ),
-        "sottovoce.hook.errors": lambda: (
-            (count, {"sottovoce.hook.place": place})
-            for place, count in list(guard.failures.items())
-        ),
-        "sottovoce.decode.errors": lambda: (
-            (count, {"sottovoce.decode.reason": reason})
-            for reason, count in list(guard.undecodable.items())
-        ),
-    }
-    for name, source in sources.items():
-        meter.create_observable_counter(
-            name,
-            callbacks=[_observer(source, gate)],
-            unit=METRICS[name].unit,
-            description=METRICS[name].description,
-        )
-
-
-def _observer(
-    source: Callable[[], Iterable[tuple[int, dict[str, str]]]], gate: policy.Policy
-) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    def observe(_: CallbackOptions) -> Iterable[Observation]:
-        told = () if gate.choice.now.off else source()
-        return [metrics.Observation(count, attributes) for count, attributes in told]
-
-    return observe
