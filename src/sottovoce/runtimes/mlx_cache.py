@@ -45,12 +45,17 @@ def held(prompt_cache: Any, model: Any = None, asked: Any = None) -> Held:
 def _held(prompt_cache: Any) -> Held:
     if not isinstance(prompt_cache, (list, tuple)):
         return EMPTY
-    # Layers of a kind advance together, and there are many: the first of each kind.
-    behind = prompt_cache[::-1]
-    kinds = dict(zip(map(type, behind), behind, strict=True))
     # Layers of several kinds may lie in one cache; the one that holds most tells.
     tokens, widest, bounded = 0, 0, True
-    for layer in kinds.values():
+    seen: set[type] = set()
+    last: type | None = None
+    for layer in prompt_cache:
+        kind = type(layer)
+        # Layers of a kind advance together, and there are many.
+        if kind is last or kind in seen:
+            continue
+        last = kind
+        seen.add(kind)
         inner = getattr(layer, "caches", None)
         if inner is None:
             offset, window = getattr(layer, "offset", None), getattr(layer, "max_size", None)
