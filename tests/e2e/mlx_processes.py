@@ -116,14 +116,19 @@ def answers(port):
         return False
 
 
-def ask(port, path, asked):
-    """The answer to a request of a trace; of a stream its events, one after the other."""
+def ask(port, path, asked, status=200):
+    """The answer to a request of a trace; of a stream its events, one after the other.
+
+    One with another status is given as text.
+    """
     headers = {"traceparent": f"00-{TRACE}-{SPAN}-01", "Content-Type": "application/json"}
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
         connection.request("POST", path, json.dumps(asked), headers)
         answer = connection.getresponse()
         text = answer.read().decode()
-    assert answer.status == 200, text
+    assert answer.status == status, text
+    if status != 200:
+        return text
     if not asked.get("stream"):
         return [json.loads(text)]
     lines = (line.partition("data: ")[2] for line in text.splitlines())

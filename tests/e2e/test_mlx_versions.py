@@ -79,24 +79,31 @@ def test_in_process(installed, folder):
 
 
 def test_the_server(installed, folder):
+    server = ("mlx_lm.server", "--draft-model", "tiny")
     with Sink() as sink:
-        with mlx_processes.serving(installed.programs, ("mlx_lm.server",), folder, sink) as port:
+        with mlx_processes.serving(installed.programs, server, folder, sink) as port:
             asked = mlx_processes.CHAT
             [chat] = mlx_processes.ask(port, "/v1/chat/completions", asked)
             text = {"prompt": SAID, "max_tokens": 4, "stream": True}
             assert mlx_processes.ask(port, "/v1/completions", text)
-            sink.wait(lambda sink: len(sink.spans) == 3)
-        [(load, _), *calls] = spans(sink)
+            lacking = asked | {"model": "./alice-lacks-it"}
+            assert mlx_processes.ask(port, "/v1/chat/completions", lacking, status=404)
+            sink.wait(lambda sink: len(sink.spans) == 6)
+        [(load, _), (draft, _), *calls, refused, (failed, told)] = spans(sink)
         for secret in (SAID, "alice", "tiny"):
             assert secret.encode() not in sink.bytes
-    assert load.name == "load_model llama-lt_1M-f32"
-    for span, _ in calls:
-        assert span.kind == installed.kind
+    assert load.name == draft.name == "load_model llama-lt_1M-f32"
+    for span, _ in (*calls, refused):
+        assert span.kind == Span.SPAN_KIND_SERVER
         assert span.trace_id.hex() == mlx_processes.TRACE
         assert span.parent_span_id.hex() == mlx_processes.SPAN
-    assert [span.name.split()[0] for span, _ in calls] == [installed.chat, "text_completion"]
+    assert [span.name.split()[0] for span, _ in calls] == ["chat", "text_completion"]
     usage = chat["usage"]
     assert [counts(told) for _, told in calls] == [
         [usage["prompt_tokens"], usage["completion_tokens"], ["length"]],
         [len(SAID), 4, ["length"]],
     ]
+    # The model is its own draft.
+    assert [told["sottovoce.draft.acceptance_rate"] for _, told in calls] == [1, 1]
+    assert (failed.name, failed.parent_span_id) == ("load_model", refused[0].span_id)
+    assert told["error.type"] == refused[1]["error.type"] == "model_not_found"

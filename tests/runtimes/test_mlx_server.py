@@ -131,6 +131,7 @@ class Recorded:
     def __init__(self):
         self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
         self.carried = []
+        self.loads = []
         recorded = self
 
         class Look(SpanProcessor):
@@ -151,11 +152,9 @@ class Recorded:
         """All spans but those of loading, once there are `count`: a call ends after its answer."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            found = [
-                span
-                for span in self.exporter.get_finished_spans()
-                if not span.name.startswith("load_model")
-            ]
+            found, self.loads = [], []
+            for span in self.exporter.get_finished_spans():
+                (self.loads if span.name.startswith("load_model") else found).append(span)
             if len(found) >= count:
                 break
             time.sleep(0.01)
@@ -223,6 +222,7 @@ def test_a_chat_is_one_span_of_the_callers_trace(server, recorded, tokenizer):
         "gen_ai.usage.output_tokens": 5,
         "sottovoce.call.outcome": "completed",
         "sottovoce.context.utilization": round((given + 5) / 2048, 6),
+        "sottovoce.memory.peak": "lt_1GiB",
         "sottovoce.model.adapted": False,
         "sottovoce.model.architecture": "llama",
         "sottovoce.model.context_size": 2048,
@@ -296,7 +296,7 @@ def test_what_is_served_one_by_one_is_one_span_too(server, recorded):
     assert told["gen_ai.usage.output_tokens"] == 5
 
 
-def test_a_draft_model_changes_no_count(recorded, mlx_model_path):
+def test_what_a_draft_model_is_worth(recorded, mlx_model_path):
     server = Server(str(mlx_model_path), draft_model=str(mlx_model_path))
     try:
         answers = [server.chat()["usage"], server.stream("/v1/completions", **TEXT)]
@@ -306,6 +306,9 @@ def test_a_draft_model_changes_no_count(recorded, mlx_model_path):
     assert chat["gen_ai.usage.input_tokens"] == answers[0]["prompt_tokens"]
     assert chat["gen_ai.usage.output_tokens"] == text["gen_ai.usage.output_tokens"] == 5
     assert text["gen_ai.usage.input_tokens"] == len(SAID)
+    # The same model: of the first round three, of the second the last token.
+    name = "sottovoce.draft.acceptance_rate"
+    assert chat[name] == text[name] == 1
 
 
 def test_nothing_of_a_request_is_kept(server, recorded):
@@ -389,7 +392,10 @@ def test_a_model_that_cannot_be_loaded(server, recorded, tmp_path):
     assert span.attributes["sottovoce.call.outcome"] == "failed"
     assert span.attributes["error.type"] == "model_not_found"
     assert f"{span.context.trace_id:032x}" == TRACE
-    assert "alice" not in span.to_json()
+    [load] = recorded.loads
+    assert (load.parent.span_id, load.name) == (span.context.span_id, "load_model")
+    assert load.attributes["error.type"] == "model_not_found"
+    assert "alice" not in span.to_json() + load.to_json()
 
 
 def test_words_that_cannot_be_read(server, recorded):
@@ -440,6 +446,9 @@ def test_another_model_is_loaded_on_demand(server, recorded, mlx_model_4bit_path
     server.chat()
     server.chat()
     other, back, warm = recorded.spans(3)
+    loads = [(load.parent.span_id, load.name.split(" ")[1]) for load in recorded.loads]
+    ids = (span.context.span_id for span in (other, back))
+    assert loads == [*zip(ids, ("llama-lt_1M-4bit", "llama-lt_1M-f32"), strict=True)]
     assert other.name == "chat llama-lt_1M-4bit"
     assert back.name == warm.name == "chat llama-lt_1M-f32"
     for span in (other, back):

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 from sottovoce import dropped
 from sottovoce.call import Call
 from sottovoce.guard import failed, never_raise
-from sottovoce.runtimes import identity, mlx_models
+from sottovoce.hardware import tiers
+from sottovoce.runtimes import identity, mlx_call, mlx_models
 from sottovoce.runtimes.engine import NS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sottovoce.call import Facts, Recorder
+    from sottovoce.runtimes.mlx_drafts import Drafts
 
 PROVIDER: Final = "mlx"
 
@@ -41,7 +43,7 @@ class Asked:
     """A request for a completion, as `ResponseGenerator.generate` gets it.
 
     Attributes:
-        engine: the `ResponseGenerator`.
+        engine: what has the `ModelProvider`.
         request: what was asked, of which only its type and the number of its tools are read.
         arguments: how it was asked.
         started_ns: `time.perf_counter_ns` at which the request came.
@@ -60,14 +62,40 @@ class Asked:
 class Answer(Call):
     """One request for a completion; its chunks are the tokens."""
 
-    __slots__ = ("began_ns", "cached", "prompt", "reason")
+    __slots__ = ("began_ns", "cached", "drafts", "prompt", "reason")
 
     # When the engine began with it; how many tokens its prompt has and how many of them a
-    # cache held (-1: not told); what ended it.
+    # cache held (-1: not told); what ended it; what counts the work of its draft model.
     began_ns: int
     prompt: int
     cached: int
     reason: Any
+    drafts: Sequence[Drafts]
+
+    @never_raise("mlx_answer.began")
+    def began(
+        self,
+        asked: Asked,
+        at_ns: int,
+        prompt: object,
+        loads: Mapping[Any, tuple[int, int]],
+    ) -> None:
+        """The engine began with it, or refused it. Never raises.
+
+        Args:
+            asked: the request.
+            at_ns: when that was.
+            prompt: its tokens, of which the number is taken.
+            loads: of a `ModelProvider`, from when to when it loaded the model that it has.
+        """
+        self.began_ns = at_ns
+        if isinstance(prompt, list):
+            self.prompt = len(prompt)
+        facts = self.facts
+        facts["queue_s"] = (at_ns - asked.asked_ns) * NS
+        from_ns, to_ns = loads.get(asked.engine.model_provider, (0, 0))
+        if to_ns > asked.asked_ns:
+            facts["load_s"] = (to_ns - max(from_ns, asked.asked_ns)) * NS
 
     def read(self, token: Any) -> None:
         """Take note of a token. Never raises."""
@@ -101,6 +129,16 @@ class Answer(Call):
         if not made:
             return
         facts["output_tokens"] = made
+        self._gather_pace(made)
+        for drafts in self.drafts:
+            if drafts.share is not None:
+                facts["draft_accepted_share"] = drafts.share
+        tier = tiers.in_use(mlx_call.peak())
+        if tier is not None:
+            facts["peak_memory"] = tier
+
+    def _gather_pace(self, made: int) -> None:
+        facts = self.facts
         facts["time_to_first_token_s"] = (self.first_chunk_ns - self.start_ns) * NS
         fresh, prefill_ns = self.prompt - max(0, self.cached), self.first_chunk_ns - self.began_ns
         # A single token is not read but decoded.
@@ -117,31 +155,18 @@ class Answer(Call):
 
 @never_raise("mlx_answer.open")
 def opened(
-    recorder: Recorder,
-    asked: Asked,
-    began_ns: int,
-    context: Any = None,
-    loads: Mapping[Any, tuple[int, int]] | None = None,
+    recorder: Recorder, asked: Asked, known: identity.Identity | None = None
 ) -> Answer | None:
     """Open the call of a request. Never raises.
 
     Args:
         recorder: what turns the call into telemetry.
         asked: the request.
-        began_ns: when the engine began with it, or refused it.
-        context: the engine's of this request; None of one that it refused.
-        loads: of a `ModelProvider`, from when to when it loaded the model that it has.
+        known: who answers; None of a request that the engine refused or has not begun with.
     """
     name = asked.arguments.model.model
-    provider = asked.engine.model_provider
-    known = _identity(provider, name) if context is not None else None
     facts = _facts(asked)
-    facts["queue_s"] = (began_ns - asked.asked_ns) * NS
-    from_ns, to_ns = loads.get(provider, (0, 0)) if loads is not None else (0, 0)
-    if to_ns > asked.asked_ns:
-        facts["load_s"] = (to_ns - max(from_ns, asked.asked_ns)) * NS
-    prompt = getattr(context, "prompt", None)
-    model = known.name if known else _hub_id(provider, name)
+    model = known.name if known else _hub_id(asked.engine.model_provider, name)
     # Opened last: what fails above must not leave a call behind that nobody ends.
     call = Answer(
         recorder,
@@ -153,10 +178,10 @@ def opened(
         local=True,
         start_ns=asked.started_ns,
     )
-    call.began_ns = began_ns
-    call.prompt = len(prompt) if isinstance(prompt, list) else -1
-    call.cached = -1
+    call.began_ns = asked.asked_ns
+    call.prompt = call.cached = -1
     call.reason = None
+    call.drafts = ()
     call.stream = asked.handler is None or getattr(asked.handler, "stream", False) is True
     call.facts.update(facts)
     if known:
@@ -166,14 +191,15 @@ def opened(
 
 
 @never_raise("mlx_answer.identity")
-def _identity(provider: Any, asked: Any) -> identity.Identity | None:
-    """Say who answers, unless another request had its model loaded since."""
+def known(asked: Asked) -> identity.Identity | None:
+    """Say who answers, unless another request had its model loaded since. Never raises."""
+    provider, name = asked.engine.model_provider, asked.arguments.model.model
     key = provider.model_key
-    names = {asked}
+    names = {name}
     # The server's own model is known by its place as `default_model` (until 0.30), or the
     # other way round.
     for table in ("default_model_map", "_model_map"):
-        names.add(getattr(provider, table, {}).get(asked, asked))
+        names.add(getattr(provider, table, {}).get(name, name))
     model, tokenizer = provider.model, provider.tokenizer
     if model is None or key is None or key[0] not in names:
         return None

@@ -9,6 +9,7 @@ never started would otherwise never end.
 from __future__ import annotations
 
 import functools
+from contextvars import ContextVar
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     """Opens the call: takes the arguments by name, and whether the app gets a stream."""
 
 
+served: ContextVar[Callable[[dict[str, Any]], Callable[[Any], None] | None] | None] = ContextVar(
+    "sottovoce_mlx_served", default=None
+)
+"""Who records what is generated here in the place of a call of its own: what gives, for the
+arguments by name, what reads each response, if anything. Never raises; set and reset in one frame."""
+
+
 def stream_generate(
     runtime: Runtime, begin: Begin, original: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -39,10 +47,14 @@ def stream_generate(
         inner = original(*args, **kwargs)
         if type(inner) is not GeneratorType or not runtime.active:
             return inner
+        serving = served.get()
+        if serving is not None:
+            read = serving(kwargs)
+            return inner if read is None else _feed(inner, read)
         whole = current_call.get()
         if isinstance(whole, Generation) and not whole.stream and not whole.fed:
             whole.fed = True
-            return _feed(inner, whole)
+            return _feed(inner, whole.read)
         return pass_on(inner, lambda: opened(args, kwargs, True))
 
     return stream_generate
@@ -81,12 +93,12 @@ def _opener(
     return opened
 
 
-def _feed(inner: Generator[Any, Any, Any], call: Generation) -> Generator[Any, Any, Any]:
-    """Pass on the stream inside `generate`, which reads it without a pause."""
+def _feed(inner: Generator[Any, Any, Any], read: Callable[[Any], None]) -> Generator[Any, Any, Any]:
+    """Pass on the stream inside `generate` or a server, which read it without a pause."""
     try:
         for response in inner:
             try:
-                call.read(response)
+                read(response)
             except Exception:  # noqa: BLE001 - a response of another shape is the app's all the same
                 failed("runtime.read")
             yield response

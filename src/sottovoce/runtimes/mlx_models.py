@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from sottovoce.runtimes.engine import Arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from sottovoce.runtimes.engine import Runtime
 
@@ -28,6 +30,13 @@ models: Final = identity.Identities(PROVIDER)
 _FLOATS: Final = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _ASKED: Final = ("path_or_hf_repo", "repo", "model_path")
 _CONTEXT: Final = "max_position_embeddings"
+
+waiting: ContextVar[AbstractContextManager[Any] | None] = ContextVar(
+    "sottovoce_mlx_waiting", default=None
+)
+"""In what a load here happens: the call that waits for it. Set and reset in one frame."""
+
+_NOBODY: Final = nullcontext()
 
 _context: ContextVar[list[int] | None] = ContextVar("sottovoce_mlx_context", default=None)
 """Where a loader inside a loader leaves the context length: only the inner one sees the
@@ -47,9 +56,10 @@ def loader(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any]
         seen = _context.get()
         inner = _context.set([]) if seen is None else None
         try:
-            result = runtime.load(
-                original, args, kwargs, lambda result: _remember(result, asked, adapted)
-            )
+            with waiting.get() or _NOBODY:
+                result = runtime.load(
+                    original, args, kwargs, lambda result: _remember(result, asked, adapted)
+                )
             if seen is not None:
                 _leave_context(result, seen)
             return result
