@@ -44,7 +44,6 @@ assert len(every()) == count
 import sottovoce
 from sottovoce import guard
 from sottovoce.hardware import machine, readings
-from sottovoce.privacy import policy
 from sottovoce.settings import state_dir
 
 kept = state_dir()

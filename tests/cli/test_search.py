@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from sottovoce.cli.kept import Request
 from sottovoce.cli.search import Needle, search
-from sottovoce.cli.store import Request
 
 FORMS = {
     "utf-8": lambda text: text.encode(),

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
+from sottovoce.cli.kept import Request
 from sottovoce.cli.otlp import Rows
-from sottovoce.cli.store import Request, Store, StoreError
+from sottovoce.cli.store import Store, StoreError
 
 SECOND = 10**9
 

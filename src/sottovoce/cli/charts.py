@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from sottovoce.cli.store import Point
+    from sottovoce.cli.kept import Point
 
 _HISTOGRAMS: Final = frozenset({"histogram", "exponential_histogram"})
 _CHART_WIDTH: Final = 48

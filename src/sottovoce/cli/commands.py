@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from sottovoce.cli.kept import Request
     from sottovoce.cli.search import Report
-    from sottovoce.cli.store import Request
 
 
 def _default_db() -> Path:

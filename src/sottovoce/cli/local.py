@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sottovoce.cli import otlp, store
+from sottovoce.cli.kept import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +98,7 @@ class Receiver:
         *,
         port: int = DEFAULT_PORT,
         host: str = "127.0.0.1",
-        on_request: Callable[[store.Request], None] | None = None,
+        on_request: Callable[[Request], None] | None = None,
     ) -> None:
         self._store = into
         self._on_request = on_request
@@ -187,7 +188,7 @@ class Receiver:
             plain = len(text)
         except _Refusal as error:
             refusal = error
-        kept = store.Request(
+        kept = Request(
             id=0, at_ns=at_ns, signal=signal, head=_head(http), encoding=encoding,
             body=body or b"", size=size, plain=plain, status=refusal.status if refusal else 200,
             service=rows.service, records=rows.count,
@@ -201,7 +202,7 @@ class Receiver:
         answer = otlp.response(signal, rows.rejected, as_json=as_json)
         return Response(answer, media_type=_JSON if as_json else _PROTOBUF)
 
-    def _keep(self, request: store.Request, rows: otlp.Rows) -> None:
+    def _keep(self, request: Request, rows: otlp.Rows) -> None:
         self._store.add(request, rows)
         if self._on_request is not None:
             self._on_request(request)

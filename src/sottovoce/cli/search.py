@@ -18,7 +18,7 @@ from urllib.parse import quote, quote_plus, unquote_to_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sottovoce.cli.store import Request
+    from sottovoce.cli.kept import Request
 
 _MIN_BASE64: Final = 6  # fewer characters than this are found anywhere by chance
 

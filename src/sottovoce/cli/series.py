@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sottovoce.cli.store import Point
+    from sottovoce.cli.kept import Point
 
 _DELTA: Final = 1
 _OF_THE_MACHINE: Final = ("system.", "hw.")

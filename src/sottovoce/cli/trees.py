@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from sottovoce.cli.store import Span
+    from sottovoce.cli.kept import Span
 
 _MAX_SPANS: Final = 200
 _KINDS: Final = ("", "internal", "server", "client", "producer", "consumer")

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from sottovoce.cli.kept import Log, Point
     from sottovoce.cli.search import Report
-    from sottovoce.cli.store import Log, Point, Store
+    from sottovoce.cli.store import Store
 
 WIDTH: Final = 100
 """Columns when the output is no terminal."""
