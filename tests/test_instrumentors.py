@@ -20,6 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from sottovoce import instrumentors
 from sottovoce.call import current_call
+from sottovoce.instrumentor import shared_recorder
 from sottovoce.privacy import policy
 from sottovoce.privacy.propagation import GatedPropagator
 from sottovoce.settings import Settings, read
@@ -264,7 +265,7 @@ def test_instrumenting_twice_warns_and_doubles_nothing(bench, caplog):
 def test_what_is_applied_together_shares_a_recorder():
     tracers, meters = TracerProvider(), MeterProvider()
     chosen = [Settings(key="a key of these tests") for _ in range(2)]
-    first, second = (instrumentors._recorder(tracers, meters, one) for one in chosen)
+    first, second = (shared_recorder(tracers, meters, one) for one in chosen)
     assert first is second
 
 
