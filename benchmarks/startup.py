@@ -72,9 +72,11 @@ import sottovoce.transports.sending
 sottovoce.protocols.routes.match("POST", "/v1/chat/completions")
 """
 # Processor time of the thread: what else the machine does is none of ours.
+# Collected before: a full collection of what the SDKs are made of falls on whoever is next.
 COUNTED = """
-import time
+import gc, time
 {before}
+gc.collect()
 began = time.thread_time()
 {counted}
 print(time.thread_time() - began)
