@@ -34,6 +34,9 @@ from sottovoce.protocols.hosts import endpoint
         ("us-south.ml.cloud.ibm.com", "ibm.watsonx.ai"),
         ("api.together.xyz", "together_ai"),
         ("openrouter.ai", "openrouter"),
+        ("eu.openrouter.ai", "openrouter"),
+        ("us.openrouter.ai", "openrouter"),
+        ("api.kimi.com", "moonshot_ai"),
         ("api.cerebras.ai", "cerebras"),
         ("router.huggingface.co", "hugging_face"),
     ],
@@ -70,6 +73,30 @@ def test_other_hosts_are_compatible_and_nobodys_in_particular(host):
 def test_local_servers_are_told_by_their_default_ports(port, name):
     assert provider("127.0.0.1", port) == (name, False)
     assert provider("llm.example.org", port)[0] == "openai_compatible"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "ollama",
+        "gpu.lan",
+        "Mac.local.",
+        "host.docker.internal",
+        "10.0.0.7",
+        "192.168.1.2",
+        "fd00::1",
+    ],
+)
+def test_so_are_servers_in_a_network_of_ones_own_which_are_not_this_machine(host):
+    assert provider(host, 11434) == ("ollama", None)
+    assert provider(host, 1234) == ("lm_studio", None)
+    assert provider(host, 8080) == provider(host) == ("openai_compatible", None)
+    assert not is_local(host)
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "2606:4700::1", "134744072", "lan.example.org"])
+def test_a_public_host_is_not_known_by_a_port(host):
+    assert provider(host, 11434) == ("openai_compatible", None)
 
 
 @pytest.mark.parametrize(

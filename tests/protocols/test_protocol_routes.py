@@ -48,6 +48,9 @@ SEGMENTS = st.sampled_from(
         ("/openai/deployments/w/audio/translations", "generate_content", "openai_audio"),
         ("/v1/moderations", "moderation", "openai_moderations"),
         ("/v1/messages?beta=true", "chat", "anthropic_messages"),
+        ("/v1/sonar", "chat", "openai_chat"),
+        ("/v1/reranking", "rerank", "rerank"),
+        ("/reranking", "rerank", "rerank"),
         ("/anthropic/v1/messages", "chat", "anthropic_messages"),
         (
             "/v1/projects/p/locations/l/publishers/anthropic/models/m@1:streamRawPredict",
@@ -146,6 +149,7 @@ def test_a_path_that_says_what_comes_out_and_a_deployment_tells_both():
         ("http://localhost:8080/", "max_new_tokens"),
         ("/generate", "inputs"),
         ("/completion", "prompt"),
+        ("/infill", "input_prefix"),
         ("http://localhost:8080/embedding?x=1", "content"),
     ],
 )

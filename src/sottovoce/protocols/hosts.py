@@ -30,6 +30,7 @@ HOSTS: Final[dict[str, str]] = {
     "codestral.mistral.ai": "mistral_ai",
     "api.moonshot.ai": "moonshot_ai",
     "api.moonshot.cn": "moonshot_ai",
+    "api.kimi.com": "moonshot_ai",
     "api.perplexity.ai": "perplexity",
     "api.x.ai": "x_ai",
     "generativelanguage.googleapis.com": "gcp.gemini",
@@ -59,6 +60,7 @@ DOMAINS: Final[tuple[tuple[str, str], ...]] = (
     (".services.ai.azure.com", "azure.ai.inference"),
     (".models.ai.azure.com", "azure.ai.inference"),
     (".api.x.ai", "x_ai"),
+    (".openrouter.ai", "openrouter"),
     ("-aiplatform.googleapis.com", "gcp.vertex_ai"),
     ("-aiplatform.mtls.googleapis.com", "gcp.vertex_ai"),
     (".aiplatform.googleapis.com", "gcp.vertex_ai"),
@@ -84,12 +86,15 @@ SERVICES: Final[tuple[tuple[str, str, str], ...]] = (
 
 LOCAL_PORTS: Final[dict[int, str]] = {
     1234: "lm_studio",
-    1337: "osaurus",
+    1337: "osaurus",  # and Jan's, which the operator can name
     11434: "ollama",
     12434: "docker_model_runner",
     30000: "sglang",
 }
-"""Default ports of local servers that no other well-known one shares."""
+"""Default ports of local servers, on this machine and in the networks of homes and offices."""
+
+PRIVATE: Final = (".local", ".lan", ".home", ".internal", ".home.arpa")
+"""Endings of names that no public one has (RFC 6762 appendix G, RFC 8375, ICANN's ``.internal``)."""
 
 
 _ENDPOINT = r"(.+?)(?::(\d+))?(/[^=]*)?=([^:]+)(?::(local|remote))?"
@@ -176,7 +181,10 @@ def provider(host: str | None, port: int | None = None, path: str = "") -> tuple
         if name.endswith(ending) and path.startswith(beginning):
             return found, True
     known = HOSTS.get(name) or _by_domain(name)
-    return (known, True) if known else (UNKNOWN, None)
+    if known:
+        return known, True
+    served = LOCAL_PORTS.get(port) if port is not None else None
+    return (served if served and _is_private(name) else UNKNOWN), None
 
 
 def is_local(host: str | None, own_hosts: Iterable[str] = ()) -> bool:
@@ -213,6 +221,19 @@ def _is_loopback(name: str) -> bool:
         address = address.ipv4_mapped
     # Connecting to the unspecified address reaches this machine.
     return address.is_loopback or address.is_unspecified
+
+
+@lru_cache(maxsize=512)
+def _is_private(name: str) -> bool:
+    """Whether a host that is not this machine is one of a network of somebody's own, by its name."""
+    if "." not in name and ":" not in name:
+        return not name.isdigit()  # a container, a machine in the same office
+    if name.endswith(PRIVATE):
+        return True
+    try:
+        return ip_address(name.partition("%")[0]).is_private
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=512)

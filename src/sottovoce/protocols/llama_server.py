@@ -1,7 +1,7 @@
 """llama-server's own routes: a prompt as it is in, text out; vectors of a text.
 
-Wire: `tools/server/README.md` of https://github.com/ggml-org/llama.cpp, ``POST /completion`` and
-``POST /embedding``. Its answers repeat the prompt; of them only counts, timings and why it
+Wire: `tools/server/README.md` of https://github.com/ggml-org/llama.cpp, ``POST /completion``,
+``POST /infill`` and ``POST /embedding``. Its answers repeat the prompt; of them only counts, timings and why it
 stopped are looked at.
 """
 

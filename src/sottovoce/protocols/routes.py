@@ -127,6 +127,7 @@ ROUTES: Final[dict[str, Row]] = {
     # Judgements in a schema of the provider's; asked and counted like responses.
     "decisions": Row("generate_content", OPENAI_RESPONSES, facts={"output_type": "json"}),
     "embeddings": Row("embeddings", OPENAI_EMBEDDINGS),
+    "v1/sonar": Row("chat", OPENAI_CHAT, "perplexity"),
     "agents/completions": Row("chat", OPENAI_CHAT, "mistral_ai", unmistakable=True),
     "fim/completions": Row("text_completion", OPENAI_COMPLETIONS, "mistral_ai", unmistakable=True),
     "interactions": Row("generate_content", GEMINI_INTERACTIONS, "gcp.gen_ai"),
@@ -150,10 +151,12 @@ ROUTES: Final[dict[str, Row]] = {
     "v2/embed": Row("embeddings", COHERE_EMBED, "cohere"),
     "v2/rerank": Row("rerank", RERANK, "cohere"),
     "rerank": Row("rerank", RERANK),
+    "reranking": Row("rerank", RERANK, "llama_cpp"),
     "generate": Row("text_completion", HF_TEXT_GENERATION, "hugging_face", sign="inputs"),
     # Text Generation Inference answers here, too, but so do servers for other tasks.
     "": Row("text_completion", HF_TEXT_GENERATION, "hugging_face", sign="max_new_tokens"),
     "completion": Row("text_completion", LLAMA_COMPLETION, "llama_cpp", sign="prompt"),
+    "infill": Row("text_completion", LLAMA_COMPLETION, "llama_cpp", sign="input_prefix"),
     "embedding": Row("embeddings", LLAMA_EMBEDDING, "llama_cpp", sign="content"),
     "generate_stream": Row(
         "text_completion", HF_TEXT_GENERATION, "hugging_face", unmistakable=True
