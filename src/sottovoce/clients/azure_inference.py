@@ -15,40 +15,17 @@ from urllib.parse import urlsplit
 
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
+from sottovoce.clients.methods import Method, installer
 from sottovoce.protocols import hosts, routes
 from sottovoce.protocols.bodies import request_facts
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
-    from sottovoce.call import Recorder
     from sottovoce.exchange import HTTPCall
-    from sottovoce.guard import ImportHooks, Patches
 
 PROTOCOLS: Final = frozenset({OPENAI_CHAT.name, OPENAI_EMBEDDINGS.name})
 """What the package speaks; another SDK on azure-core may use other paths for other things."""
-
-
-def install(
-    recorder: Recorder,
-    hooks: ImportHooks,
-    patches: Patches,
-    own_hosts: tuple[str, ...] = (),
-) -> None:
-    """Open a call for every model request of the package's clients.
-
-    Arguments as in `generated.install`.
-    """
-    door = _Door(recorder, hooks, own_hosts)
-
-    # Seen in azure-core 1.30 to 1.41, under azure-ai-inference 1.0.0b1 to 1.0.0b9.
-    def patch(module: ModuleType, _late: bool) -> None:
-        patches.wrap(module.Pipeline, "run", door.wrap)
-        patches.wrap(module.AsyncPipeline, "run", door.wrap_async)
-
-    hooks.when_imported("azure.core.pipeline", patch)
 
 
 class _Door(Door):
@@ -77,3 +54,11 @@ class _Door(Door):
         status = result.http_response.status_code
         if not 200 <= status < 300:  # noqa: PLR2004 - HTTP's successes
             call.fail(str(status))
+
+
+# Seen in azure-core 1.30 to 1.41, under azure-ai-inference 1.0.0b1 to 1.0.0b9.
+install = installer(
+    _Door,
+    Method("azure.core.pipeline", "Pipeline", "run", _Door.wrap),
+    Method("azure.core.pipeline", "AsyncPipeline", "run", _Door.wrap_async),
+)

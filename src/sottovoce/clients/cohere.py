@@ -19,47 +19,20 @@ from urllib.parse import urlsplit
 from sottovoce import exchange, guard
 from sottovoce.clients.door import Asked
 from sottovoce.clients.late import LateDoor
+from sottovoce.clients.methods import Method, installer
 from sottovoce.exchange import Server
 from sottovoce.protocols import hosts, routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import ModuleType
 
-    from sottovoce.call import Recorder
     from sottovoce.exchange import HTTPCall
-    from sottovoce.guard import ImportHooks, Patches
 
 # Seen in 5.21 to 7.3; the service is the default of what the hook's own closure says.
 _CLOUDS: Final = {"cohere.aws_client": "bedrock", "cohere.oci_client": "oci"}
 
 _MODELS: Final = frozenset({"__fields__", "__pydantic_fields__"})
 """What pydantic's two majors put into the classes of models."""
-
-
-def install(
-    recorder: Recorder,
-    hooks: ImportHooks,
-    patches: Patches,
-    own_hosts: tuple[str, ...] = (),
-) -> None:
-    """Open a call for every model request of the SDK, now or once it is imported.
-
-    Arguments as in `generated.install`.
-    """
-    door = _Door(recorder, hooks, own_hosts)
-
-    def patch(module: ModuleType, _late: bool) -> None:
-        patches.wrap(module.HttpClient, "request", door.wrap)
-        patches.wrap(module.HttpClient, "stream", door.wrap_context)
-        patches.wrap(module.AsyncHttpClient, "request", door.wrap_async)
-        patches.wrap(module.AsyncHttpClient, "stream", door.wrap_context)
-
-    def patch_client(module: ModuleType, _late: bool) -> None:
-        patches.wrap(module.Client, "__init__", _wrap_init)
-
-    hooks.when_imported("cohere.core.http_client", patch)
-    hooks.when_imported("cohere.client", patch_client)
 
 
 class _Carrying:
@@ -84,15 +57,6 @@ class _Carrying:
         return self._executor.map(work, *given, **kwargs)  # type: ignore[no-any-return]
 
 
-def _wrap_init(original: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(original)
-    def init(client: Any, *args: Any, **kwargs: Any) -> None:
-        original(client, *args, **kwargs)
-        _carry(client)
-
-    return init
-
-
 @guard.never_raise("cohere.carry")
 def _carry(client: Any) -> None:
     executor = getattr(client, "_executor", None)  # absent in 5.0, seen in 5.21 to 7.3
@@ -114,6 +78,16 @@ class _Door(LateDoor):
         # Others have the same paths, but whoever asks with this SDK says who answers.
         provider = "cohere" if target.provider == hosts.UNKNOWN else None
         return Asked(route, facts, target, provider)
+
+    def wrap_init(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Make the replacement of the constructor of the client whose threads ask, too."""
+
+        @functools.wraps(original)
+        def init(client: Any, *args: Any, **kwargs: Any) -> None:
+            original(client, *args, **kwargs)
+            _carry(client)
+
+        return init
 
     def answered(self, call: HTTPCall, result: Any) -> None:
         if not 200 <= result.status_code < 300:  # noqa: PLR2004 - HTTP's successes
@@ -160,3 +134,13 @@ def _body(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Give a pydantic model's own dictionary; anything else as it is."""
     return value if _MODELS.isdisjoint(vars(type(value))) else vars(value)
+
+
+install = installer(
+    _Door,
+    Method("cohere.core.http_client", "HttpClient", "request", _Door.wrap),
+    Method("cohere.core.http_client", "HttpClient", "stream", _Door.wrap_context),
+    Method("cohere.core.http_client", "AsyncHttpClient", "request", _Door.wrap_async),
+    Method("cohere.core.http_client", "AsyncHttpClient", "stream", _Door.wrap_context),
+    Method("cohere.client", "Client", "__init__", _Door.wrap_init),
+)

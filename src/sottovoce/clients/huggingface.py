@@ -13,16 +13,13 @@ from urllib.parse import urlsplit
 
 from sottovoce import exchange
 from sottovoce.clients.door import Asked, Door
+from sottovoce.clients.methods import Method, installer
 from sottovoce.protocols import routes
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
 from sottovoce.protocols.routes import Route
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import ModuleType
-
-    from sottovoce.call import Recorder
-    from sottovoce.guard import ImportHooks, Patches
 
 _TASKS: Final[Mapping[str, Route]] = {
     "text-generation": Route("text_completion", HF_TEXT_GENERATION, "hugging_face", anywhere=True),
@@ -32,28 +29,6 @@ _TASKS: Final[Mapping[str, Route]] = {
 
 _NO_MODELS: Final = frozenset({"dummy", "tgi"})
 """What the client sends as the model's name to an address that serves but one."""
-
-
-def install(
-    recorder: Recorder,
-    hooks: ImportHooks,
-    patches: Patches,
-    own_hosts: tuple[str, ...] = (),
-) -> None:
-    """Open a call for every model request of the clients, now or once they are imported.
-
-    Arguments as in `generated.install`.
-    """
-    door = _Door(recorder, hooks, own_hosts)
-
-    def patch(module: ModuleType, _late: bool) -> None:
-        patches.wrap(module.InferenceClient, "_inner_post", door.wrap)
-
-    def patch_async(module: ModuleType, _late: bool) -> None:
-        patches.wrap(module.AsyncInferenceClient, "_inner_post", door.wrap_async)
-
-    hooks.when_imported("huggingface_hub.inference._client", patch)
-    hooks.when_imported("huggingface_hub.inference._generated._async_client", patch_async)
 
 
 class _Door(Door):
@@ -87,3 +62,13 @@ class _Door(Door):
         status = getattr(raised if response is None else response, "status_code", None)
         status = status or getattr(raised, "status", None)
         return str(status) if isinstance(status, int) else raised
+
+
+_CLIENT: Final = "huggingface_hub.inference._client"
+_ASYNC_CLIENT: Final = "huggingface_hub.inference._generated._async_client"
+
+install = installer(
+    _Door,
+    Method(_CLIENT, "InferenceClient", "_inner_post", _Door.wrap),
+    Method(_ASYNC_CLIENT, "AsyncInferenceClient", "_inner_post", _Door.wrap_async),
+)

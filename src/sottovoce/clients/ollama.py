@@ -13,35 +13,11 @@ from typing import TYPE_CHECKING, Any
 from sottovoce import exchange
 from sottovoce.clients.door import Asked
 from sottovoce.clients.late import LateDoor
+from sottovoce.clients.methods import Method, installer
 from sottovoce.protocols import routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
-
-    from sottovoce.call import Recorder
-    from sottovoce.guard import ImportHooks, Patches
-
-
-def install(
-    recorder: Recorder,
-    hooks: ImportHooks,
-    patches: Patches,
-    own_hosts: tuple[str, ...] = (),
-) -> None:
-    """Open a call for every model request of the SDK, now or once it is imported.
-
-    Arguments as in `generated.install`.
-    """
-    door = _Door(recorder, hooks, own_hosts)
-
-    def patch(module: ModuleType, _late: bool) -> None:
-        patches.wrap(module.Client, "_request", door.wrap)
-        patches.wrap(module.AsyncClient, "_request", door.wrap_async)
-        patches.wrap(module.Client, "_stream", door.wrap_stream)
-        patches.wrap(module.AsyncClient, "_stream", door.wrap_async_stream)
-
-    hooks.when_imported("ollama._client", patch)
 
 
 class _Door(LateDoor):
@@ -88,3 +64,12 @@ class _Door(LateDoor):
             return self.begin(await original(client, *args, **kwargs), (client, args, kwargs))
 
         return stream
+
+
+install = installer(
+    _Door,
+    Method("ollama._client", "Client", "_request", _Door.wrap),
+    Method("ollama._client", "AsyncClient", "_request", _Door.wrap_async),
+    Method("ollama._client", "Client", "_stream", _Door.wrap_stream),
+    Method("ollama._client", "AsyncClient", "_stream", _Door.wrap_async_stream),
+)
