@@ -19,6 +19,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.mlx]
 
 APP = Path(__file__).with_name("mlx_app.py")
 SAID = mlx_processes.SAID
+ALSO = {
+    "batch": "sottovoce.request.batch.size",
+    "cached": "gen_ai.usage.cache_read.input_tokens",
+    "draft": "sottovoce.draft.acceptance_rate",
+    "adapted": "sottovoce.model.adapted",
+}
+"""What the app tells of some ways only → the attribute that does."""
 
 
 @dataclass
@@ -55,6 +62,12 @@ def spans(sink):
     return [(span, mapping(span.attributes)) for span in found]
 
 
+def parted(found):
+    """Those of loads, and the others."""
+    loads = [each for each in found if each[0].name.startswith("load_model")]
+    return loads, [each for each in found if each not in loads]
+
+
 def counts(told):
     return [
         told["gen_ai.usage.input_tokens"],
@@ -68,14 +81,18 @@ def test_in_process(installed, folder):
         done = mlx_processes.run(installed.programs, ("python", APP, "tiny"), folder, sink)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
-        [(load, _), *calls] = spans(sink)
+        loads, calls = parted(spans(sink))
         for secret in (SAID, "alice", "tiny"):
             assert secret.encode() not in sink.bytes
     assert answer["version"] == installed.version
-    assert load.name == "load_model llama-lt_1M-f32"
+    # The model, and the same without and with an adapter.
+    assert [told["sottovoce.model.adapted"] for _, told in loads] == [False, False, True]
+    assert {span.name for span, _ in loads} == {"load_model llama-lt_1M-f32"}
     assert {span.name for span, _ in calls} == {"text_completion llama-lt_1M-f32"}
-    assert [counts(told) for _, told in calls] == answer["counted"]
-    assert [told.get("sottovoce.request.batch.size") for _, told in calls] == [None, None, 2]
+    assert [counts(told) for _, told in calls] == [each["counts"] for each in answer["counted"]]
+    for way, attribute in ALSO.items():
+        expected = [each.get(way) for each in answer["counted"]]
+        assert [told.get(attribute) or None for _, told in calls] == expected, way
 
 
 def test_the_server(installed, folder):
