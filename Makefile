@@ -26,6 +26,12 @@ check: ## The quick inner loop, under a minute: lint, types, unit tests
 	@$(MAKE) -s lint
 	@$(PY) -m pytest -q -x -n logical --dist loadfile -m "not e2e" $(UNIT) $(ARGS)
 
+PYTHONS := 3.10 3.12 3.13 3.14
+.PHONY: pythons
+pythons: ## The unit tests on other Pythons that this machine has (PYTHONS="3.10 3.13")
+	@tools/environment.sh check
+	@tools/pythons.sh "$(PYTHONS)" $(UNIT) $(ARGS)
+
 .PHONY: lint
 lint:
 	@.venv/bin/ruff format --check -q .
