@@ -176,7 +176,13 @@ def test_an_event_without_facts_is_never_parsed(reading):
 def test_counts_of_another_type_set_nothing(reading):
     usage = {"input_tokens": "many", "output_tokens": -1, "cache_read_input_tokens": True}
     read = reading(ANTHROPIC_MESSAGES).feed(wire_of([START, ended(usage), STOP]))
-    assert read.facts == {**TOLD, "input_tokens": 25, "output_tokens": 1}
+    assert read.facts == {**TOLD, "input_tokens": 25}
+
+
+def test_who_leaves_before_the_end_has_no_count_of_what_was_said(reading):
+    """What the first event counts is written before anything was."""
+    read = reading(ANTHROPIC_MESSAGES).feed(wire_of([START, BLOCK, *[DELTA] * 50]))
+    assert read.facts == {"response_model": "claude", "input_tokens": 25}
 
 
 VALUES = st.recursive(

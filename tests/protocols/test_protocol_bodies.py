@@ -75,6 +75,17 @@ BODIES = {
         answer(None, tool_calls=[CALL, CALL]),
         {**CHAT_FACTS, "finish_reasons": ["tool_calls"], "tool_call_count": 2},
     ),
+    "chat with a call as it was written before there were several": (
+        OPENAI_CHAT,
+        answer(None, function_call={"name": "weather", "arguments": CANARY}),
+        {**CHAT_FACTS, "finish_reasons": ["tool_calls"], "tool_call_count": 1}
+        | {"tool_names": ["weather"]},
+    ),
+    "chat with one call written in both ways": (
+        OPENAI_CHAT,
+        answer(None, tool_calls=[CALL], function_call=CALL["function"]),
+        {**CHAT_FACTS, "finish_reasons": ["tool_calls"], "tool_call_count": 1},
+    ),
     "chat with choices in another order": (
         OPENAI_CHAT,
         {

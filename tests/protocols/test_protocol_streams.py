@@ -130,6 +130,16 @@ STREAMS = {
         [HELLO, tool(0, None, "f"), tool(0, None, "f", "{}"), chunk({}, "tool_calls")],
         {**MODEL, "finish_reasons": ["tool_calls"], "tool_call_count": 1} | {"tool_names": ["f"]},
     ),
+    "a call as it was written before there were several": (
+        [
+            HELLO,
+            chunk({"function_call": {"name": "f", "arguments": ""}}),
+            chunk({"function_call": {"arguments": "{}"}}),
+            chunk({}, "function_call"),
+        ],
+        {**MODEL, "finish_reasons": ["function_call"], "tool_call_count": 1}
+        | {"tool_names": ["f"]},
+    ),
     "azure": (
         [AZURE_FIRST, HELLO, STOP],
         {**MODEL, "finish_reasons": ["stop"]},

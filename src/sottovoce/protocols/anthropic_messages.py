@@ -109,6 +109,10 @@ def _event(body: Body, seen: Seen) -> Candidates:
         seen.finished(0, delta.get("stop_reason"))
     usage = message.get("usage") if message else body.get("usage")
     if isinstance(usage, Mapping):
+        usage = dict(usage)
+        if message:
+            # What is written before anything was said is no count of it: who leaves has none.
+            usage.pop("output_tokens", None)
         # Later events repeat some of the counts, grown, and leave out others.
         for name in (*_INPUT, "output_tokens"):
             seen.counted(name, usage.get(name))

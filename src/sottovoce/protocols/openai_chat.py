@@ -77,6 +77,10 @@ def event(body: Body, seen: Seen) -> Candidates:
         for place, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, Mapping):
                 seen.tool(index, call.get("index", place), call.get("id"), _tool_name(call))
+        if not calls and isinstance(delta, Mapping):
+            called = delta.get("function_call")
+            if isinstance(called, Mapping) and called.get("name"):
+                seen.tool(index, 0, None, called["name"])
     return {**read(CHUNK, body), **seen.candidates()}
 
 
@@ -127,7 +131,11 @@ def _calls(body: Body) -> list[Any]:
         message = choice.get("message")
         if type(message) is dict or isinstance(message, Mapping):
             calls = message.get("tool_calls")
-            found.extend(calls if isinstance(calls, list) else ())
+            if isinstance(calls, list):
+                found.extend(calls)
+            elif isinstance(called := message.get("function_call"), Mapping):
+                # What one call was before there were several; some local servers write both.
+                found.append({"function": called})
     return found
 
 
