@@ -187,15 +187,16 @@ def test_what_a_request_tells(protocol, body, facts):
     assert request_facts(protocol, json.dumps(body).encode()) == facts
     large = json.dumps({"padding": [CANARY * 8000], **body}).encode()
     assert len(large) > MAX_PARSED_REQUEST
-    if protocol is OLLAMA_GENERATE:
-        facts = {k: v for k, v in facts.items() if k != "user_turn"}  # whether anything was said
     assert request_facts(protocol, large) == facts
 
 
 def test_a_question_of_coheres_first_version_is_a_persons_unless_tools_answered():
     body = {"message": CANARY, "chat_history": []}
     assert COHERE_CHAT.request(body) == {"user_turn": True}
-    assert COHERE_CHAT.request({**body, "tool_results": [{}]}) == {"user_turn": False}
+    answered = {**body, "tool_results": [{"outputs": [CANARY]}]}
+    assert COHERE_CHAT.request(answered) == {"user_turn": False}
+    large = json.dumps({**answered, "message": CANARY * 8000}).encode()
+    assert request_facts(COHERE_CHAT, large) == {"user_turn": False}
 
 
 TWO_CALLS = {"tool_call_count": 2, "tool_names": ["weather", "weather"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sottovoce.protocols.skeleton import skeleton
+from sottovoce.protocols.outline import outline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,11 +38,17 @@ def request_facts(
 ) -> Facts:
     """Read the facts of a request's body: parsed when small, else its shape alone.
 
-    Never raises: bytes that are not a JSON object give no facts.
+    Never raises: bytes that are not a JSON object give no facts. Of a large body that takes long
+    to walk over a fact may be left out; none is another than the whole body's.
     """
     try:
         if len(body) > MAX_PARSED_REQUEST:
-            return protocol.request(skeleton(body))
+            known, complete = outline(body)
+            if complete:
+                return protocol.request(known)
+            if on_malformed is not None:
+                on_malformed("size")
+            return protocol.certain(known)
         found = _parse(body.decode("utf-8", "replace").lstrip("\ufeff"))
         return protocol.request(found) if isinstance(found, dict) else {}
     except Exception:  # noqa: BLE001 - the app may send what it likes

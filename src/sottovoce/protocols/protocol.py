@@ -11,7 +11,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sottovoce.protocols.tables import read
+from sottovoce.protocols.tables import certain, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -168,6 +168,10 @@ class Protocol(NamedTuple):
     def request(self, body: Body) -> Facts:
         """Read the facts of a request's JSON object. Never raises; never content."""
         return checked(read(self.asked, body))
+
+    def certain(self, body: Body) -> Facts:
+        """Read the facts of a request of which only a part is known, none that the rest could change."""
+        return checked(read(certain(self.asked), body))
 
     def response(self, body: Body, on_malformed: Callable[[str], None] | None = None) -> Facts:
         """Read the facts of a whole answer's JSON object. Never raises; never content."""

@@ -6,13 +6,15 @@ What is found is not checked: `protocol.checked` does that, by fact.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
 Body: TypeAlias = Mapping[str, Any]
 Candidates: TypeAlias = dict[str, Any]
 """Values by fact, as the wire gave them, not yet checked."""
 Find: TypeAlias = Callable[[Body], Any]
-Table: TypeAlias = tuple[tuple[str, str, Find], ...]
+Row: TypeAlias = tuple[str, str, Find]
+Table: TypeAlias = tuple[Row, ...]
 """Rows of (fact, the body's key that it depends on, how to find its value); of several rows for
 a fact the first value counts. Most keys are absent from most bodies, and then cost nothing."""
 
@@ -58,6 +60,7 @@ def length(key: str) -> Find:
         value = body.get(key)
         return len(value) if isinstance(value, (list, tuple)) else None
 
+    count.__dict__["alone"] = True
     return of(key)(count)
 
 
@@ -90,6 +93,18 @@ def of(key: str) -> Callable[[Find], Find]:
 def rows(*entries: tuple[str, Find]) -> Table:
     """Make a table of (fact, how to find its value)."""
     return tuple((fact, find.__dict__["key"], find) for fact, find in entries)
+
+
+@lru_cache(maxsize=_MOST_PLANS)
+def certain(table: Table) -> Table:
+    """Give the rows whose values count whatever else is in a body.
+
+    They are the first of their fact, and look at nothing but the value that they find.
+    """
+    first: dict[str, Row] = {}
+    for row in table:
+        first.setdefault(row[0], row)
+    return tuple(row for row in first.values() if not {"path", "alone"}.isdisjoint(vars(row[2])))
 
 
 class _Key(NamedTuple):

@@ -207,4 +207,10 @@ def _facts(route: Route, body: Any) -> Any:
         return route.protocol.request(body)
     if isinstance(body, str):
         body = body.encode()
-    return request_facts(route.protocol, body) if isinstance(body, bytes) else None
+    return request_facts(route.protocol, body, _left_out) if isinstance(body, bytes) else None
+
+
+def _left_out(reason: str) -> None:
+    # That a body is no JSON is the app's own affair.
+    if reason == "size":
+        guard.undecodable[reason] += 1
