@@ -4,9 +4,11 @@ Argument: a model's file. What it counts itself stands beside what the library r
 """
 
 import contextlib
+import itertools
 import json
 import sys
 
+import numpy as np
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -53,13 +55,69 @@ def tokens(number):
     generated.close()
 
 
-def tool():
+def tool(choice):
     clerk = loaded(chat_format="chatml-function-calling")
+    passes, run = [], clerk.create_completion
+
+    def watched(**asked):
+        passes.append(answer := run(**asked))
+        return answer
+
+    clerk.create_completion = watched
     exporter.clear()
-    choice = {"type": "function", "function": {"name": "f"}}
-    return usage(
-        clerk.create_chat_completion(MESSAGES, tools=[TOOL], tool_choice=choice, max_tokens=8)
-    )
+    answer = clerk.create_chat_completion(MESSAGES, tools=[TOOL], tool_choice=choice, max_tokens=8)
+    each = [passed["usage"] for passed in passes] or [answer["usage"]]
+    total = {kind: sum(one[kind] for one in each) for kind in each[0]}
+    return dict(total, finished=answer["choices"][0]["finish_reason"], passes=len(each))
+
+
+def grammar():
+    rules = llama_cpp.LlamaGrammar.from_string('root ::= "yes" | "no"', verbose=False)
+    return usage(model.create_completion(SAID, max_tokens=9, grammar=rules))
+
+
+def guessed():
+    """Every guess is what the model says by itself; 0.3.0 says something else beside a guess."""
+    model.reset()
+    made = [*PROMPT]
+    for token in model.generate(PROMPT, temp=0.0):
+        made.append(token)
+        if len(made) == len(PROMPT) + 12:
+            break
+
+    read, guesses = [], []
+
+    def guess(before, **_):
+        read.append(len(before))
+        guesses.append(made[len(before) :][:3])
+        return np.array(guesses[-1], np.intc)
+
+    guesser = loaded(draft_model=guess)
+    exporter.clear()
+    told = usage(guesser.create_completion(SAID, max_tokens=8, temperature=0.0))
+    # Between two guesses is what was right of the first, and one token of the model's own.
+    steps = itertools.pairwise([*read, told["total_tokens"]])
+    right = sum(after - before - 1 for before, after in steps)
+    return dict(told, share=round(right / sum(map(len, guesses)), 6))
+
+
+def cached():
+    model.set_cache(llama_cpp.LlamaRAMCache())
+    for _ in range(2):
+        model.reset()
+        exporter.clear()
+        answer = model.create_completion(SAID, max_tokens=4)
+    model.set_cache(None)
+    return usage(answer)
+
+
+def restored():
+    model.create_completion(SAID, max_tokens=4)
+    state = model.save_state()
+    model.reset()
+    model.load_state(state)
+    exporter.clear()
+    return usage(model.create_completion(SAID, max_tokens=4))
 
 
 def embedded():
@@ -88,7 +146,12 @@ CASES = {
     "chat streamed": lambda: count(
         model.create_chat_completion(MESSAGES, max_tokens=4, stream=True)
     ),
-    "tool": tool,
+    "tool": lambda: tool({"type": "function", "function": {"name": "f"}}),
+    "tool or not": lambda: tool("auto"),
+    "grammar": grammar,
+    "guessed": guessed,
+    "cached": cached,
+    "restored": restored,
     "generated": lambda: tokens(3),
     "embedded": embedded,
     "missing": missing,

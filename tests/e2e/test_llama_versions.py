@@ -55,19 +55,49 @@ def one(found, case):
     return told, each["told"]
 
 
-@pytest.mark.parametrize("case", ["whole", "called", "ended", "chat", "tool"])
-def test_whole_answers(found, case):
+WHOLE = {
+    "whole": 4,
+    "called": 4,
+    # What only ends the answer is none of it.
+    "ended": 0,
+    "chat": 4,
+    "tool": None,
+    "tool or not": None,
+    "grammar": None,
+    "guessed": 8,
+    "cached": 4,
+    "restored": 4,
+}
+"""Whole answers, and how many tokens are asked of them."""
+
+
+@pytest.mark.parametrize(("case", "made"), WHOLE.items(), ids=WHOLE)
+def test_whole_answers(found, case, made):
     told, usage = one(found, case)
     assert told[INPUT] == usage["prompt_tokens"]
-    # What only ends the answer is none of it.
-    assert (
-        told[OUTPUT]
-        == usage["completion_tokens"]
-        == {"ended": 0, "tool": told[OUTPUT]}.get(case, 4)
-    )
+    assert told[OUTPUT] == usage["completion_tokens"]
+    assert made in {None, told[OUTPUT]}
     assert told["gen_ai.response.finish_reasons"] == [usage["finished"]]
     assert told["gen_ai.request.model"] == "llama-lt_1M-f32"
     assert told["sottovoce.call.outcome"] == "completed"
+
+
+def test_many_passes_are_one_call(found):
+    told, usage = one(found, "tool or not")
+    assert told["sottovoce.engine.passes"] == usage["passes"] > 1
+    assert "sottovoce.engine.passes" not in one(found, "tool")[0]
+
+
+@pytest.mark.parametrize("case", ["cached", "restored"])
+def test_what_a_state_holds_is_not_read_again(found, case):
+    # The last token is, for what follows it.
+    assert one(found, case)[0]["gen_ai.usage.cache_read.input_tokens"] == found["prompt"] - 1
+
+
+def test_what_guesses_are_worth(found):
+    told, seen = one(found, "guessed")
+    assert told["sottovoce.draft.acceptance_rate"] == seen["share"]
+    assert "sottovoce.draft.acceptance_rate" not in one(found, "whole")[0]
 
 
 @pytest.mark.parametrize(("case", "whole"), [("streamed", "whole"), ("chat streamed", "chat")])
