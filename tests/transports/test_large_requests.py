@@ -17,9 +17,7 @@ FACTS = {"request_model": "tiny", "request_max_tokens": 5, "user_turn": True}
 def post(library, url, messages):
     body = {"model": "tiny", "messages": messages, "max_tokens": 5}
     response = library.post(url, json=body)
-    assert (
-        json.loads(response.request.content if library is httpx else response.request.body) == body
-    )
+    assert json.loads(response.request.content) == body
     return response
 
 
