@@ -132,7 +132,8 @@ def test_of_a_load_that_is_suppressed_nothing_is_told(mlx, mlx_model_path):
 def settings(**changed):
     def change(folder):
         file = folder / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+        all_ = {**json.loads(file.read_text()), **changed}
+        file.write_text(json.dumps({key: each for key, each in all_.items() if each is not None}))
 
     return change
 
@@ -145,6 +146,12 @@ def weights(change):
     return rewrite
 
 
+def alone(folder):
+    """One file where a folder is asked for."""
+    shutil.rmtree(folder)
+    folder.write_bytes(b"GGUF")
+
+
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
@@ -154,6 +161,8 @@ def weights(change):
         (lambda folder: (folder / "config.json").write_text("{alice"), "bad_model_file"),
         (lambda folder: (folder / "config.json").write_text("{}"), "bad_model_file"),
         (lambda folder: (folder / "tokenizer.json").write_text("{alice"), "bad_model_file"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "bad_model_file"),
+        (alone, "bad_model_file"),
         (weights(lambda content: b""), "bad_model_file"),
         (weights(lambda content: content[:500]), "bad_model_file"),
         (weights(lambda content: content[:-500]), "bad_model_file"),
@@ -161,13 +170,15 @@ def weights(change):
         (settings(hidden_size=128), "bad_model_file"),
         (settings(num_hidden_layers=7), "bad_model_file"),
         (settings(num_hidden_layers=1), "bad_model_file"),
+        (settings(hidden_size=None), "bad_model_file"),
         (settings(model_type="alice_secret"), "unsupported_architecture"),
+        (settings(rope_scaling={"type": "alice_secret"}), "unsupported_architecture"),
     ],
 )
 def test_why_mlx_could_not_load(mlx, mlx_model_path, tmp_path, spoil, code):
     folder = shutil.copytree(mlx_model_path, tmp_path / "alice" / "model")
     spoil(folder)
-    with pytest.raises((OSError, ValueError, RuntimeError, KeyError)):
+    with pytest.raises((OSError, ValueError, RuntimeError, KeyError, TypeError)):
         mlx_utils.load(str(folder))
     check_failed(mlx, code)
 

@@ -15,7 +15,7 @@ and nothing of it becomes part of a code. What no row matches has no code: its c
 there is to say.
 
 Phrases of mlx 0.29 to 0.32, mlx-lm 0.28 to 0.32.2, llama-cpp-python 0.3.x, huggingface_hub
-0.x and 1.x.
+0.x and 1.x, transformers 5.
 """
 
 from __future__ import annotations
@@ -74,11 +74,13 @@ _OF_CALLS: Final[Mapping[type[BaseException], tuple[_Phrase, ...]]] = {
 _OF_LOADS: Final[Mapping[type[BaseException], tuple[_Phrase, ...]]] = {
     ValueError: (
         _Phrase(UNSUPPORTED, "Model type ", " not supported"),
+        _Phrase(UNSUPPORTED, "Unsupported RoPE type "),
         _Phrase(BAD_FILE, "Missing ", " parameters: "),
         _Phrase(BAD_FILE, "Received ", " parameters not in model"),
         _Phrase(BAD_FILE, "Expected shape ", " for parameter "),
         _Phrase(BAD_FILE, "Adapter at ", " contains incompatible tensors"),
         _Phrase(BAD_FILE, "The checkpoint has no weights for layers "),
+        _Phrase(BAD_FILE, "Couldn't instantiate the backend tokenizer from "),
         _Phrase(NOT_FOUND, "Model path does not exist: "),
         _Phrase(NOT_FOUND, "No file found in ", " that match "),
         _Phrase(BAD_FILE, _REFUSED),
@@ -97,6 +99,8 @@ _OF_LOADS: Final[Mapping[type[BaseException], tuple[_Phrase, ...]]] = {
         _Phrase(BAD_FILE, "Failed to initialize LoRA adapter"),
         _Phrase(BAD_FILE, "Failed to set LoRA adapter"),
     ),
+    # A setting that the configuration lacks.
+    TypeError: (_Phrase(BAD_FILE, "ModelArgs.__init__() missing "),),
 }
 
 # Class → code, by the package and name of the class or the nearest base; "" is none of its own.
@@ -106,6 +110,8 @@ _CLASSES_OF_CALLS: Final[Mapping[tuple[str, str], str]] = {
 _CLASSES_OF_LOADS: Final[Mapping[tuple[str, str], str]] = {
     ("builtins", "MemoryError"): OUT_OF_MEMORY,
     ("builtins", "FileNotFoundError"): NOT_FOUND,
+    # A single file, of another runtime's.
+    ("builtins", "NotADirectoryError"): BAD_FILE,
     ("builtins", "UnicodeDecodeError"): BAD_FILE,
     # A setting that every model's configuration has.
     ("builtins", "KeyError"): BAD_FILE,
