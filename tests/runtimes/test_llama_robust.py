@@ -402,6 +402,26 @@ def test_a_fork_in_the_middle_of_a_stream(llama_hooks, llama, text):
     assert llama_hooks.recorder.call.facts["output_tokens"] == 9
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_stream_that_the_garbage_collector_finds_in_a_forked_child(llama_hooks, llama):
+    # The parent has the thread that ends such streams; a child needs its own.
+    list(llama.create_completion(PROMPT, **STREAMED))
+    child = os.fork()
+    if child == 0:
+        try:
+            cycle = [llama.create_completion(PROMPT, **STREAMED)]
+            cycle.append(cycle)
+            next(cycle[0])
+            del cycle
+            llama_hooks.recorder.calls.clear()
+            gc.collect()
+            until(lambda: llama_hooks.recorder.calls)
+            os._exit(0 if llama_hooks.recorder.call.outcome == "abandoned" else 1)
+        finally:
+            os._exit(2)
+    assert exit_code(child) == 0
+
+
 @pytest.mark.parametrize("read", [0, 3])
 def test_hooks_that_are_removed_in_the_middle_of_a_stream(instrumented_llama, llama, text, read):
     hooks = instrumented_llama()
