@@ -38,7 +38,7 @@ ANSWER = {
 
 
 @pytest.fixture
-def bench():
+def bench(no_policy):
     class Bench:
         injected: dict = {}
 
@@ -76,11 +76,9 @@ def bench():
 
     made = Bench()
     made.injected = {}
-    before = list(policy._active)
     yield made
     for instrumentor in made.applied:
         instrumentor.uninstrument()
-    policy._active[:] = before
 
 
 @pytest.fixture

@@ -23,16 +23,10 @@ from sottovoce.settings import Settings
 from sottovoce.steps import Step
 from test_record import Bench
 
+pytestmark = pytest.mark.usefixtures("no_policy")
+
 # What an app may give where a number is expected.
 PHONE = 491701234567
-
-
-@pytest.fixture(autouse=True)
-def no_policy_of_others():
-    before = list(policy._active)
-    policy._active.clear()
-    yield
-    policy._active[:] = before
 
 
 def asked(bench, **facts):

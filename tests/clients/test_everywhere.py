@@ -39,7 +39,6 @@ from servers import anthropic as claude
 from servers import ollama as llama
 from sottovoce import guard, instrumentors
 from sottovoce.call import current_call
-from sottovoce.privacy import policy
 from sottovoce.settings import Settings
 
 SAID = [{"role": "user", "content": "a secret question"}]
@@ -105,14 +104,12 @@ class App:
 
 
 @pytest.fixture
-def app():
-    before = list(policy._active)
+def app(no_policy):
     made = App()
     guard.failures.clear()
     made.instrument()
     yield made
     made.uninstrument()
-    policy._active[:] = before
     assert current_call.get() is None
     assert not guard.failures
 

@@ -3,7 +3,7 @@
 Every scenario runs without us and with us, and what the app sees of both is compared.
 """
 
-import asyncio
+import functools
 import importlib
 import inspect
 from dataclasses import dataclass, field
@@ -14,7 +14,6 @@ from servers import anthropic as claude
 from servers import fixtures
 from servers.calls import Calls
 from servers.provider import MODEL, ProviderServer
-from sottovoce import guard
 from sottovoce.call import current_call
 from sottovoce.clients import anthropic, generated
 
@@ -234,31 +233,18 @@ def test_one_call_and_no_difference(sdk, driver, server, scenario):
         return
 
     def run():
-        server.play(*plays)
-        client = make(driver, server, sdk, **options)
-        try:
-            return do(driver, client, sdk, server)
-        except (Exception, asyncio.CancelledError) as raised:
-            return [type(raised), str(raised), type(raised.__cause__)]
-        finally:
-            server.gate.set()
-            driver.close(client)
+        return fixtures.played(
+            server,
+            plays,
+            lambda: make(driver, server, sdk, **options),
+            lambda client: do(driver, client, sdk, server),
+            driver.close,
+        )
 
-    guard.failures.clear()
-    calls = Calls()
-    before = run()
-    requests = len(server.requests)
-    with hooked(sdk, calls):
-        after = run()
-    assert after == before
-    assert len(server.requests) == 2 * requests
-    call = calls.wait()
-    assert calls.only is call
-    assert not guard.failures
+    call = fixtures.one_call(server, run, functools.partial(hooked, sdk))
     assert call.outcome == outcome
     assert (call.operation, call.model, call.provider) == ("chat", "tiny", sdk.provider)
     assert (call.local, call.attempts) == (True, attempts)
-    assert "secret" not in repr(call.facts)
     if do is not whole and error and outcome == "failed" and error.endswith("Error"):
         assert name_of(call.error) in {error, "APIConnectionError"}
     elif scenario == "error in a stream":

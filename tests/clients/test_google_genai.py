@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import re
 
 import aiohttp
 import httpx
@@ -246,28 +245,15 @@ def test_one_call_and_no_difference(driver, server, library, scenario):
         return
 
     def run():
-        server.play(*plays)
-        client = make(driver, server, library, **options)
-        try:
-            return do(driver, client, server)
-        except (Exception, asyncio.CancelledError) as raised:
-            said = re.sub("0x[0-9a-f]+", "", str(raised))
-            return [type(raised), said, type(raised.__cause__)]
-        finally:
-            server.gate.set()
-            close(driver, client)
+        return fixtures.played(
+            server,
+            plays,
+            lambda: make(driver, server, library, **options),
+            lambda client: do(driver, client, server),
+            lambda client: close(driver, client),
+        )
 
-    guard.failures.clear()
-    calls = Calls()
-    before = run()
-    requests = [(path, body) for path, _, body in server.requests]
-    with hooked(calls):
-        after = run()
-    assert after == before
-    assert [(path, body) for path, _, body in server.requests] == 2 * requests
-    call = calls.wait()
-    assert calls.only is call
-    assert not guard.failures
+    call = fixtures.one_call(server, run, hooked)
     error = call.error.__name__ if isinstance(call.error, type) else call.error
     assert (call.outcome, error is None or error in errors) == (outcome, True), call.error
     assert (call.operation, call.model, call.provider) == (
@@ -276,7 +262,6 @@ def test_one_call_and_no_difference(driver, server, library, scenario):
         "gcp.gemini",
     )
     assert (call.local, call.attempts) == (True, attempts)
-    assert "secret" not in repr(call.facts)
     if outcome == "completed" and "blocked" not in scenario:
         assert {**call.facts, **FACTS, "user_turn": True} == call.facts
     if "blocked" in scenario:

@@ -1,6 +1,5 @@
 """mistralai in every way a call can go, with and without us, on its own API and on Vertex AI."""
 
-import asyncio
 import inspect
 import sys
 
@@ -197,33 +196,20 @@ def test_one_call_and_no_difference(driver, server, scenario):
         return
 
     def run():
-        server.play(*plays)
-        client = make(server, **options)
-        try:
-            return act(driver, client, server)
-        except (Exception, asyncio.CancelledError) as raised:
-            return [type(raised), str(raised), type(raised.__cause__)]
-        finally:
-            server.gate.set()
-            close(driver, client)
+        return fixtures.played(
+            server,
+            plays,
+            lambda: make(server, **options),
+            lambda client: act(driver, client, server),
+            lambda client: close(driver, client),
+        )
 
-    guard.failures.clear()
-    calls = Calls()
-    before = run()
-    requests = [(path, body) for path, _, body in server.requests]
-    with hooked(calls):
-        after = run()
-    assert after == before
-    assert [(path, body) for path, _, body in server.requests] == 2 * requests
-    call = calls.wait()
-    assert calls.only is call
-    assert not guard.failures
+    call = fixtures.one_call(server, run, hooked)
     found = call.error.__name__ if isinstance(call.error, type) else call.error
     assert (call.outcome, found) == (outcome, error)
     assert (call.operation, call.provider) == ("chat", "mistral_ai")
     assert call.model == (None if act is agent else "tiny")
     assert (call.local, call.attempts) == (True, attempts)
-    assert "secret" not in repr(call.facts)
     assert call.facts["user_turn"] is True
     if outcome == "completed":
         assert {**call.facts, **FACTS} == call.facts

@@ -22,10 +22,11 @@ from starlette.routing import Route
 
 from conformance.conformance import violations
 from sottovoce import dropped, guard
-from sottovoce.privacy import policy
 from sottovoce.record_requests import RequestRecorder
 from sottovoce.runtimes import llama_server
 from sottovoce.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("no_policy")
 
 CHAT = "/v1/chat/completions"
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -89,14 +90,6 @@ class Bench:
         assert not violations(span)
         assert "secret" not in span.to_json()
         return span
-
-
-@pytest.fixture(autouse=True)
-def no_policy_of_others():
-    before = list(policy._active)
-    policy._active.clear()
-    yield
-    policy._active[:] = before
 
 
 @pytest.fixture
@@ -208,7 +201,7 @@ def test_an_app_that_asks_itself(bench, kind):
     assert ours.parent.span_id == context.span_id
 
 
-def test_what_is_not_sampled_is_still_a_parent(no_policy_of_others):
+def test_what_is_not_sampled_is_still_a_parent(no_policy):
     bench = Bench(sampler=ALWAYS_OFF)
     bench.ask()
     assert not bench.spans.get_finished_spans()

@@ -47,3 +47,16 @@ class Calls:
         assert self.entered == 0
         assert current_call.get() is None
         return self.ended_calls[0]
+
+
+class Locking(Calls):
+    """A recorder with a lock, as every exporter and every metric has one."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def ended(self, call):
+        assert self.lock.acquire(timeout=20)
+        super().ended(call)
+        self.lock.release()

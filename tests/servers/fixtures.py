@@ -1,6 +1,7 @@
 """Fixtures of the rooms that talk to `ProviderServer` through hooked libraries."""
 
 import asyncio
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -42,6 +43,40 @@ def hooked(install, *more, calls=None):
         hooks.stop()
         transports.remove_wire()
         patches.undo()
+
+
+def played(server, plays, make, act, close):
+    """What an app sees that makes a client, acts with it and closes it, while the server plays."""
+    server.play(*plays)
+    client = make()
+    try:
+        return act(client)
+    except (Exception, asyncio.CancelledError) as raised:
+        said = re.sub("0x[0-9a-f]+", "", str(raised))
+        return [type(raised), said, type(raised.__cause__)]
+    finally:
+        server.gate.set()
+        close(client)
+
+
+def one_call(server, run, hooked):
+    """The call that is left when `run` is done a second time, within ``hooked(calls)``.
+
+    Nothing differs from the first time, neither for the app nor for the server.
+    """
+    guard.failures.clear()
+    calls = Calls()
+    before = run()
+    asked = [(path, body) for path, _, body in server.requests]
+    with hooked(calls):
+        after = run()
+    assert after == before
+    assert [(path, body) for path, _, body in server.requests] == 2 * asked
+    call = calls.wait()
+    assert calls.only is call
+    assert not guard.failures
+    assert "secret" not in repr(call.facts)
+    return call
 
 
 def impatient(response):

@@ -32,7 +32,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from sottovoce import guard, instrumentors
 from sottovoce.call import current_call
-from sottovoce.privacy import policy
 from sottovoce.settings import read
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a secret question"}]}
@@ -141,8 +140,8 @@ LIBRARIES = ("OpenAI", "HTTPX", "Requests", "AioHTTP", "URLLib3", "HTTPClient")
 
 
 @pytest.fixture
-def apply(both):
-    before, propagator = list(policy._active), propagate.get_global_textmap()
+def apply(both, no_policy):
+    propagator = propagate.get_global_textmap()
     tracers, exporter = TracerProvider(), InMemorySpanExporter()
     tracers.add_span_processor(SimpleSpanProcessor(exporter))
     bench = Bench(*both, exporter)
@@ -169,7 +168,6 @@ def apply(both):
     for kind in bench.kinds:
         kind.uninstrument()
     tracers.shutdown()
-    policy._active[:] = before
     propagate.set_global_textmap(propagator)
     assert current_call.get() is None
     assert not guard.failures

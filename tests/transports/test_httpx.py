@@ -15,7 +15,7 @@ import httpx2
 import pytest
 import trio
 
-from servers.calls import Calls
+from servers.calls import Calls, Locking
 from servers.provider import MODEL, WORDS
 from sottovoce import guard
 from sottovoce.call import current_call
@@ -443,19 +443,6 @@ def test_memory_does_not_grow_with_the_stream(raw_calls):
         tracemalloc.stop()
     assert raw_calls.ended_calls[-1].chunks == 20_000
     assert peaks[1] < peaks[0] + 20_000
-
-
-class Locking(Calls):
-    """A recorder with a lock, as every exporter and every metric has one."""
-
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-    def ended(self, call):
-        assert self.lock.acquire(timeout=5)
-        super().ended(call)
-        self.lock.release()
 
 
 def closing_when_dropped(response):

@@ -24,7 +24,7 @@ import urllib3
 import wrapt
 
 from servers.byhand import CHUNKS, EVENTS, WHOLE, ByHandServer
-from servers.calls import Calls
+from servers.calls import Calls, Locking
 from servers.http_apps import APPS
 from servers.provider import MODEL
 from sottovoce import exchange, guard, transports
@@ -569,19 +569,6 @@ async def test_a_hundred_tasks(calls, server):
     assert set(bodies) == {b"".join(EVENTS)}
     assert len(calls.ended_calls) == 100
     assert all(answered(call, stream=True) for call in calls.ended_calls)
-
-
-class Locking(Calls):
-    """A recorder with a lock, as every exporter and every metric has one."""
-
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-    def ended(self, call):
-        assert self.lock.acquire(timeout=5)
-        super().ended(call)
-        self.lock.release()
 
 
 def dropped_by_requests(server):
