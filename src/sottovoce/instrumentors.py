@@ -143,7 +143,8 @@ class OllamaInstrumentor(_ClientInstrumentor):
 class CohereInstrumentor(_ClientInstrumentor):
     """The cohere SDK, sync and async, both versions of its API."""
 
-    modules = ("cohere.core.http_client",)
+    # The first imports the second, and is waited for before it begins.
+    modules = ("cohere.client", "cohere.core.http_client")
     room = "cohere"
 
 
