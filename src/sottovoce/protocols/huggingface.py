@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from sottovoce.protocols.protocol import Protocol, Seen, error_code
-from sottovoce.protocols.tables import Body, Candidates, Table, at, of, read, rows
+from sottovoce.protocols.protocol import Protocol, as_answered, error_code
+from sottovoce.protocols.tables import Body, Table, at, of, rows
 
 
 @of("parameters")
@@ -43,10 +43,6 @@ def _find_error(body: Body) -> str | None:
     return error_code(body.get("error_type")) if body.get("error") else None
 
 
-def _event(body: Body, _seen: Seen) -> Candidates:
-    return read(ANSWERED, body)
-
-
 def _last(body: Body) -> bool:
     return isinstance(body.get("generated_text"), str)
 
@@ -74,7 +70,7 @@ HF_TEXT_GENERATION: Final = Protocol(
     name="hf_text_generation",
     asked=ASKED,
     answered=ANSWERED,
-    event=_event,
+    event=as_answered(ANSWERED),
     error=_find_error,
     may_hold_fact=re.compile(rb'"(?:generated_text"\s*:\s*"|error"\s*:\s*")'),
     last=_last,
@@ -86,7 +82,7 @@ HF_FEATURES: Final = Protocol(
     name="hf_features",
     asked=rows(("request_model", at("model")), ("request_dimensions", at("dimensions"))),
     answered=(),
-    event=_event,
+    event=as_answered(ANSWERED),
     error=_find_error,
     may_hold_fact=HF_TEXT_GENERATION.may_hold_fact,
     tail_keys=(),

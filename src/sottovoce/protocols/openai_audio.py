@@ -11,18 +11,14 @@ import re
 from typing import Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, Seen
-from sottovoce.protocols.tables import Body, Candidates, Table, at, of, read, rows
+from sottovoce.protocols.protocol import Protocol, as_answered
+from sottovoce.protocols.tables import Body, Table, at, of, rows
 
 
 @of("stream_format")
 def _streamed(body: Body) -> bool | None:
     """Speech is streamed as events only by this name; sound that comes in pieces is no stream of them."""
     return True if body.get("stream_format") == "sse" else None
-
-
-def _event(body: Body, _seen: Seen) -> Candidates:
-    return read(ANSWERED, body)
 
 
 ASKED: Final[Table] = rows(
@@ -46,7 +42,7 @@ OPENAI_AUDIO: Final = Protocol(
     name="openai_audio",
     asked=ASKED,
     answered=ANSWERED,
-    event=_event,
+    event=as_answered(ANSWERED),
     error=openai_chat.find_error,
     may_hold_fact=re.compile(
         rb'"usage"\s*:\s*\{|"type"\s*:\s*"(?:speech\.audio|transcript\.text)\.done"'

@@ -8,12 +8,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, Seen
-from sottovoce.protocols.tables import Body, Candidates, Table, at, of, read, rows
-
-
-def _event(body: Body, _seen: Seen) -> Candidates:
-    return read(ANSWERED, body)
+from sottovoce.protocols.protocol import Protocol, as_answered
+from sottovoce.protocols.tables import Body, Table, at, of, rows
 
 
 @of("encoding_format")
@@ -38,7 +34,7 @@ OPENAI_EMBEDDINGS: Final = Protocol(
     name="openai_embeddings",
     asked=ASKED,
     answered=ANSWERED,
-    event=_event,
+    event=as_answered(ANSWERED),
     error=openai_chat.find_error,
     may_hold_fact=openai_chat.MAY_HOLD_FACT,
     # One vector of 1536 numbers is 30 KB and costs as many float objects when parsed.

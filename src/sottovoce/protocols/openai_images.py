@@ -10,13 +10,8 @@ import re
 from typing import Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, Seen
-from sottovoce.protocols.tables import Body, Candidates, Table, at, read, rows
-
-
-def _event(body: Body, _seen: Seen) -> Candidates:
-    return read(ANSWERED, body)
-
+from sottovoce.protocols.protocol import Protocol, as_answered
+from sottovoce.protocols.tables import Table, at, rows
 
 ASKED: Final[Table] = rows(
     ("request_model", at("model")),
@@ -38,7 +33,7 @@ OPENAI_IMAGES: Final = Protocol(
     name="openai_images",
     asked=ASKED,
     answered=ANSWERED,
-    event=_event,
+    event=as_answered(ANSWERED),
     error=openai_chat.find_error,
     may_hold_fact=re.compile(
         rb'"usage"\s*:\s*\{|"type"\s*:\s*"(?:image_(?:generation|edit)\.completed|error)"'

@@ -8,13 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from sottovoce.protocols import openai_chat
-from sottovoce.protocols.protocol import Protocol, Seen
-from sottovoce.protocols.tables import Body, Candidates, Table, at, read, rows
-
-
-def _event(body: Body, _seen: Seen) -> Candidates:
-    return read(ANSWERED, body)
-
+from sottovoce.protocols.protocol import Protocol, as_answered
+from sottovoce.protocols.tables import Table, at, rows
 
 ASKED: Final[Table] = rows(("request_model", at("model")))
 
@@ -27,7 +22,7 @@ OPENAI_MODERATIONS: Final = Protocol(
     name="openai_moderations",
     asked=ASKED,
     answered=ANSWERED,
-    event=_event,
+    event=as_answered(ANSWERED),
     error=openai_chat.find_error,
     may_hold_fact=openai_chat.MAY_HOLD_FACT,
 )

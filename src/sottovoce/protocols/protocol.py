@@ -121,6 +121,11 @@ class Seen:
         return found
 
 
+def as_answered(table: Table) -> Callable[[Body, Seen], Candidates]:
+    """Make the reader of events that say what whole answers say."""
+    return lambda body, _seen: read(table, body)
+
+
 class Protocol(NamedTuple):
     """One wire format.
 
