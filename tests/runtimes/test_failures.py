@@ -69,6 +69,8 @@ def test_the_codes_are_in_the_registry():
             "context_length_exceeded",
             None,
         ),
+        (ValueError("Prompt exceeds n_ctx: 700 > 512"), "context_length_exceeded", None),
+        (ValueError("Failed to load mtmd context from: /alice"), "bad_model_file", None),
         (ValueError("Failed to create llama_context"), None, "out_of_memory"),
         (ValueError("The checkpoint has no weights for layers [3]."), None, "bad_model_file"),
         (ValueError("Failed to get vocab from model: /alice"), None, "bad_model_file"),

@@ -63,6 +63,10 @@ _OF_CALLS: Final[Mapping[type[BaseException], tuple[_Phrase, ...]]] = {
     ValueError: (
         _Phrase(CONTEXT, "Requested tokens (", "exceed context window"),
         _Phrase(CONTEXT, "Requested tokens (", "exceed batch size"),
+        # Of llama-cpp-python's handlers of images, which load their model when they are first
+        # asked.
+        _Phrase(CONTEXT, "Prompt exceeds n_ctx: "),
+        _Phrase(BAD_FILE, "Failed to load mtmd context from: "),
     ),
     RuntimeError: (
         *_MEMORY,
