@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.trace import SpanContext, TracerProvider
 
     from sottovoce.call import Call
     from sottovoce.settings import Settings
@@ -82,10 +82,13 @@ class StepRecorder(Recording):
         said = self._policy.attributes(_said(step) | _conversation(step), "span")
         said.update(self._where(step))
         parent = _parent(step)
+        around = _around(parent) if step.carrier else None
         begun = step.start_unix_ns
         span, context = self._spans.begin(
             _name(step, said), said, parent, kind=_KINDS[step.kind], start_ns=begun
         )
+        if around is not None:
+            span.add_link(around)
         step.handle = Handle(span, context, {})
         dropped.keep(step)
 
@@ -161,3 +164,14 @@ def _parent(step: Step) -> Context:
     remote = propagation.caller(step.carrier, _PARENT)
     valid = remote.get_span_context().is_valid
     return trace.set_span_in_context(remote, current) if valid else current
+
+
+def _around(parent: Context) -> SpanContext | None:
+    """Give the span in which a request is answered, where the other side's is the parent.
+
+    One of HTTP's may carry several requests, so it is linked; the other side's own, where both
+    are in one process, is no other.
+    """
+    asking = trace.get_current_span(parent).get_span_context()
+    around = trace.get_current_span().get_span_context()
+    return around if around.is_valid and around.span_id != asking.span_id else None

@@ -184,6 +184,29 @@ def test_a_tool_call_over_http_is_one_span_on_each_side(recorded, url, mode):
         assert server.attributes["mcp.session.id"] == session
 
 
+def test_the_span_of_http_around_a_request_is_linked(recorded, url):
+    app, tracers, around = make().streamable_http_app(), TracerProvider(), []
+
+    async def spanned(scope, receive, send):
+        with tracers.get_tracer("http").start_as_current_span("POST") as span:
+            around.append(span.get_span_context().span_id)
+            await app(scope, receive, send)
+
+    with served(spanned) as port:
+        call("bash", {"text": CANARY}, server=f"http://127.0.0.1:{port}/mcp")
+    call("bash", {"text": CANARY}, server=url)
+    call("bash", {"text": CANARY}, server=make())
+    linked, *alone = recorded.spans(SpanKind.SERVER, "tools/call")
+    clients = recorded.spans(SpanKind.CLIENT, "tools/call")
+    (link,) = linked.links
+    assert link.context.span_id in around
+    assert link.attributes == {}
+    assert len(alone) == 2
+    for server, client in zip([linked, *alone], clients, strict=True):
+        assert server.parent.span_id == client.context.span_id
+    assert [span.links for span in alone] == [(), ()]
+
+
 def test_each_request_has_its_duration(recorded, url):
     call("bash", {"text": CANARY}, server=url, mode="legacy")
     for side, kind in (("client", SpanKind.CLIENT), ("server", SpanKind.SERVER)):
