@@ -533,6 +533,30 @@ def test_a_connection_of_http_client_that_nobody_asks_for_the_answer(calls, serv
     assert [call.outcome for call in calls.ended_calls] == ["abandoned", "completed", "abandoned"]
 
 
+def test_a_request_of_http_client_that_is_sent_step_by_step(calls, server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+
+    def put(connection, path):
+        connection.putrequest("POST", path)
+        connection.putheader("Content-Length", str(len(BODY)))
+        connection.endheaders()
+        connection.send(BODY)
+
+    put(connection, "/whole/v1/chat/completions")
+    assert connection.getresponse().read() == WHOLE
+    assert answered(calls.only)
+    put(connection, "/whole/v1/responses")  # who knows whose, when nothing says which model
+    connection.getresponse().read()
+    with pytest.raises(http.client.CannotSendRequest):
+        put(connection, "/whole/v1/chat/completions")
+        put(connection, "/whole/v1/chat/completions")
+    connection.close()
+    del connection
+    gc.collect()
+    outcomes = [call.outcome for call in calls.ended_calls]
+    assert outcomes == ["completed", "failed", "abandoned"]
+
+
 def test_a_hundred_threads(calls, server):
     apps = [app for name, app in APPS.items() if "async" not in name and name != "aiohttp"]
     found = []

@@ -1,7 +1,9 @@
 """http.client, and with it urllib.request: each request and response of a connection.
 
 A request is sent by `HTTPConnection.request` and answered by `getresponse`; between them the
-connection remembers for which call. urllib3 has its own `request` (since 2.0) and its own room.
+connection remembers for which call. One that is sent step by step begins with `putrequest`: of its
+body nothing is known, and its headers are the app's alone. urllib3 has its own `request` (since
+2.0) and its own room.
 urllib follows redirects with requests of their own, which are GETs: a POST that is redirected is
 a call that failed with that status.
 
@@ -37,6 +39,11 @@ _HTTPS: Final = 443
 def patch(transport: Transport, module: ModuleType) -> None:
     """Hook http.client."""
     transport.patches.wrap(module.HTTPConnection, "request", _wrap_request)
+    transport.patches.wrap(
+        module.HTTPConnection,
+        "putrequest",
+        functools.partial(_wrap_putrequest, module.HTTPConnection),
+    )
     transport.patches.wrap(module.HTTPConnection, "getresponse", _wrap_getresponse)
 
 
@@ -65,6 +72,28 @@ def _wrap_request(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return request
+
+
+def _wrap_putrequest(owner: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def putrequest(connection: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        begun = None
+        # Who makes requests another way has a room of its own.
+        if type(connection).request is owner.request:
+            begun = _begin(connection, method, url, None)
+        if begun is None:
+            return original(connection, method, url, *args, **kwargs)
+        try:
+            result = original(connection, method, url, *args, **kwargs)
+        except BaseException as error:
+            begun.sent()
+            begun.broken(error)
+            raise
+        begun.sent()
+        _await(connection, begun)
+        return result
+
+    return putrequest
 
 
 @guard.never_raise("http_client.carrying")
