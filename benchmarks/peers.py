@@ -88,7 +88,7 @@ class Costs:
 
     def __init__(self):
         self.added, self.bare, self.start_up, self.memory = {}, {}, {}, {}
-        self.remembered = set()
+        self.first_call, self.remembered = {}, set()
 
     def round(self, name, cases, seed, quick):
         """Measure one peer once: its settings and nothing, taking turns."""
@@ -99,6 +99,7 @@ class Costs:
                 worker = stack.enter_context(Worker(name, setting, "-", seed=seed))
                 workers[setting] = worker
                 self.start_up.setdefault((name, setting), []).append(worker.start_up_ms)
+                self.first_call.setdefault((name, setting), []).append(worker.first_call_ms)
             for worker in workers.values():
                 for case in cases:
                     worker.ask(case=case, calls=3)
@@ -151,6 +152,11 @@ def label(key):
     return f"{key[0]}, {key[1]}"
 
 
+def over(found, key):
+    """The least disturbed of one over the least disturbed of its bare environment."""
+    return min(found[key]) - min(found[key[0], None])
+
+
 def report(costs, checks, left_out, cases, rounds):
     def cost(key, case, values):
         if key in checks and not facts.recorded(checks[key], case):
@@ -181,10 +187,11 @@ def report(costs, checks, left_out, cases, rounds):
             ],
         ),
         "Memory in KiB above the same call with nothing (peak / still held after the call, where a "
-        "span waits for its export), and start-up (milliseconds of CPU for instrumenting, with "
-        "what it imports, after the SDKs and OpenTelemetry's):",
+        "span waits for its export). Start-up: milliseconds of CPU for instrumenting, with what "
+        "it imports besides the SDKs' and OpenTelemetry's own modules; and what the first "
+        "call takes more than without.",
         table(
-            ["", *MEMORY.values(), "start-up ms"],
+            ["", *MEMORY.values(), "start-up ms", "first call ms"],
             [
                 [
                     label(key),
@@ -193,6 +200,7 @@ def report(costs, checks, left_out, cases, rounds):
                         for case in MEMORY
                     ),
                     f"{statistics.median(costs.start_up[key]):.0f}",
+                    f"{over(costs.first_call, key):+.0f}",
                 ]
                 for key in shown
             ],

@@ -12,6 +12,15 @@ LONG_PROMPT = [{"role": "user", "content": "planted secret words " * 5000}]
 CLAUDE = "claude-sonnet-4-6"
 
 
+def load():
+    """Import what the SDKs import when their resources are first used."""
+    cases = Cases()
+    for client in (cases.openai, cases.async_openai):
+        _ = client.chat.completions.create, client.embeddings.create, client.responses.create
+    _ = cases.claude.messages.create
+    cases.loop.close()
+
+
 class Cases:
     """Each a call, or what is measured as one.
 

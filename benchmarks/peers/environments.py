@@ -166,7 +166,8 @@ class Worker:
             env={**kept, **own, "PYTHONHASHSEED": str(seed)},
         )
         self.what = f"{name}, {setting}"
-        self.start_up_ms = self.hear()["start_up_ms"]
+        told = self.hear()
+        self.start_up_ms, self.first_call_ms = told["start_up_ms"], told["first_call_ms"]
 
     def hear(self):
         line = self.process.stdout.readline()
