@@ -10,8 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def made(folder, requirements):
-    """The `bin` folder of a new environment with the pins in ``requirements/NAME.txt``."""
+def made(folder, requirements, *, ours=True):
+    """The `bin` folder of a new environment with the pins in ``requirements/NAME.txt``.
+
+    `ours`: with this checkout, in place.
+    """
     uv = Path(sys.executable).with_name("uv")
     environ = {**os.environ, "VIRTUAL_ENV": str(folder)}
 
@@ -27,9 +30,10 @@ def made(folder, requirements):
     # From uv's cache, when everything is there: without a look at any index.
     if not run("pip", "install", "-q", "--offline", *pinned, check=False):
         run("pip", "install", "-q", *pinned)
-    # In place: uv would take the package as it built it last from its cache.
-    here = ("--no-deps", "--no-build-isolation", "-e", ROOT)
-    run("pip", "install", "-q", "--offline", *here)
+    if ours:
+        # In place: uv would take the package as it built it last from its cache.
+        here = ("--no-deps", "--no-build-isolation", "-e", ROOT)
+        run("pip", "install", "-q", "--offline", *here)
     return folder / "bin"
 
 

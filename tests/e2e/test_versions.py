@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e import environments
 from servers import anthropic, bedrock, cohere, gemini, huggingface, mistral, ollama, provider
 
 pytestmark = pytest.mark.e2e
@@ -93,25 +94,10 @@ def urls():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Makes an environment from a file of requirements; gives its interpreter."""
-    uv = Path(sys.executable).with_name("uv")
 
     def make(name):
         folder = tmp_path_factory.mktemp("versions") / name
-        environ = {**os.environ, "VIRTUAL_ENV": str(folder)}
-
-        def run(*arguments, check=True):
-            done = subprocess.run(
-                [uv, *map(str, arguments)], env=environ, capture_output=True, text=True, cwd=ROOT
-            )
-            assert not check or done.returncode == 0, done.stderr
-            return done.returncode == 0
-
-        run("venv", "-q", "--python", sys.executable, folder)
-        pinned = ("--require-hashes", "-r", ROOT / "requirements" / f"sdks-{name}.txt")
-        # From uv's cache, when everything is there: without a look at any index.
-        if not run("pip", "install", "-q", "--offline", *pinned, check=False):
-            run("pip", "install", "-q", *pinned)
-        return folder / "bin" / "python"
+        return environments.made(folder, f"sdks-{name}", ours=False) / "python"
 
     return make
 
