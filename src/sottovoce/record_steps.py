@@ -6,6 +6,7 @@ series. Arguments and results are never here.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry import context as otel_context
@@ -38,6 +39,7 @@ METHOD: Final = "mcp.method.name"
 SESSION: Final = "mcp.session.id"
 VERSION: Final = "mcp.protocol.version"
 TRANSPORT: Final = "network.transport"
+CODE: Final = "rpc.response.status_code"
 
 _OTHER: Final = "_OTHER"
 _NS: Final = 1e-9
@@ -57,6 +59,7 @@ _DURATIONS: Final = {
 _NAMED: Final = {"tool": TOOL, "agent": AGENT, "tools/call": TOOL, "prompts/get": PROMPT}
 """Kind or method → what its name is the name of."""
 
+_is_code: Final = re.compile(r"-?[0-9]{1,9}").fullmatch
 _PARENT: Final = TraceContextTextMapPropagator()
 
 
@@ -145,7 +148,8 @@ def _conversation(step: Step) -> dict[str, Any]:
 
 def _late(step: Step) -> dict[str, Any]:
     """What of a request over MCP may be known only when it ends, not yet judged."""
-    values = {VERSION: step.version, TRANSPORT: step.transport}
+    code = step.error if isinstance(step.error, str) and _is_code(step.error) else None
+    values = {VERSION: step.version, TRANSPORT: step.transport, CODE: code}
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -245,9 +245,17 @@ def test_what_goes_wrong_is_said_by_its_code(recorded, url, name, arguments, cod
         assert result.is_error is True
     else:
         assert (result.code, CANARY in result.message) == (int(code), True)
-    for kind in (SpanKind.CLIENT, SpanKind.SERVER):
+    answered = None if code == "tool_error" else code
+    for side, kind in (("client", SpanKind.CLIENT), ("server", SpanKind.SERVER)):
         (span,) = recorded.spans(kind, "tools/call")
-        assert span.attributes["error.type"] == code
+        (point,) = [
+            point
+            for point in recorded.points(f"mcp.{side}.operation.duration")
+            if point.attributes["mcp.method.name"] == "tools/call"
+        ]
+        for attributes in (span.attributes, point.attributes):
+            assert attributes["error.type"] == code
+            assert attributes.get("rpc.response.status_code") == answered
         assert span.attributes["sottovoce.call.outcome"] == "failed"
         assert span.status.status_code is StatusCode.ERROR
         assert span.status.description is None

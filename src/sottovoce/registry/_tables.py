@@ -66,24 +66,25 @@ _V33: Final[frozenset[str]] = frozenset({'auto', 'batch', 'default', 'fast', 'fl
 _V34: Final[frozenset[str]] = frozenset({'aix', 'darwin', 'dragonflybsd', 'freebsd', 'hpux', 'linux', 'netbsd', 'openbsd', 'solaris', 'windows', 'z_os', 'zos'})
 _V35: Final[frozenset[str]] = frozenset({'ai', 'com.anthropic.sdk.python', 'fastapi', 'langfuse-sdk', 'langsmith', 'logfire', 'logfire.anthropic', 'logfire.openai', 'mcp-python-sdk', 'mistralai_sdk_tracer', 'openinference.instrumentation.agno', 'openinference.instrumentation.anthropic', 'openinference.instrumentation.bedrock', 'openinference.instrumentation.crewai', 'openinference.instrumentation.dspy', 'openinference.instrumentation.google_genai', 'openinference.instrumentation.groq', 'openinference.instrumentation.haystack', 'openinference.instrumentation.instructor', 'openinference.instrumentation.langchain', 'openinference.instrumentation.litellm', 'openinference.instrumentation.llama_index', 'openinference.instrumentation.mcp', 'openinference.instrumentation.mistralai', 'openinference.instrumentation.openai', 'openinference.instrumentation.openai_agents', 'openinference.instrumentation.pydantic_ai', 'openinference.instrumentation.smolagents', 'openinference.instrumentation.vertexai', 'openlit.instrumentation.anthropic', 'openlit.instrumentation.bedrock', 'openlit.instrumentation.cohere', 'openlit.instrumentation.groq', 'openlit.instrumentation.langchain', 'openlit.instrumentation.litellm', 'openlit.instrumentation.mistral', 'openlit.instrumentation.ollama', 'openlit.instrumentation.openai', 'openlit.instrumentation.transformers', 'openlit.instrumentation.vertexai', 'openlit.instrumentation.vllm', 'openlit.otel.metrics', 'opentelemetry.instrumentation.aio_pika', 'opentelemetry.instrumentation.aiohttp_client', 'opentelemetry.instrumentation.aiohttp_server', 'opentelemetry.instrumentation.aiokafka', 'opentelemetry.instrumentation.aiopg', 'opentelemetry.instrumentation.anthropic', 'opentelemetry.instrumentation.asgi', 'opentelemetry.instrumentation.asyncio', 'opentelemetry.instrumentation.asyncpg', 'opentelemetry.instrumentation.bedrock', 'opentelemetry.instrumentation.boto3sqs', 'opentelemetry.instrumentation.botocore', 'opentelemetry.instrumentation.cassandra', 'opentelemetry.instrumentation.celery', 'opentelemetry.instrumentation.chromadb', 'opentelemetry.instrumentation.cohere', 'opentelemetry.instrumentation.confluent_kafka', 'opentelemetry.instrumentation.crewai', 'opentelemetry.instrumentation.dbapi', 'opentelemetry.instrumentation.django', 'opentelemetry.instrumentation.elasticsearch', 'opentelemetry.instrumentation.falcon', 'opentelemetry.instrumentation.fastapi', 'opentelemetry.instrumentation.flask', 'opentelemetry.instrumentation.genai.anthropic', 'opentelemetry.instrumentation.genai.openai', 'opentelemetry.instrumentation.google_genai', 'opentelemetry.instrumentation.google_generativeai', 'opentelemetry.instrumentation.groq', 'opentelemetry.instrumentation.grpc', 'opentelemetry.instrumentation.haystack', 'opentelemetry.instrumentation.httpx', 'opentelemetry.instrumentation.httpx2', 'opentelemetry.instrumentation.jinja2', 'opentelemetry.instrumentation.kafka', 'opentelemetry.instrumentation.lancedb', 'opentelemetry.instrumentation.langchain', 'opentelemetry.instrumentation.llamaindex', 'opentelemetry.instrumentation.logging', 'opentelemetry.instrumentation.mcp', 'opentelemetry.instrumentation.milvus', 'opentelemetry.instrumentation.mistralai', 'opentelemetry.instrumentation.mysql', 'opentelemetry.instrumentation.mysqlclient', 'opentelemetry.instrumentation.ollama', 'opentelemetry.instrumentation.openai', 'opentelemetry.instrumentation.openai.v0', 'opentelemetry.instrumentation.openai.v1', 'opentelemetry.instrumentation.openai_agents', 'opentelemetry.instrumentation.openai_v2', 'opentelemetry.instrumentation.pika', 'opentelemetry.instrumentation.pinecone', 'opentelemetry.instrumentation.psycopg', 'opentelemetry.instrumentation.psycopg2', 'opentelemetry.instrumentation.pymemcache', 'opentelemetry.instrumentation.pymongo', 'opentelemetry.instrumentation.pymysql', 'opentelemetry.instrumentation.pyramid', 'opentelemetry.instrumentation.qdrant', 'opentelemetry.instrumentation.redis', 'opentelemetry.instrumentation.replicate', 'opentelemetry.instrumentation.requests', 'opentelemetry.instrumentation.sagemaker', 'opentelemetry.instrumentation.sqlalchemy', 'opentelemetry.instrumentation.sqlite3', 'opentelemetry.instrumentation.starlette', 'opentelemetry.instrumentation.system_metrics', 'opentelemetry.instrumentation.threading', 'opentelemetry.instrumentation.together', 'opentelemetry.instrumentation.tornado', 'opentelemetry.instrumentation.tortoiseorm', 'opentelemetry.instrumentation.transformers', 'opentelemetry.instrumentation.urllib', 'opentelemetry.instrumentation.urllib3', 'opentelemetry.instrumentation.vertexai', 'opentelemetry.instrumentation.watsonx', 'opentelemetry.instrumentation.weaviate', 'opentelemetry.instrumentation.wsgi', 'opentelemetry.sdk._logs', 'opentelemetry.sdk.metrics', 'opentelemetry.sdk.trace', 'opentelemetry.util.genai', 'opentelemetry.util.genai.handler', 'pydantic-ai', 'sottovoce', 'starlette'})
 _V36: Final[frozenset[str]] = frozenset({'ERROR', 'OK', 'UNSET'})
-_V37: Final[frozenset[str]] = frozenset({'apache_dubbo', 'connect_rpc', 'dotnet_wcf', 'grpc', 'java_rmi', 'jsonrpc', 'onc_rpc'})
-_V38: Final[frozenset[str]] = frozenset({'connectrpc', 'dubbo', 'grpc', 'jsonrpc'})
-_V39: Final[frozenset[str]] = frozenset({'amd', 'apple', 'intel', 'none', 'nvidia', 'other'})
-_V40: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
-_V41: Final[frozenset[str]] = frozenset({'encoding', 'json', 'reader', 'size', 'sse', 'type', 'utf8'})
-_V42: Final[frozenset[str]] = frozenset({'15_60s', '1_5m', '1_5s', '5_15s', 'gte_5m', 'lt_1s'})
-_V43: Final[frozenset[str]] = frozenset({'allow12', 'body', 'bucket', 'cat12', 'control', 'count', 'curated', 'drop', 'enum', 'error', 'exemplar', 'frames', 'gate_error', 'hash_rot', 'host', 'host_class', 'keep', 'length', 'merge', 'minor', 'name', 'off', 'opt_in', 'range', 'route', 'rule_error', 'scope', 'seal', 'service', 'shape', 'status_description', 'trace_state', 'tripwire', 'type', 'unit', 'unknown', 'withheld'})
-_V44: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'propagation', 'resource', 'scope', 'span'})
-_V45: Final[frozenset[str]] = frozenset({'12_16GiB', '16_24GiB', '1_2GiB', '24_32GiB', '2_4GiB', '32_48GiB', '48_64GiB', '4_8GiB', '64_96GiB', '8_12GiB', '96_128GiB', 'gte_128GiB', 'lt_1GiB'})
-_V46: Final[frozenset[str]] = frozenset({'active', 'cache'})
-_V47: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
-_V48: Final[frozenset[str]] = frozenset({'full', 'none', 'partial'})
-_V49: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
-_V50: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
-_V51: Final[frozenset[str]] = frozenset({'128+', '16', '18', '24', '32', '36', '48', '64', '8', '96'})
-_V52: Final[frozenset[str]] = frozenset({'buffers', 'cached', 'free', 'shared', 'used'})
-_V53: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
-_V54: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
+_V37: Final[frozenset[str]] = frozenset({'-32000', '-32001', '-32002', '-32022', '-32042', '-32600', '-32601', '-32602', '-32603', '-32700', '0', '408', '_OTHER'})
+_V38: Final[frozenset[str]] = frozenset({'apache_dubbo', 'connect_rpc', 'dotnet_wcf', 'grpc', 'java_rmi', 'jsonrpc', 'onc_rpc'})
+_V39: Final[frozenset[str]] = frozenset({'connectrpc', 'dubbo', 'grpc', 'jsonrpc'})
+_V40: Final[frozenset[str]] = frozenset({'amd', 'apple', 'intel', 'none', 'nvidia', 'other'})
+_V41: Final[frozenset[str]] = frozenset({'abandoned', 'cancelled', 'completed', 'failed'})
+_V42: Final[frozenset[str]] = frozenset({'encoding', 'json', 'reader', 'size', 'sse', 'type', 'utf8'})
+_V43: Final[frozenset[str]] = frozenset({'15_60s', '1_5m', '1_5s', '5_15s', 'gte_5m', 'lt_1s'})
+_V44: Final[frozenset[str]] = frozenset({'allow12', 'body', 'bucket', 'cat12', 'control', 'count', 'curated', 'drop', 'enum', 'error', 'exemplar', 'frames', 'gate_error', 'hash_rot', 'host', 'host_class', 'keep', 'length', 'merge', 'minor', 'name', 'off', 'opt_in', 'range', 'route', 'rule_error', 'scope', 'seal', 'service', 'shape', 'status_description', 'trace_state', 'tripwire', 'type', 'unit', 'unknown', 'withheld'})
+_V45: Final[frozenset[str]] = frozenset({'event', 'link', 'log', 'metric', 'propagation', 'resource', 'scope', 'span'})
+_V46: Final[frozenset[str]] = frozenset({'12_16GiB', '16_24GiB', '1_2GiB', '24_32GiB', '2_4GiB', '32_48GiB', '48_64GiB', '4_8GiB', '64_96GiB', '8_12GiB', '96_128GiB', 'gte_128GiB', 'lt_1GiB'})
+_V47: Final[frozenset[str]] = frozenset({'active', 'cache'})
+_V48: Final[frozenset[str]] = frozenset({'Klear', 'afm7', 'afmoe', 'apertus', 'arcee', 'arctic', 'arwkv7', 'baichuan', 'baichuan_m1', 'bailing_hybrid', 'bailing_moe', 'bailing_moe_linear', 'bailing_moe_v3', 'bailingmoe', 'bailingmoe2', 'bailingmoe3', 'bert', 'bitnet', 'bloom', 'chameleon', 'chatglm', 'clip', 'codeshell', 'cogvlm', 'cohere', 'cohere2', 'cohere2moe', 'command-r', 'dbrx', 'deci', 'deepseek', 'deepseek2', 'deepseek2-ocr', 'deepseek32', 'deepseek4', 'deepseek_v2', 'deepseek_v3', 'deepseek_v32', 'deepseek_v41', 'dflash', 'dots1', 'dots3note', 'dream', 'e5', 'eagle3', 'ernie4_5', 'ernie4_5-moe', 'ernie4_5_moe', 'eurobert', 'exaone', 'exaone-moe', 'exaone4', 'exaone_moe', 'falcon', 'falcon-h1', 'falcon_h1', 'gemma', 'gemma-embedding', 'gemma2', 'gemma3', 'gemma3_embedding', 'gemma3_text', 'gemma3n', 'gemma4', 'gemma4-assistant', 'gemma4_text', 'glm', 'glm-dsa', 'glm4', 'glm4_moe', 'glm4_moe_lite', 'glm4moe', 'glm5-next', 'glm_moe_dsa', 'gpt', 'gpt-oss', 'gpt2', 'gpt_bigcode', 'gpt_neox', 'gpt_oss', 'gptj', 'gptneox', 'granite', 'granite_swa', 'granitehybrid', 'granitemoe', 'granitemoehybrid', 'graniteswitch', 'grok', 'grovemoe', 'helium', 'hrm_text', 'hunyuan', 'hunyuan-dense', 'hunyuan-moe', 'hunyuan_v1_dense', 'hunyuan_vl', 'hy_v3', 'hy_v4', 'idefics3', 'internlm2', 'internlm3', 'iquestloopcoder', 'jais', 'jais2', 'jamba', 'jina-bert-v2', 'jina-bert-v3', 'kimi-k3', 'kimi-linear', 'kimi_k25', 'kimi_k3', 'kimi_linear', 'kimi_vl', 'laguna', 'lfm2', 'lfm2-vl', 'lfm2_moe', 'lfm2moe', 'lille-130m', 'llada', 'llada-moe', 'llama', 'llama-embed', 'llama4', 'llama4_text', 'longcat_flash', 'longcat_flash_ngram', 'maincoder', 'mamba', 'mamba2', 'maple', 'mellum', 'mimo', 'mimo2', 'mimo_v2_flash', 'minicpm', 'minicpm3', 'minimax', 'minimax-01', 'minimax-m2', 'minimax-m3', 'minimax_m3_vl', 'ministral3', 'mistral3', 'mistral4', 'mixtral', 'modern-bert', 'modernbert', 'mpt', 'muse-glimmer', 'muse_glimmer', 'muse_spark', 'nanbeige', 'nanochat', 'nemotron', 'nemotron-nas', 'nemotron_h', 'nemotron_h_moe', 'neo-bert', 'nomic-bert', 'nomic-bert-moe', 'nomic_bert', 'olmo', 'olmo2', 'olmo3', 'olmo_hybrid', 'olmoe', 'openelm', 'orion', 'other', 'paddleocr', 'paligemma', 'pangu-embedded', 'phi', 'phi2', 'phi3', 'phi3small', 'phimoe', 'phixtral', 'pixtral', 'plamo', 'plamo2', 'plamo3', 'plm', 'pockettts', 'qwen', 'qwen2', 'qwen2_5_vl', 'qwen2_moe', 'qwen2_vl', 'qwen2moe', 'qwen2vl', 'qwen3', 'qwen35', 'qwen35moe', 'qwen3_5', 'qwen3_5_moe', 'qwen3_moe', 'qwen3_next', 'qwen3_vl', 'qwen3_vl_moe', 'qwen3moe', 'qwen3next', 'qwen3tts', 'qwen3vl', 'qwen3vlmoe', 'qwen4exp', 'recurrent_gemma', 'refact', 'rnd1', 'rwkv6', 'rwkv6qwen2', 'rwkv7', 'seed_oss', 'smallthinker', 'smollm3', 'smolvlm', 'solar_open', 'spark2_5', 'stablelm', 'starcoder', 'starcoder2', 'step35', 'step3p5', 't5', 't5encoder', 'talkie', 'telechat3', 'wavtokenizer-dec', 'whisper', 'xlm_roberta', 'xverse', 'youtu_llm'})
+_V49: Final[frozenset[str]] = frozenset({'full', 'none', 'partial'})
+_V50: Final[frozenset[str]] = frozenset({'100M', '10M', '14B', '1B', '1M', '32B', '3B', '500M', '70B', '8B', 'gt_70B', 'lt_1M', 'other'})
+_V51: Final[frozenset[str]] = frozenset({'1bit', '2bit', '3bit', '4bit', '5bit', '6bit', '8bit', 'awq', 'bf16', 'f16', 'f32', 'fp16', 'fp32', 'fp4', 'fp8', 'gptq', 'int4', 'int8', 'iq1_m', 'iq1_s', 'iq2_m', 'iq2_s', 'iq2_xs', 'iq2_xxs', 'iq3_m', 'iq3_s', 'iq3_xs', 'iq3_xxs', 'iq4_nl', 'iq4_xs', 'mixed', 'mxfp4', 'mxfp4_moe', 'mxfp8', 'nf4', 'nvfp4', 'other', 'q1_0', 'q2_0', 'q2_k', 'q2_k_s', 'q3_k', 'q3_k_l', 'q3_k_m', 'q3_k_s', 'q4_0', 'q4_1', 'q4_k', 'q4_k_m', 'q4_k_s', 'q5_0', 'q5_1', 'q5_k', 'q5_k_m', 'q5_k_s', 'q6_k', 'q8_0', 'q8_1', 'q8_k', 'ternary', 'tq1_0', 'tq2_0'})
+_V52: Final[frozenset[str]] = frozenset({'128+', '16', '18', '24', '32', '36', '48', '64', '8', '96'})
+_V53: Final[frozenset[str]] = frozenset({'buffers', 'cached', 'free', 'shared', 'used'})
+_V54: Final[frozenset[str]] = frozenset({'cpp', 'dotnet', 'erlang', 'go', 'java', 'kotlin', 'nodejs', 'php', 'python', 'ruby', 'rust', 'swift', 'webjs'})
+_V55: Final[frozenset[str]] = frozenset({'grpc', 'grpcs', 'http', 'https', 'ws', 'wss'})
 _R0: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'drop')
 _R1: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'drop', 'seal')
 _R2: Final[tuple[str, str, str, str]] = ('drop', 'drop', 'opt_in', 'opt_in')
@@ -126,7 +127,7 @@ _A15: Final[frozenset[str]] = frozenset({'http.request.method'})
 _A16: Final[frozenset[str]] = frozenset({'http.request.method', 'server.address', 'server.port', 'url.scheme'})
 _A17: Final[frozenset[str]] = frozenset({'http.request.method', 'url.scheme'})
 _A18: Final[frozenset[str]] = frozenset({'error.type', 'http.request.method', 'http.response.status_code', 'http.route', 'network.protocol.name', 'network.protocol.version', 'server.address', 'server.port', 'url.scheme'})
-_A19: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.prompt.name', 'gen_ai.tool.name', 'mcp.method.name', 'mcp.protocol.version', 'network.transport', 'server.address', 'server.port'})
+_A19: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.prompt.name', 'gen_ai.tool.name', 'mcp.method.name', 'mcp.protocol.version', 'network.transport', 'rpc.response.status_code', 'server.address', 'server.port'})
 _A20: Final[frozenset[str]] = frozenset({'mcp.method.name'})
 _A21: Final[frozenset[str]] = frozenset({'sottovoce.decode.reason'})
 _A22: Final[frozenset[str]] = frozenset({'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'server.address', 'server.port', 'sottovoce.model.architecture', 'sottovoce.model.parameters', 'sottovoce.model.quantization'})
@@ -142,8 +143,8 @@ _A31: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id',
 _A32: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.model', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'http.request.resend_count', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.context.utilization', 'sottovoce.duration.bucket', 'sottovoce.engine.passes', 'sottovoce.exception.frames', 'sottovoce.memory.peak', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.load.wait', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size', 'sottovoce.request.batch.size', 'sottovoce.request.queue.wait'})
 _A33: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'sottovoce.exception.frames', 'sottovoce.model.adapted', 'sottovoce.model.architecture', 'sottovoce.model.context_size', 'sottovoce.model.offload', 'sottovoce.model.parameters', 'sottovoce.model.quantization', 'sottovoce.model.size'})
 _A34: Final[frozenset[str]] = frozenset({'gen_ai.operation.name'})
-_A35: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
-_A36: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A35: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.tool.name', 'gen_ai.tool.type', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'rpc.response.status_code', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
+_A36: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.prompt.name', 'mcp.method.name', 'mcp.protocol.version', 'mcp.session.id', 'network.transport', 'rpc.response.status_code', 'server.address', 'server.port', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
 _A37: Final[frozenset[str]] = frozenset({'error.type', 'gen_ai.agent.name', 'gen_ai.conversation.id', 'gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model', 'gen_ai.response.finish_reasons', 'gen_ai.usage.input_tokens', 'gen_ai.usage.output_tokens', 'sottovoce.call.outcome', 'sottovoce.duration.bucket'})
 _A38: Final[frozenset[str]] = frozenset({'error.type', 'http.request.method', 'http.response.status_code', 'http.route', 'sottovoce.call.outcome', 'sottovoce.duration.bucket', 'url.scheme'})
 
@@ -400,9 +401,10 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('retrieval.documents', 'any', None, _R1, _S1),
     ('rpc.grpc.status_code', 'int', None, _R8, _S0),
     ('rpc.method', 'string', None, _R3, _S0),
+    ('rpc.response.status_code', 'string', _V37, _R4, _S0),
     ('rpc.service', 'string', None, _R3, _S0),
-    ('rpc.system', 'string', _V37, _R0, _S0),
-    ('rpc.system.name', 'string', _V38, _R4, _S0),
+    ('rpc.system', 'string', _V38, _R0, _S0),
+    ('rpc.system.name', 'string', _V39, _R4, _S0),
     ('server.address', 'string', None, _R19, _S0),
     ('server.port', 'int', None, _R8, _S0),
     ('service.instance.id', 'string', None, _R13, _S3),
@@ -411,29 +413,29 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('service.version', 'string', None, _R5, _S3),
     ('session.id', 'string', None, _R10, _S1),
     ('session.previous_id', 'string', None, _R10, _S1),
-    ('sottovoce.accelerator.family', 'string', _V39, _R12, _S3),
-    ('sottovoce.call.outcome', 'string', _V40, _R12, _S0),
+    ('sottovoce.accelerator.family', 'string', _V40, _R12, _S3),
+    ('sottovoce.call.outcome', 'string', _V41, _R12, _S0),
     ('sottovoce.context.utilization', 'double', None, _R11, _S10),
-    ('sottovoce.decode.reason', 'string', _V41, _R12, _S9),
+    ('sottovoce.decode.reason', 'string', _V42, _R12, _S9),
     ('sottovoce.decode.throughput', 'double', None, _R11, _S10),
     ('sottovoce.draft.acceptance_rate', 'double', None, _R11, _S10),
-    ('sottovoce.duration.bucket', 'string', _V42, _R4, _S10),
+    ('sottovoce.duration.bucket', 'string', _V43, _R4, _S10),
     ('sottovoce.engine.passes', 'int', None, _R13, _S10),
     ('sottovoce.exception.frames', 'string[]', None, _R21, _S8),
-    ('sottovoce.gate.rule', 'string', _V43, _R12, _S9),
-    ('sottovoce.gate.signal', 'string', _V44, _R12, _S9),
+    ('sottovoce.gate.rule', 'string', _V44, _R12, _S9),
+    ('sottovoce.gate.signal', 'string', _V45, _R12, _S9),
     ('sottovoce.hook.place', 'string', None, _R5, _S9),
     ('sottovoce.key.id', 'string', None, _R8, _S3),
-    ('sottovoce.memory.peak', 'string', _V45, _R4, _S10),
-    ('sottovoce.memory.state', 'string', _V46, _R12, _S9),
+    ('sottovoce.memory.peak', 'string', _V46, _R4, _S10),
+    ('sottovoce.memory.state', 'string', _V47, _R12, _S9),
     ('sottovoce.model.adapted', 'boolean', None, _R8, _S10),
-    ('sottovoce.model.architecture', 'string', _V47, _R4, _S0),
+    ('sottovoce.model.architecture', 'string', _V48, _R4, _S0),
     ('sottovoce.model.context_size', 'int', None, _R11, _S10),
     ('sottovoce.model.load.wait', 'double', None, _R11, _S10),
-    ('sottovoce.model.offload', 'string', _V48, _R4, _S10),
-    ('sottovoce.model.parameters', 'string', _V49, _R4, _S0),
-    ('sottovoce.model.quantization', 'string', _V50, _R4, _S0),
-    ('sottovoce.model.size', 'string', _V45, _R4, _S10),
+    ('sottovoce.model.offload', 'string', _V49, _R4, _S10),
+    ('sottovoce.model.parameters', 'string', _V50, _R4, _S0),
+    ('sottovoce.model.quantization', 'string', _V51, _R4, _S0),
+    ('sottovoce.model.size', 'string', _V46, _R4, _S10),
     ('sottovoce.prefill.throughput', 'double', None, _R11, _S10),
     ('sottovoce.request.batch.size', 'int', None, _R11, _S10),
     ('sottovoce.request.queue.wait', 'double', None, _R11, _S10),
@@ -443,14 +445,14 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('sottovoce.response.chunks', 'int', None, _R11, _S10),
     ('sottovoce.response.tool_calls.count', 'int', None, _R13, _S10),
     ('sottovoce.response.tool_calls.names', 'string[]', _V15, _R22, _S10),
-    ('sottovoce.total_memory_gb', 'string', _V51, _R12, _S3),
+    ('sottovoce.total_memory_gb', 'string', _V52, _R12, _S3),
     ('sottovoce.usage.video.input_tokens', 'int', None, _R11, _S8),
     ('source.address', 'string', None, _R0, _S2),
-    ('system.memory.state', 'string', _V52, _R12, _S9),
+    ('system.memory.state', 'string', _V53, _R12, _S9),
     ('telemetry.auto.version', 'string', None, _R5, _S3),
     ('telemetry.distro.name', 'string', None, _R5, _S3),
     ('telemetry.distro.version', 'string', None, _R5, _S3),
-    ('telemetry.sdk.language', 'string', _V53, _R12, _S3),
+    ('telemetry.sdk.language', 'string', _V54, _R12, _S3),
     ('telemetry.sdk.name', 'string', None, _R5, _S3),
     ('telemetry.sdk.version', 'string', None, _R5, _S3),
     ('tool.name', 'string', None, _R0, _S0),
@@ -466,7 +468,7 @@ ATTRIBUTES: Final[tuple[_Attribute, ...]] = (
     ('url.full', 'string', None, _R0, _S0),
     ('url.path', 'string', None, _R0, _S0),
     ('url.query', 'string', None, _R0, _S0),
-    ('url.scheme', 'string', _V54, _R12, _S0),
+    ('url.scheme', 'string', _V55, _R12, _S0),
     ('url.template', 'string', None, _R16, _S0),
     ('user.email', 'string', None, _R0, _S2),
     ('user.full_name', 'string', None, _R0, _S2),
