@@ -1,5 +1,6 @@
 """A loopback OTLP/HTTP receiver that keeps what it got, decoded; it can also misbehave."""
 
+import atexit
 import gzip
 import socket
 import threading
@@ -126,11 +127,16 @@ class Sink:
         return list(self._scoped("/v1/logs", "resource_logs", "scope_logs", "log_records"))
 
 
+_taken = socket.socket()
+"""Bound, but not listening: as long as it is open nobody else can, either."""
+
+
 def dead_endpoint():
     """An address at which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    if not _taken.getsockname()[1]:
+        _taken.bind(("127.0.0.1", 0))
+        atexit.register(_taken.close)
+    return f"http://127.0.0.1:{_taken.getsockname()[1]}"
 
 
 def now():

@@ -313,9 +313,10 @@ async def test_a_streamed_upload_of_aiohttp(calls, server):
 
 @pytest.mark.parametrize("name", APPS)
 def test_nobody_listens(calls, name):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    APPS[name](f"http://127.0.0.1:{port}/v1/chat/completions", "whole", {"json": CHAT})
+        APPS[name](f"http://127.0.0.1:{port}/v1/chat/completions", "whole", {"json": CHAT})
     call = calls.only
     assert call.outcome == "failed"
     assert issubclass(call.error, Exception)
