@@ -37,7 +37,7 @@ def test_a_span_gets_the_attributes_that_it_would_take(limits, ended, attributes
     public.set_attributes(dict(attributes))
     assert dict(short.attributes) == dict(public.attributes)
     assert short.dropped_attributes == public.dropped_attributes
-    assert not guard.failures["measure.put"]
+    assert not guard.failures["spans.put"]
 
 
 def test_a_span_of_somebody_elses_is_asked_itself():

@@ -83,9 +83,10 @@ class Spans:
             attributes: to set, not yet judged.
             said: its first ones: what a word is worth can depend on who answers, and where.
         """
-        if not is_gated(span):
-            attributes = self._policy.attributes(attributes, "span", said)
-        put(span, attributes)
+        if is_gated(span):
+            put(span, attributes)
+        else:
+            put(span, self._policy.attributes(attributes, "span", said), clean=True)
 
     def _are_unseen(self) -> bool:
         try:
@@ -127,8 +128,14 @@ def _is_heedless(sampler: Any) -> bool:
 _CLEAN: Final = frozenset({str, int, float, bool})
 
 
-def put(span: Span, attributes: Mapping[str, Any]) -> None:
-    """Set attributes of a span, as `Span.set_attributes` does, which looks at each for long."""
+def put(span: Span, attributes: Mapping[str, Any], *, clean: bool = False) -> None:
+    """Set attributes of a span, as `Span.set_attributes` does, which looks at each for long.
+
+    Args:
+        span: anyone's.
+        attributes: to set.
+        clean: they are known to be of types that an attribute can have.
+    """
     try:
         kept: Any = span._attributes  # type: ignore[attr-defined] # noqa: SLF001
         most = kept.maxlen
@@ -137,7 +144,7 @@ def put(span: Span, attributes: Mapping[str, Any]) -> None:
             and type(kept).__name__ == "BoundedAttributes"
             and kept.max_value_len is None
             and (most is None or len(kept._dict) + len(attributes) <= most)  # noqa: SLF001
-            and _are_clean(attributes)
+            and (clean or _are_clean(attributes))
         ):
             # What the SDK holds while it sets them; a span that has ended keeps what it has.
             with span._lock, kept._lock:  # type: ignore[attr-defined] # noqa: SLF001
@@ -145,7 +152,7 @@ def put(span: Span, attributes: Mapping[str, Any]) -> None:
                     kept._dict.update(attributes)  # noqa: SLF001
                     return
     except Exception:  # noqa: BLE001 - a changed SDK: nothing was set yet
-        failed("measure.put")
+        failed("spans.put")
     span.set_attributes(attributes)
 
 

@@ -136,10 +136,11 @@ class Plan:
                 self.withheld += len(alone.beaten)
                 foreign = [key for key in foreign if key not in (alone.key, *alone.beaten)]
         self.foreign = tuple(foreign)
-        self.texts = ways.get("texts", ())
-        self.wholes = ways.get("wholes", ())
-        self.reals = ways.get("reals", ())
-        self.flags = ways.get("flags", ())
+        # With what is read of an entry nearly always: every attribute of every span is.
+        self.texts = [(each.key, each.name, each.passed, each) for each in ways.get("texts", ())]
+        self.wholes = [(each.key, each.name, each.most, each) for each in ways.get("wholes", ())]
+        self.reals = [(each.key, each.name, each.most, each) for each in ways.get("reals", ())]
+        self.flags = [(each.key, each.name, each) for each in ways.get("flags", ())]
         self.bucketed = ways.get("bucketed", ())
         self.lists = ways.get("lists", ())
         self.words = ways.get("words", ())

@@ -82,30 +82,30 @@ class Judge:
         bucketed = 0
         value: Any
         # Every branch below is paid for each attribute of every span: no call that can be spared.
-        for entry in plan.texts:
-            value = mapping[entry.key]
+        for key, name, passed, entry in plan.texts:
+            value = mapping[key]
             # Most strings leave as they are, and have before.
-            if type(value) is str and value in entry.passed:
-                kept[entry.name] = value
+            if type(value) is str and value in passed:
+                kept[name] = value
             else:
                 late.append((entry, value))
-        for entry in plan.wholes:
-            value = mapping[entry.key]
-            if type(value) is int and 0 <= value < entry.most:
-                kept[entry.name] = value
+        for key, name, most, entry in plan.wholes:
+            value = mapping[key]
+            if type(value) is int and 0 <= value < most:
+                kept[name] = value
             else:
                 late.append((entry, value))
-        for entry in plan.reals:
-            value = mapping[entry.key]
+        for key, name, most, entry in plan.reals:
+            value = mapping[key]
             # As `ranges.real`.
-            if type(value) is float and -entry.most < value < entry.most:
-                kept[entry.name] = (value * 1e6 + 0.5) // 1 / 1e6
+            if type(value) is float and -most < value < most:
+                kept[name] = (value * 1e6 + 0.5) // 1 / 1e6
             else:
                 late.append((entry, value))
-        for entry in plan.flags:
-            value = mapping[entry.key]
+        for key, name, entry in plan.flags:
+            value = mapping[key]
             if type(value) is bool:
-                kept[entry.name] = value
+                kept[name] = value
             else:
                 late.append((entry, value))
         for entry in plan.bucketed:
