@@ -106,8 +106,14 @@ class Served:
 def _watched(
     request: ServedRequest, send: Callable[[Any], Awaitable[None]]
 ) -> Callable[[Any], Awaitable[None]]:
-    async def watched(message: Any) -> None:
+    async def noted(message: Any) -> None:
         await send(message)
         request.sent(message)
+
+    def watched(message: Any) -> Awaitable[None]:
+        # A piece of a stream says nothing, and there is one for every token.
+        if type(message) is dict and message.get("more_body") is True:
+            return send(message)
+        return noted(message)
 
     return watched
