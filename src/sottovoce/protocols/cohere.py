@@ -78,14 +78,6 @@ def _of_calls(fact: str, *path: str) -> Find:
     return of(path[0])(lambda body: _called(find(body), Seen()).get(fact))
 
 
-@of("messages")
-def _user_turn(body: Body) -> bool | None:
-    messages = body.get("messages")
-    return (
-        openai_chat.from_person(messages[-1]) if isinstance(messages, list) and messages else None
-    )
-
-
 @of("message")
 def _user_turn_v1(body: Body) -> bool | None:
     # With results of tools a message is only said again, or empty.
@@ -141,7 +133,7 @@ ASKED: Final[Table] = rows(
     ("request_reasoning_level", at("thinking", "type")),
     ("request_tool_count", length("tools")),
     ("output_type", _output_type),
-    ("user_turn", _user_turn),
+    ("user_turn", openai_chat.user_turn),
     ("user_turn", _user_turn_v1),
 )
 

@@ -94,7 +94,8 @@ def _choices(body: Body) -> list[Mapping[str, Any]]:
 
 
 @of("messages")
-def _user_turn(body: Body) -> bool | None:
+def user_turn(body: Body) -> bool | None:
+    """Whether the last message comes from a person; None without any."""
     messages = body.get("messages")
     return from_person(messages[-1]) if isinstance(messages, list) and messages else None
 
@@ -179,7 +180,7 @@ ASKED: Final[Table] = SAMPLING + rows(
     ("request_tool_count", length("functions")),
     ("output_type", _spoken),
     ("output_type", _format),
-    ("user_turn", _user_turn),
+    ("user_turn", user_turn),
 )
 
 CHUNK: Final[Table] = (
