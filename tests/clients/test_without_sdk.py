@@ -6,7 +6,7 @@ import httpx
 import pytest
 import requests
 
-from servers import cohere, huggingface, llama_server, mistral, ollama
+from servers import cohere, huggingface, llama_server, lm_studio, mistral, ollama
 from servers.calls import Calls
 from servers.provider import WORDS
 from servers.scenarios import MESSAGES
@@ -21,6 +21,7 @@ INPUTS = {
 }
 CONVERSED = {"input_tokens": 11, "output_tokens": 7, "finish_reasons": ["stop"], "user_turn": True}
 INPUT = {"inputs": "a secret question"}
+SAID = {"model": "tiny", "input": "a secret question"}
 PROMPT = {"prompt": "a secret question", "n_predict": 5}
 
 WHOLE = [
@@ -58,6 +59,7 @@ WHOLE = [
     (huggingface, "/", INPUTS, "text_completion", "hugging_face", huggingface.COUNTED),
     (llama_server, "/completion", PROMPT, "text_completion", "llama_cpp", llama_server.TOLD),
     (llama_server, "/embedding", {"content": "a secret"}, "embeddings", "llama_cpp", {}),
+    (lm_studio, "/api/v1/chat", SAID, "chat", "lm_studio", lm_studio.TOLD),
     (mistral, "/v1/conversations", INPUT, "chat", "mistral_ai", CONVERSED),
     (mistral, "/v1/conversations/conv_1/restart", INPUT, "chat", "mistral_ai", CONVERSED),
 ]
@@ -111,6 +113,15 @@ STREAMS = [
         WORDS + 1,
     ),
     (
+        lm_studio,
+        "/api/v1/chat",
+        {**SAID, "stream": True},
+        "chat",
+        "lm_studio",
+        lm_studio.TOLD,
+        lm_studio.EVENTS,
+    ),
+    (
         mistral,
         "/v1/conversations/conv_1",
         {**INPUT, "stream": True},
@@ -124,7 +135,7 @@ STREAMS = [
 
 @pytest.fixture(scope="module")
 def servers():
-    kinds = (ollama, cohere, huggingface, llama_server, mistral)
+    kinds = (ollama, cohere, huggingface, llama_server, lm_studio, mistral)
     running = {module: module.serve().__enter__() for module in kinds}
     yield running
     for server in running.values():

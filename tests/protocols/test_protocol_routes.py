@@ -150,6 +150,7 @@ def test_a_path_that_says_what_comes_out_and_a_deployment_tells_both():
         ("/generate", "inputs"),
         ("/completion", "prompt"),
         ("/infill", "input_prefix"),
+        ("/api/v1/chat", "input"),
         ("http://localhost:8080/embedding?x=1", "content"),
     ],
 )

@@ -96,6 +96,7 @@ HF_FEATURES: Final = "huggingface:HF_FEATURES"
 HF_TEXT_GENERATION: Final = "huggingface:HF_TEXT_GENERATION"
 LLAMA_COMPLETION: Final = "llama_server:LLAMA_COMPLETION"
 LLAMA_EMBEDDING: Final = "llama_server:LLAMA_EMBEDDING"
+LM_STUDIO_CHAT: Final = "lm_studio:LM_STUDIO_CHAT"
 MISTRAL_CONVERSATIONS: Final = "mistral_conversations:MISTRAL_CONVERSATIONS"
 MISTRAL_OCR: Final = "mistral:MISTRAL_OCR"
 OLLAMA_CHAT: Final = "ollama:OLLAMA_CHAT"
@@ -144,6 +145,7 @@ ROUTES: Final[dict[str, Row]] = {
     "api/generate": Row("text_completion", OLLAMA_GENERATE, "ollama"),
     "api/embed": Row("embeddings", OLLAMA_EMBED, "ollama"),
     "api/embeddings": Row("embeddings", OLLAMA_EMBED, "ollama"),
+    "api/v1/chat": Row("chat", LM_STUDIO_CHAT, "lm_studio", sign="input"),
     "v1/chat": Row("chat", COHERE_CHAT, "cohere"),
     "v2/chat": Row("chat", COHERE_CHAT, "cohere"),
     "v1/generate": Row("text_completion", COHERE_CHAT, "cohere"),

@@ -18,7 +18,8 @@ from typing import Any, Final
 WORDS: Final = frozenset(
     {
         b"code", b"effort", b"embedding_types", b"encoding_format", b"finish_reason", b"id",
-        b"modalities", b"model", b"object", b"reason", b"reasoning_effort", b"responseMimeType",
+        b"modalities", b"model", b"model_instance_id", b"object", b"reason", b"reasoning_effort",
+        b"responseMimeType",
         b"responseModalities", b"response_mime_type", b"response_modalities", b"role",
         b"serviceTier", b"service_tier", b"status", b"think", b"thinkingLevel", b"thinking_level",
         b"type",
@@ -65,6 +66,8 @@ _PLAIN_KEY = re.compile(rb'"([^"\\]{0,128})"[ \t\r\n]*:[ \t\r\n]*')
 # go back over what they have read, nor lets the engine's stack grow.
 _NO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]{0,256}"){0,512}')
 
+_scan: Any = vars(json.JSONDecoder())["scan_once"]
+
 _QUOTE, _BACKSLASH = b'"\\'
 _OPEN, _CLOSE = frozenset(b"{["), frozenset(b"}]")
 _DIGITS = frozenset(b"%c" % byte for byte in b"-0123456789")
@@ -72,6 +75,7 @@ _NOWHERE = -1
 
 _STEP = 32
 """What a key or an item costs, in bytes of brackets and short strings walked over."""
+_SMALL = 1 << 11, 1 << 14
 _FIRST_PIECE, _LARGEST_PIECE = 1 << 9, 1 << 16
 
 
@@ -220,6 +224,18 @@ def _end_of_value(body: bytes, at: int, work: Work) -> int:
 
 def _end_of_brackets(body: bytes, at: int, work: Work) -> int:
     """Give the place after the object or list whose first byte but one is at `at`."""
+    for size in _SMALL:
+        # A byte is a character there: only places matter of what is made.
+        part = body[at - 1 : at - 1 + size].decode("latin-1")
+        try:
+            end = _scan(part, 0)[1]
+        except (ValueError, StopIteration, RecursionError):
+            work.walk(size >> 5)
+            if len(part) < size:
+                break
+        else:
+            work.walk(end >> 2)
+            return at - 1 + int(end)
     depth = 1
     while depth:
         match = _NO_BRACKETS.match(body, at)
