@@ -211,6 +211,33 @@ def test_each_inserted_sequence_is_a_call(mlx_hooks, mlx_model):
     batch.close()
 
 
+def test_how_fast_a_prompt_is_read_is_told_without_company_only(mlx_hooks, mlx_model):
+    def told():
+        calls = by_input(mlx_hooks.recorder)
+        mlx_hooks.recorder.calls.clear()
+        assert all(call.facts["decode_rate"] > 0 for call in calls.values())
+        return {prompt for prompt, call in calls.items() if "prefill_rate" in call.facts}
+
+    batch = generator(mlx_model, max_tokens=4)
+    batch.insert(PROMPTS[:1])
+    drain(batch)
+    assert told() == {20}
+    batch.insert(PROMPTS)
+    drain(batch)
+    assert told() == set()
+    # Company before the first token, and after it.
+    batch.insert(PROMPTS[:1])
+    batch.insert(PROMPTS[1:2])
+    drain(batch)
+    assert told() == set()
+    batch.insert(PROMPTS[:1])
+    step(batch)
+    batch.insert(PROMPTS[1:2])
+    drain(batch)
+    assert told() == {20}
+    batch.close()
+
+
 def test_a_sequences_end_token_is_not_output(mlx_hooks, mlx_model):
     batch = generator(mlx_model)
     batch.insert(PROMPTS[:1], [9], logits_processors=[stopping(mlx_model[1], 3)])

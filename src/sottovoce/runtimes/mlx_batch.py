@@ -4,7 +4,7 @@ A `BatchGenerator` is what a server is built on: each sequence that is inserted 
 request. Its call is open from the insertion, waiting included, until its finish reason, or
 until it is removed or the generator is closed or dropped: then it was abandoned. When a step
 fails, so do all sequences in the generator. Engine times are those of the steps, in which every
-sequence waits for the others.
+sequence waits for the others: how fast its prompt is read only one without company tells.
 
 No object of the app is kept: what is known of a generator is found by its `key_of` and forgotten
 when it dies. `batch_generate` makes a generator of its own, which only feeds the whole call.
@@ -118,7 +118,7 @@ class Batch(MlxCall):
 class Sequence(MlxCall):
     """One sequence that the app inserted into a generator of its own."""
 
-    __slots__ = ("batch", "began_ns", "prompt", "reason")
+    __slots__ = ("alone", "batch", "began_ns", "prompt", "reason")
 
     def __init__(
         self,
@@ -130,6 +130,8 @@ class Sequence(MlxCall):
         held: Held,
         asked: dict[str, Any],
     ) -> None:
+        # Whether it had the generator for itself until its first token.
+        self.alone = False
         # Its clock, until nothing more is asked of it.
         self.batch: _Generator | None = batch
         self.began_ns = batch.busy_ns
@@ -143,6 +145,8 @@ class Sequence(MlxCall):
         if batch is not None:
             self.busy_ns = batch.busy_ns - self.began_ns
         MlxCall.gather(self)
+        if not self.alone:
+            self.facts.pop("prefill_rate", None)
 
     def settle(self) -> None:
         """Write what was counted of the sequence."""
@@ -157,7 +161,7 @@ class Sequence(MlxCall):
 class _Generator:
     """What is known of a generator: how long it worked, and the calls of its sequences."""
 
-    __slots__ = ("alive", "busy_ns", "calls", "stepping", "whole")
+    __slots__ = ("alive", "busy_ns", "calls", "first", "stepping", "whole")
 
     def __init__(self, alive: weakref.ref[Any], whole: Batch | None) -> None:
         # Calls `_forget` when the generator dies, as long as it is kept.
@@ -165,6 +169,8 @@ class _Generator:
         self.busy_ns = 0
         self.stepping = False
         self.calls: dict[Any, Sequence] = {}
+        # The one that is there alone, until its first token.
+        self.first: Sequence | None = None
         self.whole = whole
 
     def read(self, result: Any) -> None:
@@ -182,6 +188,7 @@ class _Generator:
             call.made += 1
             if not call.first_ns:
                 call.first_ns = busy_ns - call.began_ns
+                self.first = None
             if response.finish_reason is not None:
                 del calls[response.uid]
                 call.reason = response.finish_reason
@@ -313,8 +320,9 @@ def _begin(runtime: Runtime, named: dict[str, Any], uids: list[Any]) -> None:
         _each(named, "logits_processors", getattr(generator, "logits_processors", None)),
         strict=False,
     )
+    call = None
     for uid, prompt, cache, limit, sampler, processors in each:
-        batch.calls[uid] = Sequence(
+        call = batch.calls[uid] = Sequence(
             runtime,
             identity=known,
             batch=batch,
@@ -322,6 +330,12 @@ def _begin(runtime: Runtime, named: dict[str, Any], uids: list[Any]) -> None:
             held=mlx_cache.held(cache, model, window),
             asked={"max_tokens": limit, "sampler": sampler, "logits_processors": processors},
         )
+    if call is not None:
+        first, batch.first = batch.first, None
+        if len(batch.calls) == 1:
+            batch.first, call.alone = call, True
+        elif first is not None:
+            first.alone = False
 
 
 def _step(original: Callable[..., Any]) -> Callable[..., Any]:
