@@ -208,8 +208,15 @@ def report(costs, checks, left_out, cases, rounds):
         "Which facts each one gets:",
         table(
             ["", *map(label, judged)],
-            [[fact, *("●" if of[fact] else "–" for of in judged.values())] for fact in facts.FACTS],
+            [
+                [fact, *(mark(key, fact, of[fact]) for key, of in judged.items())]
+                for fact in facts.FACTS
+            ],
         ),
+        "● yes, – no, n/a: it does not instrument anthropic. anthropic 2 makes a span itself "
+        "unless a variable forbids it: it does for the facts, as users have it, and not for "
+        "the costs; OpenLIT needs anthropic < 1, which makes none. Spans of HTTP alone are not "
+        "counted. The refused request's error repeats the prompt, as some of a provider's do.",
     ]
     out += [f"Left out: {name}: {why}" for name, why in left_out.items()]
     out.append("Versions: " + "; ".join(versions(n) for n in costs.bare if n not in left_out))

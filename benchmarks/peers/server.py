@@ -33,6 +33,7 @@ TEXT = "word " * 60
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
+ID = b"10000001"  # of an answer; its place is all that matters
 STREAM_END = b"0\r\n\r\n"
 # What every measured call asks for, where it can.
 ASKED = {"stream_options": {"include_usage": True}, "encoding_format": "base64"}
@@ -41,7 +42,7 @@ ASKED = {"stream_options": {"include_usage": True}, "encoding_format": "base64"}
 def chunk(delta, reason=None, **more):
     choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
     return {
-        "id": "chatcmpl-1",
+        "id": "chatcmpl-10000001",
         "object": "chat.completion.chunk",
         "created": 1,
         "model": MODEL,
@@ -64,7 +65,7 @@ def chat(body):
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         yield json.dumps(
             {
-                "id": "chatcmpl-1",
+                "id": "chatcmpl-10000001",
                 "object": "chat.completion",
                 "created": 1,
                 "model": MODEL,
@@ -93,7 +94,7 @@ def responses(body):
         "content": [part],
     }
     whole = {
-        "id": "resp_1",
+        "id": "resp_10000001",
         "object": "response",
         "created_at": 1,
         "status": "completed",
@@ -154,7 +155,7 @@ def messages(body):
         "output_tokens": 707,
     }
     whole = {
-        "id": "msg_1",
+        "id": "msg_10000001",
         "type": "message",
         "role": "assistant",
         "model": "claude-sonnet-4-6",
