@@ -18,7 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from sottovoce import guard
 from sottovoce.call import current_call
 from sottovoce.instrumentors import MLXInstrumentor
-from sottovoce.runtimes import mlx_batch
+from sottovoce.runtimes import mlx_batch, mlx_batch_calls
 
 pytestmark = pytest.mark.mlx
 
@@ -177,11 +177,11 @@ def test_a_wrong_batch_is_the_apps_error(mlx_hooks, mlx_model, prompts):
 
 
 def test_a_long_batch_tells_a_bounded_list_of_reasons(mlx_hooks, mlx_model):
-    many = [[7, 8]] * (mlx_batch.MOST_REASONS + 3)
+    many = [[7, 8]] * (mlx_batch_calls.MOST_REASONS + 3)
     mlx_lm.batch_generate(*mlx_model, many, max_tokens=1)
     facts = mlx_hooks.recorder.call.facts
     assert facts["batch_size"] == facts["output_tokens"] == len(many)
-    assert facts["finish_reasons"] == ["length"] * mlx_batch.MOST_REASONS
+    assert facts["finish_reasons"] == ["length"] * mlx_batch_calls.MOST_REASONS
 
 
 def test_each_inserted_sequence_is_a_call(mlx_hooks, mlx_model):
