@@ -100,6 +100,12 @@ def _others(engine: Runtime, module: ModuleType, patches: Patches) -> None:
     mlx_others.install(engine, module, patches)
 
 
+def _vlm_server(engine: Runtime, module: ModuleType, patches: Patches) -> None:
+    from sottovoce.runtimes import mlx_vlm_server  # noqa: PLC0415 - as above
+
+    mlx_vlm_server.install(engine, module, patches)
+
+
 MODULES: Final[Mapping[str, Patch]] = {
     "mlx_lm.sample_utils": _samplers,
     "mlx_lm.tuner.utils": _adapters,
@@ -108,6 +114,9 @@ MODULES: Final[Mapping[str, Patch]] = {
     "mlx_vlm.utils": _others,
     "mlx_vlm.generate.dispatch": _others,
     "mlx_vlm.generate": _others,
+    "mlx_vlm.generate.ar": _others,
+    "mlx_vlm.server.generation": _vlm_server,
+    "mlx_vlm.server.app": _vlm_server,
     "mlx_embeddings.utils": _others,
     "mlx_whisper.load_models": _others,
     "mlx_whisper.transcribe": _others,

@@ -2,13 +2,15 @@
 
 ======================================== ====================================================
 `mlx_vlm`: `generate`, `stream_generate` ``text_completion``, one call, as in `mlx.py`
+`mlx_vlm`: `batch_generate`              the same for many prompts, one call
 `mlx_embeddings`: `generate`             ``embeddings``; the result is lazy, so the time is that
                                          of asking, unless mlx-embeddings has to compute
 `mlx_whisper`: `transcribe`              ``generate_content``, the model loaded in it included
 ======================================== ====================================================
 
 Prompts, pictures, sounds and texts are never looked at. What they load is told like what
-mlx-lm loads. Batches and servers of mlx-vlm, and what makes pictures and sounds, are not seen.
+mlx-lm loads. mlx-vlm's server is in `mlx_vlm_server.py`; its `BatchGenerator` in an app's own
+hands, and what makes pictures and sounds, are not seen.
 
 Seen in mlx-vlm 0.7.10, mlx-embeddings 0.1.0 and mlx-whisper 0.4.3. The functions shadow their
 modules' names, as in mlx-lm; in older versions `mlx_vlm.generate` is one module.
@@ -17,11 +19,12 @@ modules' names, as in mlx-lm; in older versions `mlx_vlm.generate` is one module
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import current_call
-from sottovoce.guard import never_raise
+from sottovoce.guard import failed, never_raise
 from sottovoce.runtimes import identity, mlx_generate, mlx_models
 from sottovoce.runtimes.engine import Arguments
 from sottovoce.runtimes.mlx_cache import EMPTY
@@ -41,6 +44,9 @@ def install(runtime: Runtime, module: ModuleType, patches: Patches) -> None:
     """Patch one of the modules that `MODULES` names; what it does not have is left alone."""
     for name, wrap in MODULES.get(module.__name__, {}).items():
         patches.wrap(module, name, functools.partial(wrap, runtime, module))
+    generator = getattr(module, "BatchGenerator", None)
+    if module.__name__ == "mlx_vlm.generate.ar" and isinstance(generator, type):
+        patches.wrap(generator, "next", _step)
 
 
 class Seeing(Generation):
@@ -69,6 +75,34 @@ class Whole(MlxCall):
     """A call whose result comes at once."""
 
     __slots__ = ()
+
+
+class Group(Whole):
+    """A call of mlx-vlm for many prompts: its generators, one after the other, feed it."""
+
+    __slots__ = ("reasons",)
+
+    def __init__(self, runtime: Runtime, **known: Any) -> None:
+        self.reasons: Counter[str] = Counter()
+        super().__init__(runtime, **known)
+
+    def read(self, piece: Any) -> None:
+        """Count the tokens of a step; may raise."""
+        _, responses = piece
+        for response in responses:
+            self.made += 1
+            if isinstance(response.finish_reason, str):
+                self.reasons[response.finish_reason] += 1
+        if responses and not self.first_ns:
+            self.first_ns = perf_counter_ns() - self.started_ns
+
+    def settle(self) -> None:
+        """Write what all sequences add up to."""
+        super().settle()
+        # Which sequence waited how long, nobody knows.
+        self.facts.pop("time_per_output_token_s", None)
+        if self.first_ns:
+            self.facts["output_tokens"] = self.made - self.reasons["stop"]
 
 
 def _plain(named: Mapping[str, Any]) -> Any:
@@ -182,6 +216,53 @@ def _transcribe(
     return _whole(runtime, original, begin, learn)
 
 
+def _batch(runtime: Runtime, _: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `mlx_vlm.generate.ar.batch_generate`."""
+
+    def begin(named: dict[str, Any]) -> Whole:
+        prompts = named.get("prompts")
+        call = Group(
+            runtime,
+            identity=mlx_models.known(named.get("model"), named.get("processor")),
+            stream=False,
+            held=EMPTY,
+            asked=named,
+        )
+        if isinstance(prompts, (list, tuple)):
+            call.facts["batch_size"] = len(prompts)
+        call.facts.update(_plain(named))
+        return call
+
+    def learn(call: Whole, result: Any) -> None:
+        stats = result.stats
+        if type(stats.prompt_tokens) is int:
+            call.count_input(stats.prompt_tokens)
+        if stats.prompt_tps > 0:
+            call.facts["prefill_rate"] = stats.prompt_tps
+        if stats.generation_tps > 0:
+            call.facts["decode_rate"] = stats.generation_tps
+        call.peak = stats.peak_memory * GB
+
+    return _whole(runtime, original, begin, learn)
+
+
+def _step(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `BatchGenerator.next`, which works for a whole call here."""
+
+    @functools.wraps(original)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        group = current_call.get()
+        if isinstance(group, Group):
+            try:
+                group.read(result)
+            except Exception:  # noqa: BLE001 - responses of another shape are the app's all the same
+                failed("runtime.read")
+        return result
+
+    return step
+
+
 def _whole(
     runtime: Runtime,
     original: Callable[..., Any],
@@ -219,6 +300,7 @@ MODULES: Final[
     "mlx_vlm.utils": {"load": _load, "sharded_load": _load},
     "mlx_vlm.generate.dispatch": _GENERATE,
     "mlx_vlm.generate": _GENERATE,
+    "mlx_vlm.generate.ar": {"batch_generate": _batch},
     "mlx_embeddings.utils": {"load": _load, "prepare_inputs": _count, "generate": _embed},
     "mlx_whisper.load_models": {"load_model": _load},
     "mlx_whisper.transcribe": {"transcribe": _transcribe},
