@@ -32,10 +32,25 @@ class Ran:
     seconds: float
 
 
+PROMPT = {"SOTTOVOCE_EXIT_TIMEOUT": None, "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+"""Variables of a program whose end waits as long as it does for everybody: a second."""
+WITHIN = 30.0
+"""Seconds: however busy the machine is, such a program is over, and an exporter would not be."""
+
+
 def environment(**variables):
+    """Variables of a program; None for one that is not set.
+
+    Its end waits for the last export for as long as a busy machine may take.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    ours = {"PYTHONUNBUFFERED": "1", "SOTTOVOCE_KEY": "a key of the tests, of 32 bytes."}
-    return {**kept, **ours, **variables}
+    ours = {
+        "PYTHONUNBUFFERED": "1",
+        "SOTTOVOCE_KEY": "a key of the tests, of 32 bytes.",
+        "SOTTOVOCE_EXIT_TIMEOUT": "20",
+    }
+    given = {**kept, **ours, **variables}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def run(program, *, launcher=True, path=(), python=sys.executable, seconds=90, **variables):
