@@ -8,6 +8,7 @@ import asyncio
 import functools
 import gc
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import sys
@@ -260,7 +261,24 @@ def azure():
         for _ in make(url).complete(**asked, stream=True):
             pass
 
-    return whole, streamed, None, None
+    if importlib.util.find_spec("aiohttp") is None:
+        return whole, streamed, None, None  # what azure's asynchronous clients send with
+
+    def make_async(url):
+        from azure.ai.inference import aio
+
+        return aio.ChatCompletionsClient(url, AzureKeyCredential("key"))
+
+    async def async_whole(url):
+        async with make_async(url) as client:
+            await client.complete(**asked)
+
+    async def async_streamed(url):
+        async with make_async(url) as client:
+            async for _ in await client.complete(**asked, stream=True):
+                pass
+
+    return whole, streamed, async_whole, async_streamed
 
 
 SDKS = {
