@@ -547,7 +547,7 @@ def test_recursion_and_reuse_of_one_scope(bench):
 
 def test_one_scope_in_many_threads_and_tasks(bench):
     scope = sottovoce.tool("bash")
-    barrier = threading.Barrier(4, timeout=10)
+    barrier = threading.Barrier(4, timeout=60)
 
     def work():
         with scope:
@@ -559,7 +559,7 @@ def test_one_scope_in_many_threads_and_tasks(bench):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
 
     async def task():
         async with scope:
@@ -635,10 +635,10 @@ def test_a_conversation_reaches_model_calls_and_agents_inside(bench):
             bench.call()
         thread = threading.Thread(target=bench.call)
         thread.start()
-        thread.join(10)
+        thread.join(60)
         thread = threading.Thread(target=contextvars.copy_context().run, args=(bench.call,))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         asyncio.run(in_a_task(bench.call))
     bench.call()
     ids = [span.attributes.get("gen_ai.conversation.id") for span in bench.spans]

@@ -101,7 +101,7 @@ def test_nothing_grows_with_the_number_of_calls(client):
         first = tracemalloc.get_traced_memory()[0]
         calls(client, 3000)
         gc.collect()
-        deadline = time.monotonic() + 10  # dropped streams are ended by another thread
+        deadline = time.monotonic() + 60  # dropped streams are ended by another thread
         while Nowhere.spans - before < 5000 and time.monotonic() < deadline:
             time.sleep(0.01)
         grown = tracemalloc.get_traced_memory()[0] - first

@@ -90,7 +90,7 @@ class Sink:
         self._server.shutdown()
         self._server.server_close()
 
-    def wait(self, condition, seconds=20):
+    def wait(self, condition, seconds=60):
         """Wait until something arrived, for what is sent while the process runs on."""
         with self.changed:
             assert self.changed.wait_for(lambda: condition(self), seconds)

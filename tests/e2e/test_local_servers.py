@@ -439,7 +439,7 @@ def one_span(spans, port, what, provider):
 
 def ended(spans):
     """Wait for what was dropped: it is ended by another thread."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not spans.get_finished_spans() and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)

@@ -225,7 +225,7 @@ def test_a_pipe_in_the_place_of_a_key_is_not_waited_for(home, tmp_path, caplog, 
     given = Settings(key_file=str(pipe)) if where == "key_file" else Settings()
     asked = threading.Thread(target=from_settings, args=(given,), daemon=True)
     asked.start()
-    asked.join(10)
+    asked.join(60)
     assert not asked.is_alive()
     assert "secret" in caplog.text
 

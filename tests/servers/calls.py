@@ -33,7 +33,7 @@ class Calls:
             self.ended_calls.append(call)
             self._changed.notify_all()
 
-    def wait(self, count=1, seconds=10):
+    def wait(self, count=1, seconds=60):
         """Wait until `count` calls ended; a dropped one is ended by another thread."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.ended_calls) >= count, seconds)

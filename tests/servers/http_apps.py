@@ -66,7 +66,7 @@ class Seen:
 
 
 def httpx_app(library):
-    def run(url, how, body, timeout=10):
+    def run(url, how, body, timeout=60):
         seen = Seen()
         try:
             with library.Client(verify=False, timeout=timeout, follow_redirects=True) as client:
@@ -106,7 +106,7 @@ def httpx_app(library):
 
 
 def httpx_async_app(library):
-    def run(url, how, body, timeout=10):
+    def run(url, how, body, timeout=60):
         seen = Seen()
 
         async def main():
@@ -150,7 +150,7 @@ def httpx_async_app(library):
     return run
 
 
-def requests_app(url, how, body, timeout=10):
+def requests_app(url, how, body, timeout=60):
     seen = Seen()
     try:
         with requests.Session() as session:
@@ -182,7 +182,7 @@ def requests_app(url, how, body, timeout=10):
     return seen.things
 
 
-def urllib3_app(url, how, body, timeout=10):
+def urllib3_app(url, how, body, timeout=60):
     seen = Seen()
     with urllib3.PoolManager() as manager:
         try:
@@ -223,7 +223,7 @@ def urllib3_app(url, how, body, timeout=10):
     return seen.things
 
 
-def http_client_app(url, how, body, timeout=10):
+def http_client_app(url, how, body, timeout=60):
     seen = Seen()
     host, _, path = url.removeprefix("http://").partition("/")
     connection = http.client.HTTPConnection(host, timeout=timeout)
@@ -264,7 +264,7 @@ def http_client_app(url, how, body, timeout=10):
     return seen.things
 
 
-def urllib_app(url, how, body, timeout=10):
+def urllib_app(url, how, body, timeout=60):
     seen = Seen()
     request = urllib.request.Request(url, **as_data(body))
     try:
@@ -295,7 +295,7 @@ def urllib_app(url, how, body, timeout=10):
     return seen.things
 
 
-def aiohttp_app(url, how, body, timeout=10):
+def aiohttp_app(url, how, body, timeout=60):
     seen = Seen()
 
     async def main():

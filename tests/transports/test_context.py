@@ -100,7 +100,7 @@ class Server:
 
     def __exit__(self, *_):
         self._server.shutdown()
-        self._thread.join(10)
+        self._thread.join(60)
         self._server.server_close()
 
     def reset(self):
@@ -554,7 +554,7 @@ def test_a_tunnel_through_a_proxy_is_the_proxys(bench, both):
                 )
 
     asyncio.run(main())
-    thread.join(10)
+    thread.join(60)
     proxy.close()
     assert asked[0].startswith("connect localhost:443")
     assert not [line for line in asked if line.startswith("traceparent")]
