@@ -527,6 +527,26 @@ def test_the_engine_without_http(server, recorded):
     assert recorded.metrics().keys() & CLIENT_METRICS
 
 
+def test_how_fast_a_prompt_is_read_is_told_without_company_only(server, recorded):
+    from mlx_lm import server as module
+
+    def begin(text):
+        _, tokens = by_hand(server, 9, module.CompletionRequest("text", text, [], None, None))
+        next(tokens)
+        return tokens
+
+    # The second begins beside the first, the third after both.
+    for tokens in [begin("a" * 20), begin("b" * 30)]:
+        list(tokens)
+    list(begin("c" * 40))
+    told = {
+        span.attributes["gen_ai.usage.input_tokens"] // 10: span.attributes
+        for span in recorded.spans(3)
+    }
+    assert {each for each in told if "sottovoce.prefill.throughput" in told[each]} == {2, 4}
+    assert all(each["sottovoce.decode.throughput"] > 0 for each in told.values())
+
+
 def test_the_engine_that_is_asked_for_nothing(server, recorded):
     with pytest.raises(TypeError, match="missing 2 required positional arguments"):
         server.engine.generate()

@@ -16,6 +16,7 @@ from sottovoce.guard import failed, never_raise
 from sottovoce.hardware import tiers
 from sottovoce.runtimes import identity, mlx_call, mlx_models
 from sottovoce.runtimes.engine import NS
+from sottovoce.runtimes.identity import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,9 +65,10 @@ class Answer(Call):
 
     __slots__ = ("began_ns", "cached", "drafts", "prompt", "reason")
 
-    # When the engine began with it; how many tokens its prompt has and how many of them a
-    # cache held (-1: not told); what ended it; what counts the work of its draft model.
-    began_ns: int
+    # When the engine began with it (None: with others beside it); how many tokens its prompt has
+    # and how many of them a cache held (-1: not told); what ended it; what counts the work of
+    # its draft model.
+    began_ns: int | None
     prompt: int
     cached: int
     reason: Any
@@ -96,6 +98,16 @@ class Answer(Call):
         from_ns, to_ns = loads.get(asked.engine.model_provider, (0, 0))
         if to_ns > asked.asked_ns:
             facts["load_s"] = (to_ns - max(from_ns, asked.asked_ns)) * NS
+        self._join(key_of(asked.engine))
+
+    def _join(self, engine: int) -> None:
+        # Prompts are read side by side, and those of many wait inside the engine.
+        present = [each for of, each in list(_open.values()) if of == engine]
+        others = [each for each in present if each.reason is None]
+        _open[key_of(self)] = engine, self
+        for each in (self, *others) if others else ():
+            if not each.first_chunk_ns:
+                each.began_ns = None
 
     def read(self, token: Any) -> None:
         """Take note of a token. Never raises."""
@@ -117,6 +129,7 @@ class Answer(Call):
     @never_raise("mlx_answer.gather")
     def gather(self) -> None:
         """Write what is known of the answer. Never raises."""
+        _open.pop(key_of(self), None)
         if not self.is_open:
             return
         facts, made = self.facts, self.chunks
@@ -140,10 +153,10 @@ class Answer(Call):
     def _gather_pace(self, made: int) -> None:
         facts = self.facts
         facts["time_to_first_token_s"] = (self.first_chunk_ns - self.start_ns) * NS
-        fresh, prefill_ns = self.prompt - max(0, self.cached), self.first_chunk_ns - self.began_ns
+        fresh, began_ns = self.prompt - max(0, self.cached), self.began_ns
         # A single token is not read but decoded.
-        if fresh > 1 and prefill_ns > 0:
-            facts["prefill_rate"] = fresh / (prefill_ns * NS)
+        if fresh > 1 and began_ns is not None and self.first_chunk_ns > began_ns:
+            facts["prefill_rate"] = fresh / ((self.first_chunk_ns - began_ns) * NS)
         decode_ns = self.last_chunk_ns - self.first_chunk_ns
         if made > 1 and decode_ns > 0:
             facts["time_per_output_token_s"] = decode_ns * NS / (made - 1)
@@ -151,6 +164,10 @@ class Answer(Call):
         size = facts.get("context_size", 0)
         if size and self.prompt >= 0:
             facts["context_fill"] = min(1.0, (self.prompt + made) / size)
+
+
+_open: Final[dict[int, tuple[int, Answer]]] = {}
+"""Answers that are being read, and whose: by `key_of` both."""
 
 
 @never_raise("mlx_answer.open")
