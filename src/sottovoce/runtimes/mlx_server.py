@@ -7,9 +7,11 @@ functions in it are marked as owned (`mlx_batch.suppressed`). But a model that i
 for the first request that wants it, in whose span that happens.
 
 The call lasts from the request's first byte to the answer's last. The time to the first token
-holds the wait for other requests and for a model to be loaded, the rates do not. A request
-that the server refuses before it asks a model (not JSON, a temperature that is no number) is
-no call. A client that goes away has abandoned its call.
+holds the wait for other requests and for a model to be loaded, the rates do not: what the engine
+took waits in there for its turn (8 prompts, 32 answers), and prompts are read side by side, so
+how fast is told of a request without company only. A request that the server refuses before it
+asks a model (not JSON, a temperature that is no number) is no call. A client that goes away has
+abandoned its call.
 
 Seen in mlx-lm 0.28.4 to 0.32.2. Before, the server generated in the connection's own thread:
 see `mlx_handler.py`.
