@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sottovoce.protocols import request_facts, routes
 from sottovoce.protocols.bodies import MAX_PARSED_REQUEST
-from sottovoce.protocols.outline import MOST_TEXT, outline
+from sottovoce.protocols.outline import MOST_PARSED, MOST_TEXT, outline
 
 CANARY = "xq-canary-ring-a-bell"
 PATHS = [
@@ -132,7 +132,7 @@ def test_none_tells_another_fact_than_the_whole(
 ):
     wire = json.dumps(body, separators=separators, indent=indent, ensure_ascii=ascii_only)
     whole = json.loads(wire)
-    known, complete = outline(wire.encode("utf-8", "replace"), structure, text, tail)
+    known, complete = outline(wire.encode("utf-8", "replace"), structure, text, 0, tail)
     for protocol in PROTOCOLS.values():
         facts = protocol.request(whole)
         if complete:
@@ -147,13 +147,14 @@ def test_none_tells_another_fact_than_the_whole(
     st.data(),
     st.integers(0, 300),
     st.integers(0, 60),
+    st.sampled_from([0, 1 << 18]),
     st.integers(0, 200),
 )
-def test_no_bytes_are_more_than_no_json(wire, data, structure, text, tail):
+def test_no_bytes_are_more_than_no_json(wire, data, structure, text, parsed, tail):
     cut = data.draw(st.integers(0, len(wire)))
     noise = data.draw(st.sampled_from([b"", b'"', b"\\", b"{", b"]", b"\xff", b","]))
     try:
-        known = outline(wire[:cut] + noise + wire[cut:], structure, text, tail).body
+        known = outline(wire[:cut] + noise + wire[cut:], structure, text, parsed, tail).body
     except ValueError:
         return
     assert isinstance(known, dict)
@@ -168,6 +169,18 @@ def texts(size):
         "code": 'print("hello\\n")\n' * (size // 17),
         "script": "漢字仮名" * (size // 12),
     }
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": CANARY,
+        "parameters": {
+            "type": "object",
+            "properties": {f"p{n}": {"type": "string", "enum": ["a", "b"]} for n in range(20)},
+        },
+    },
+}
 
 
 def history(text, number=250):
@@ -196,20 +209,20 @@ FACTS = {
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
 @pytest.mark.parametrize("name", list(texts(100)))
-@pytest.mark.parametrize("order", ["model first", "messages first"])
+@pytest.mark.parametrize("order", ["model messages", "messages model", "model messages tools"])
 def test_a_long_history_is_known_from_both_ends(name, separators, order):
-    messages = history(texts(3_000)[name])
-    body = {"model": "m", "messages": messages, **PARAMETERS}
-    if order == "messages first":
-        body = {"messages": messages, "model": "m", **PARAMETERS}
+    given = {"model": "m", "messages": history(texts(3_000)[name]), "tools": [TOOL] * 30}
+    body = {**{key: given[key] for key in order.split()}, **PARAMETERS}
     wire = json.dumps(body, separators=separators).encode()
-    assert len(wire) > 9 * MAX_PARSED_REQUEST
-    assert request_facts(CHAT, wire) == FACTS
+    assert len(wire) > 2 * MOST_PARSED
+    tools = {"request_tool_count": 30} if "tools" in order else {}
+    assert request_facts(CHAT, wire) == FACTS | tools
 
 
 @pytest.mark.parametrize("name", list(texts(100)))
-def test_one_long_text_is_walked_over(name):
-    text = CANARY + texts(MOST_TEXT - 5_000)[name][: MOST_TEXT // 2]
+@pytest.mark.parametrize("size", [MOST_TEXT // 2, MOST_PARSED // 2])
+def test_one_long_text_is_walked_over(name, size):
+    text = CANARY + texts(2 * size)[name][:size]
     body = {"messages": [{"role": "user", "content": text}], "model": "m", **PARAMETERS}
     wire = json.dumps(body).encode()
     assert len(wire) > MAX_PARSED_REQUEST
