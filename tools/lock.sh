@@ -17,6 +17,7 @@ for name in frameworks sdks-oldest sdks-httpx sdks-httpx2 mcp-oldest mcp-v1 mlx-
 done
 # Put into a folder beside the tests' environment.
 compile requirements/local-servers.in -o requirements/local-servers.txt
+compile --no-deps requirements/aiobotocore.in -o requirements/aiobotocore.txt
 compile --no-deps requirements/botocore.in -o requirements/botocore.txt
 compile --no-deps requirements/botocore-oldest.in -o requirements/botocore-oldest.txt
 compile --no-deps requirements/llama.in -o requirements/llama.txt
