@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import pytest
-from opentelemetry import baggage, propagate
+from opentelemetry import baggage, propagate, trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -456,6 +456,22 @@ def test_another_model_is_loaded_on_demand(server, recorded, mlx_model_4bit_path
         assert 0 < told["sottovoce.model.load.wait"] <= told["sottovoce.request.queue.wait"]
         assert "alice" not in span.to_json()
     assert "sottovoce.model.load.wait" not in warm.attributes
+
+
+def test_a_load_leaves_no_span_current(server, recorded, mlx_model_4bit_path, monkeypatch):
+    tokenize, current = server.engine._tokenize, []
+
+    def look(*args, **kwargs):
+        current.append(trace.get_current_span())
+        return tokenize(*args, **kwargs)
+
+    # In the thread that has just loaded the model.
+    monkeypatch.setattr(server.engine, "_tokenize", look)
+    server.chat(model=str(mlx_model_4bit_path))
+    server.chat()
+    recorded.spans(2)
+    assert len(recorded.loads) == 2
+    assert current == [trace.INVALID_SPAN] * 2
 
 
 def test_suppressed_instrumentation_passes_through(server, recorded, monkeypatch):

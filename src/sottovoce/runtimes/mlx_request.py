@@ -85,13 +85,12 @@ class Waiting:
     def __init__(self, recorder: Recorder, request: Request) -> None:
         self._recorder = recorder
         self._request = request
-        self._entered: Any = None
+        # Loaders call each other.
+        self._entered: list[Any] = []
 
     def __enter__(self) -> None:
         call = self._request.open(self._recorder)
-        if call is not None:
-            self._entered = self._recorder.enter(call)
+        self._entered.append(None if call is None else self._recorder.enter(call))
 
     def __exit__(self, *_: object) -> None:
-        self._recorder.leave(self._entered)
-        self._entered = None
+        self._recorder.leave(self._entered.pop())
