@@ -132,13 +132,13 @@ def test_none_tells_another_fact_than_the_whole(
 ):
     wire = json.dumps(body, separators=separators, indent=indent, ensure_ascii=ascii_only)
     whole = json.loads(wire)
-    known, complete = outline(wire.encode("utf-8", "replace"), structure, text, 0, tail)
+    known, complete, lacks = outline(wire.encode("utf-8", "replace"), structure, text, 0, tail)
     for protocol in PROTOCOLS.values():
         facts = protocol.request(whole)
         if complete:
             assert protocol.request(known) == facts
         else:
-            assert protocol.certain(known).items() <= facts.items()
+            assert protocol.certain(known, lacks).items() <= facts.items()
 
 
 @settings(max_examples=200, deadline=None)
@@ -230,12 +230,20 @@ def test_one_long_text_is_walked_over(name, size):
 
 
 def test_what_cannot_be_known_is_left_out_and_told():
-    messages = [{"role": "user", "content": texts(2_000_000)["json"]}]
-    body = {"model": "m", "messages": messages, "n": 3, "stream": True, "max_tokens": 7}
+    body = {"model": "m", "prompt": texts(2_000_000)["json"], "max_tokens": 7, "stream": True}
     told = []
     facts = request_facts(CHAT, json.dumps(body).encode(), told.append)
-    # `max_tokens` is not all there is for it, and whose turn it is stands in the middle.
+    # Nobody knows whether there is another key for it between, so `max_tokens` is not told.
     assert facts == {"request_model": "m", "request_stream": True}
+    assert told == ["size"]
+
+
+def test_what_stands_around_a_text_that_is_too_long_is_known():
+    messages = [*history("a", 200), {"role": "user", "content": texts(900_000)["json"]}]
+    body = {"model": "m", "messages": messages, **PARAMETERS}
+    told = []
+    facts = request_facts(CHAT, json.dumps(body).encode(), told.append)
+    assert facts == {fact: value for fact, value in FACTS.items() if fact != "user_turn"}
     assert told == ["size"]
 
 

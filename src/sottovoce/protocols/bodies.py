@@ -43,12 +43,12 @@ def request_facts(
     """
     try:
         if len(body) > MAX_PARSED_REQUEST:
-            known, complete = outline(body)
+            known, complete, lacks = outline(body)
             if complete:
                 return protocol.request(known)
             if on_malformed is not None:
                 on_malformed("size")
-            return protocol.certain(known)
+            return protocol.certain(known, lacks)
         found = _parse(body.decode("utf-8", "replace").lstrip("\ufeff"))
         return protocol.request(found) if isinstance(found, dict) else {}
     except Exception:  # noqa: BLE001 - the app may send what it likes

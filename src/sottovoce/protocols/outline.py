@@ -58,10 +58,12 @@ class Outline(NamedTuple):
     Attributes:
         body: its outermost object, of which nothing but facts may be taken.
         complete: everything that facts are made of is in it.
+        lacks: the one key whose value is not known, where all others are.
     """
 
     body: dict[str, Any]
     complete: bool
+    lacks: str | None = None
 
 
 class _Ending(NamedTuple):
@@ -98,13 +100,15 @@ def outline(
     end = _ending(body[max(work.start, last - tail) : last], max(work.start, last - tail), tools)
     if end.members is not None:
         found.update(_object(b"{" + body[end.members :]))
-    if end.item is None or end.closing is None or work.key not in TALKS:
-        return Outline(found, complete=False)
     # Both ends are of one list if none was closed between them for another member to begin.
-    item = _object(body[end.item : end.closing])
-    if not item or not work.in_list or _goes_on(body, work.start, end.item):
+    joined = work.in_list and work.key in TALKS and end.closing is not None
+    if not joined or _goes_on(body, work.start, end.item or end.closing or 0):
         return Outline(found, complete=False)
-    return Outline({**found, work.key.decode(): [item]}, complete=True)
+    key = work.key.decode()
+    item = {} if end.item is None else _object(body[end.item : end.closing])
+    if not item:
+        return Outline(found, complete=False, lacks=key)
+    return Outline({**found, key: [item]}, complete=True)
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sottovoce.protocols.tables import certain, read
+from sottovoce.protocols.tables import certain, read, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -174,9 +174,15 @@ class Protocol(NamedTuple):
         """Read the facts of a request's JSON object. Never raises; never content."""
         return checked(read(self.asked, body))
 
-    def certain(self, body: Body) -> Facts:
-        """Read the facts of a request of which only a part is known, none that the rest could change."""
-        return checked(read(certain(self.asked), body))
+    def certain(self, body: Body, lacks: str | None = None) -> Facts:
+        """Read the facts of a request of which only a part is known, none that the rest could change.
+
+        Args:
+            body: what is known.
+            lacks: the one key of which it is not known what it holds; ``None``: there may be others.
+        """
+        known = certain(self.asked) if lacks is None else without(self.asked, lacks)
+        return checked(read(known, body))
 
     def response(self, body: Body, on_malformed: Callable[[str], None] | None = None) -> Facts:
         """Read the facts of a whole answer's JSON object. Never raises; never content."""

@@ -66,8 +66,6 @@ _PLAIN_KEY = re.compile(rb'"([^"\\]{0,128})"[ \t\r\n]*:[ \t\r\n]*')
 # go back over what they have read, nor lets the engine's stack grow.
 _NO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]{0,256}"){0,512}')
 
-_scan: Any = vars(json.JSONDecoder())["scan_once"]
-
 _QUOTE, _BACKSLASH = b'"\\'
 _OPEN, _CLOSE = frozenset(b"{["), frozenset(b"}]")
 _DIGITS = frozenset(b"%c" % byte for byte in b"-0123456789")
@@ -75,7 +73,6 @@ _NOWHERE = -1
 
 _STEP = 32
 """What a key or an item costs, in bytes of brackets and short strings walked over."""
-_SMALL = 1 << 11, 1 << 14
 _FIRST_PIECE, _LARGEST_PIECE = 1 << 9, 1 << 16
 
 
@@ -224,18 +221,6 @@ def _end_of_value(body: bytes, at: int, work: Work) -> int:
 
 def _end_of_brackets(body: bytes, at: int, work: Work) -> int:
     """Give the place after the object or list whose first byte but one is at `at`."""
-    for size in _SMALL:
-        # A byte is a character there: only places matter of what is made.
-        part = body[at - 1 : at - 1 + size].decode("latin-1")
-        try:
-            end = _scan(part, 0)[1]
-        except (ValueError, StopIteration, RecursionError):
-            work.walk(size >> 5)
-            if len(part) < size:
-                break
-        else:
-            work.walk(end >> 2)
-            return at - 1 + int(end)
     depth = 1
     while depth:
         match = _NO_BRACKETS.match(body, at)

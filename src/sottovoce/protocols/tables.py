@@ -107,6 +107,13 @@ def certain(table: Table) -> Table:
     return tuple(row for row in first.values() if not {"path", "alone"}.isdisjoint(vars(row[2])))
 
 
+@lru_cache(maxsize=_MOST_PLANS)
+def without(table: Table, key: str) -> Table:
+    """Give the rows of facts that do not depend on what a body holds under `key`."""
+    lacking = {fact for fact, needed, _ in table if needed == key}
+    return tuple(row for row in table if row[0] not in lacking)
+
+
 class _Key(NamedTuple):
     """What is looked for under one key of a mapping.
 
