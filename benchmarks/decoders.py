@@ -145,6 +145,24 @@ def request(words):
     ).encode()
 
 
+def long_requests():
+    """Requests of three sizes: a long text, one full of quotes, a long talk with tools."""
+    quoted = json.dumps([{"key": "value", "n": 1}] * 25)
+    turns = [
+        {"role": "user", "content": "What about the next?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "type": "function"}]},
+        {"role": "tool", "tool_call_id": "a", "content": quoted},
+    ]
+    for size in (100_000, 1_000_000, 10_000_000):
+        for name, messages in (
+            ("a text", [{"role": "user", "content": "word\n" * (size // 6)}]),
+            ("JSON in a text", [{"role": "user", "content": quoted * (size // 900)}]),
+            ("a talk with tools", turns * (size // 1_100) + turns[:1]),
+        ):
+            body = {"model": "gpt-4o-mini", "messages": messages, "max_tokens": 99}
+            yield name, json.dumps(body).encode()
+
+
 def main():
     print(f"{'':<58}{'µs':>10}{'spread':>10}")
     reader = started(OPENAI_CHAT)
@@ -173,12 +191,16 @@ def main():
         lambda: whole(OPENAI_EMBEDDINGS, VECTORS),
     )
     measure("  json.loads of the same", lambda: json.loads(VECTORS))
-    small, large, huge = request(100), request(30_000), request(1_600_000)
+    small, large = request(100), request(30_000)
     body = json.loads(small)
     measure("request as an object", lambda: OPENAI_CHAT.request(body))
     measure(f"request ({len(small)} B)", lambda: request_facts(OPENAI_CHAT, small))
     measure(f"request ({len(large) >> 10} KiB)", lambda: request_facts(OPENAI_CHAT, large))
-    measure(f"request ({len(huge) >> 10} KiB)", lambda: request_facts(OPENAI_CHAT, huge))
+    for name, wire in long_requests():
+        measure(
+            f"request: {name} ({len(wire) >> 10} KiB)",
+            lambda wire=wire: request_facts(OPENAI_CHAT, wire),
+        )
     measure("route: another path", lambda: match("POST", "/api/v1/users/1234/orders"))
     measure("route: another method", lambda: match("GET", "/v1/chat/completions"))
     measure("route: a model's", lambda: match("POST", "/v1/chat/completions"))
