@@ -323,6 +323,30 @@ def test_nothing_of_a_request_is_kept(server, recorded):
     assert len(list(tokens)) == 3
 
 
+def test_a_handler_is_gone_when_it_has_answered(server, recorded, monkeypatch):
+    """It may hold a model; so it did before 0.28.4."""
+    from mlx_lm.server import APIHandler
+
+    handlers, setup = [], APIHandler.setup
+
+    def remember(handler):
+        handlers.append(weakref.ref(handler))
+        setup(handler)
+
+    monkeypatch.setattr(APIHandler, "setup", remember)
+    gc.disable()
+    try:
+        server.chat()
+        assert recorded.span
+        [handler] = handlers
+        deadline = time.monotonic() + 20
+        while handler() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert handler() is None
+    finally:
+        gc.enable()
+
+
 def test_requests_in_one_batch_have_a_span_each(server, recorded):
     def ask(tokens):
         trace = f"00-{tokens:032x}-{SPAN}-01"

@@ -49,6 +49,8 @@ class Request:
     def taken(self) -> mlx_answer.Asked | None:
         """Give what was asked, once: nothing of it is kept."""
         asked, self.asked = self.asked, None
+        # It holds this request, which holds the handler, which can hold a model.
+        self._within = None
         return asked
 
     @never_raise("mlx_request.open")
