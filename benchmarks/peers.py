@@ -32,13 +32,13 @@ from environments import PEERS, Unmade, Worker, say, versions
 RESULTS = HERE / "results" / "peers.md"
 # Case -> (how it is headed, calls a batch, batches a round).
 CASES = {
-    "chat": ("chat", 20, 20),
+    "chat": ("chat", 10, 20),
     "stream": ("stream of 200", 1, 15),
-    "async_streams": ("50 async streams of 20", 1, 6),
+    "async_streams": ("50 async streams of 20", 1, 5),
     "embeddings": ("embeddings 8×1536", 10, 20),
     "big": ("100 KB prompt", 10, 20),
-    "responses": ("responses", 20, 20),
-    "anthropic": ("anthropic", 20, 20),
+    "responses": ("responses", 10, 20),
+    "anthropic": ("anthropic", 10, 20),
     "anthropic_stream": ("anthropic stream of 200", 2, 15),
 }
 PER_CALL = {"async_streams": 50}
@@ -102,7 +102,7 @@ class Costs:
                 self.first_call.setdefault((name, setting), []).append(worker.first_call_ms)
             for worker in workers.values():
                 for case in cases:
-                    worker.ask(case=case, calls=3)
+                    worker.ask(case=case, calls=1 if case in PER_CALL else 3)
                 worker.ask(case="chat", calls=10, last_to_warm_up=True)
             for case in cases:
                 took = in_turn(workers, case, quick)
