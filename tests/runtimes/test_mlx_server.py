@@ -422,6 +422,30 @@ def test_a_model_that_cannot_be_loaded(server, recorded, tmp_path):
     assert "alice" not in span.to_json() + load.to_json()
 
 
+def test_each_load_that_fails_is_of_a_request_of_its_own(server, recorded, tmp_path):
+    asked = CHAT | {"model": str(tmp_path / "alice-none")}
+    with ThreadPoolExecutor(4) as pool:
+        for status, _ in pool.map(lambda _: server.post("/v1/chat/completions", asked), range(4)):
+            assert status == 404
+    served = {span.context.span_id: span.context.trace_id for span in recorded.spans(4)}
+    loads = {load.parent.span_id: load.context.trace_id for load in recorded.loads}
+    assert (loads, len(recorded.loads)) == (served, 4)
+
+
+def test_a_load_that_many_wait_for_is_the_firsts(server, recorded, mlx_model_4bit_path):
+    asked = TEXT | {"model": str(mlx_model_4bit_path)}
+    with ThreadPoolExecutor(3) as pool:
+        for status, _ in pool.map(lambda _: server.post("/v1/completions", asked), range(3)):
+            assert status == 200
+    spans = recorded.spans(3)
+    [load] = recorded.loads
+    assert load.parent.span_id in {span.context.span_id for span in spans}
+    assert {span.name for span in spans} == {"text_completion llama-lt_1M-4bit"}
+    # Other tests want the first model again.
+    server.chat()
+    assert recorded.span.name == "chat llama-lt_1M-f32"
+
+
 def test_words_that_cannot_be_read(server, recorded):
     words = [{"role": "user", "content": [{"type": "sound", "sound": SAID}]}]
     asked = CHAT | {"messages": words, "seed": 3}
