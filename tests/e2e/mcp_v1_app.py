@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
+from opentelemetry import baggage, context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -108,7 +109,9 @@ async def ask(session, meta=None, **options):
     params = types.CallToolRequestParams(name="read", arguments={}, _meta=meta)
     request = types.ClientRequest(types.CallToolRequest(method="tools/call", params=params))
     before = request.model_dump()
+    token = context.attach(baggage.set_baggage("said", CANARY))
     result = await session.send_request(request, types.CallToolResult, **options)
+    context.detach(token)
     assert request.model_dump() == before
     return json.loads(result.content[0].text)
 
