@@ -164,12 +164,15 @@ def report(costs, checks, left_out, cases, rounds):
         return figure(values)
 
     judged = {key: facts.judged(found) for key, found in checks.items()}
-    shown = {key: taken for key, taken in costs.added.items() if key[0] not in left_out}
+    keys = [(name, setting) for name in PEERS for setting in PEERS[name].settings]
+    shown = {k: costs.added[k] for k in keys if k in costs.added and k[0] not in left_out}
+    names = [name for name in PEERS if name in costs.bare and name not in left_out]
     out = [
         f"# Sottovoce beside its peers, {time.strftime('%Y-%m-%d')}",
         f"Python {platform.python_version()}, {os.cpu_count()} cores, {rounds} rounds. CPU "
         "time that the client's process takes more, in µs a call (a stream for streams): median "
-        "of the rounds [lowest to highest].",
+        "of the rounds [lowest to highest]. The provider is in memory, each event of a stream a "
+        "read of its own; `nothing twice` is what the measure itself gets wrong.",
         table(
             ["", *(CASES[case][0] for case in cases)],
             [
@@ -182,8 +185,7 @@ def report(costs, checks, left_out, cases, rounds):
             ["", *(CASES[case][0] for case in cases)],
             [
                 [name, *(f"{statistics.median(taken[case]):,.0f}" for case in cases)]
-                for name, taken in costs.bare.items()
-                if name not in left_out
+                for name, taken in ((name, costs.bare[name]) for name in names)
             ],
         ),
         "Memory in KiB above the same call with nothing (peak / still held after the call, where a "
@@ -219,7 +221,7 @@ def report(costs, checks, left_out, cases, rounds):
         "counted. The refused request's error repeats the prompt, as some of a provider's do.",
     ]
     out += [f"Left out: {name}: {why}" for name, why in left_out.items()]
-    out.append("Versions: " + "; ".join(versions(n) for n in costs.bare if n not in left_out))
+    out.append("Versions: " + "; ".join(map(versions, names)))
     return "\n\n".join(out) + "\n"
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CLIENTS = ("openai", "anthropic")
 SDK = ("opentelemetry-sdk>=1.45,<2", "httpx<1")
+PATIENCE = 120  # seconds for an answer
 UV = Path(sys.executable).with_name("uv")
 
 
@@ -170,6 +172,10 @@ class Worker:
         self.start_up_ms, self.first_call_ms = told["start_up_ms"], told["first_call_ms"]
 
     def hear(self):
+        # One line an answer: nothing of it waits in a buffer.
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            self.process.kill()
+            raise Unmade(f"no answer in {PATIENCE} s ({self.what})")
         line = self.process.stdout.readline()
         if not line:
             raise Unmade(f"the process ended ({self.what}): {self.last_words()}")
