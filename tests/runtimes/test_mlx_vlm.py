@@ -102,6 +102,7 @@ from queue import Queue
 from typing import Any, Optional
 
 import mlx_vlm
+from mlx_vlm import utils
 
 @dataclass
 class GenerationArguments:
@@ -153,11 +154,26 @@ class _TokenIterator:
     def __del__(self):
         self.close()
 
+class HTTPException(Exception):
+    pass
+
 class ResponseGenerator:
-    def __init__(self, model, processor):
-        self.model, self.processor, self.requests = model, processor, Queue()
+    def __init__(self, model_path):
+        self.model_path, self.model, self.processor = model_path, None, None
+        self.requests, self._ready, self._load_error = Queue(), threading.Event(), None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def wait_until_ready(self):
+        assert self._ready.wait(30)
+        if self._load_error is not None:
+            raise self._load_error
+
+    def _initialize_model(self):
+        try:
+            self.model, self.processor = utils.load(self.model_path)
+        except Exception as error:
+            raise HTTPException("a planted message")
 
     def stop_and_join(self):
         self.requests.put(None)
@@ -172,6 +188,13 @@ class ResponseGenerator:
         return rqueue.get(timeout=30), _TokenIterator(rqueue)
 
     def _run(self):
+        try:
+            self._initialize_model()
+        except Exception as error:
+            self._load_error = error
+            self._ready.set()
+            return
+        self._ready.set()
         while (request := self.requests.get()) is not None:
             rqueue, prompt, args = request
             rqueue.put(GenerationContext(0, len(prompt)))
@@ -199,12 +222,19 @@ from starlette.routing import Route
 
 from . import generation
 
-engine = None
+ENGINE, MADE = None, []
 
 async def completions(request):
     asked = await request.json()
     args = generation.GenerationArguments(max_tokens=asked["max_tokens"], temperature=0.5, top_k=4)
     prompt = asked["messages"][0]["content"]
+    engine = ENGINE
+    if "model" in asked:
+        engine = generation.ResponseGenerator(asked["model"])
+        engine.wait_until_ready()
+        MADE.append(engine)
+    if asked["max_tokens"] > 1000:
+        return JSONResponse({"detail": prompt}, 400)
     def all_of_it():
         context, tokens = engine.generate(prompt, args=args)
         return sum(token.token_count for token in tokens)
@@ -260,12 +290,16 @@ def recorded(request, packages, record):
 
 
 @pytest.fixture
-def engine(recorded, mlx_model):
-    generation = importlib.import_module("mlx_vlm.server.generation")
-    made = generation.ResponseGenerator(*mlx_model)
-    importlib.import_module("mlx_vlm.server.app").engine = made
-    yield made
-    made.stop_and_join()
+def engine(recorded, mlx_model_path):
+    app = importlib.import_module("mlx_vlm.server.app")
+    app.ENGINE = app.generation.ResponseGenerator(str(mlx_model_path))
+    app.ENGINE.wait_until_ready()
+    [load] = recorded.exporter.get_finished_spans()
+    assert load.parent is None
+    recorded.exporter.clear()
+    yield app.ENGINE
+    for made in (app.ENGINE, *app.MADE):
+        made.stop_and_join()
 
 
 def ask(**asked):
@@ -369,6 +403,34 @@ def test_a_request_that_fails(recorded, engine):
         recorded.exporter.clear()
 
 
+@pytest.mark.parametrize("limit", [5, 5000])
+def test_a_model_that_is_loaded_for_a_request(recorded, engine, mlx_model_4bit_path, limit):
+    ask(model=str(mlx_model_4bit_path), max_tokens=limit)
+    load, span = recorded.exporter.get_finished_spans()
+    assert load.name == "load_model llama-lt_1M-4bit"
+    assert (load.parent.span_id, load.context.trace_id) == (span.context.span_id, int(TRACE, 16))
+    assert span.kind is SpanKind.SERVER
+    assert span.attributes["sottovoce.call.outcome"] == "completed"
+    if limit == 5:
+        assert span.name == "chat llama-lt_1M-4bit"
+        assert span.attributes["gen_ai.usage.output_tokens"] == 5
+        assert span.attributes["gen_ai.request.model"] == "llama-lt_1M-4bit"
+    else:
+        # The server refused it afterwards.
+        assert (span.name, "gen_ai.usage.output_tokens" in span.attributes) == ("chat", False)
+
+
+def test_a_model_that_cannot_be_loaded(recorded, engine, tmp_path):
+    with pytest.raises(Exception, match="planted"):
+        ask(model=str(tmp_path / "alice-none"))
+    load, span = recorded.exporter.get_finished_spans()
+    assert (load.parent.span_id, span.name) == (span.context.span_id, "chat")
+    assert span.parent.span_id == int(SPAN, 16)
+    for each in (load, span):
+        assert each.attributes["error.type"] == "model_not_found"
+        assert "alice" not in each.to_json() and "planted" not in each.to_json()
+
+
 def test_the_engine_without_http(recorded, engine):
     context, tokens = engine.generate(PROMPTS[0])
     assert type(tokens).__name__ == "_TokenIterator"
@@ -425,6 +487,9 @@ def test_whatever_it_is_given_and_gives(instrumented_mlx, tokens, context, argum
     class Engine:
         model = processor = None
 
+        def _initialize_model(self):
+            return "made"
+
         def generate(self, prompt, args=None):
             return {"pair": (context, Tokens()), "none": None, "one": (context,)}[shape]
 
@@ -436,7 +501,7 @@ def test_whatever_it_is_given_and_gives(instrumented_mlx, tokens, context, argum
     runtime = Runtime("mlx", hooks.recorder, hooks.hooks)
     mlx_vlm_server.install(runtime, module, patches)
     got = Engine().generate(PROMPTS[0], args=arguments)
-    assert Engine()._run() == "over"
+    assert (Engine()._run(), Engine()._initialize_model()) == ("over", "made")
     if shape == "pair":
         seen = [next(got[1]) for _ in tokens]
         assert [*map(id, seen)] == [*map(id, tokens)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar, copy_context
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sottovoce.guard import never_raise
 from sottovoce.runtimes import mlx_answer
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from sottovoce.call import Recorder
+    from sottovoce.call import Call, Recorder
 
 
 class Request:
@@ -74,6 +74,13 @@ current: ContextVar[Request | None] = ContextVar("sottovoce_mlx_request", defaul
 """What this thread answers; set and reset in one frame."""
 
 
+class Opens(Protocol):
+    """What can open the call of a request."""
+
+    def open(self, recorder: Recorder) -> Call | None:
+        """Give the call, open or not. Never raises."""
+
+
 class Waiting:
     """What a request waits for happens in its span: a model is loaded, often the one that answers.
 
@@ -84,7 +91,7 @@ class Waiting:
 
     __slots__ = ("_entered", "_recorder", "_request")
 
-    def __init__(self, recorder: Recorder, request: Request) -> None:
+    def __init__(self, recorder: Recorder, request: Opens) -> None:
         self._recorder = recorder
         self._request = request
         # Loaders call each other.

@@ -11,18 +11,27 @@ Seen in mlx-vlm 0.7.10.
 from __future__ import annotations
 
 import functools
+from contextvars import copy_context
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import dropped
 from sottovoce.guard import failed, never_raise
-from sottovoce.runtimes import failures, mlx_answer, mlx_batch, mlx_models, mlx_request
+from sottovoce.runtimes import (
+    failures,
+    identity,
+    mlx_answer,
+    mlx_batch,
+    mlx_models,
+    mlx_request,
+)
 from sottovoce.runtimes.engine import NS, Arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+    from sottovoce.call import Call, Recorder
     from sottovoce.guard import Patches
     from sottovoce.runtimes.engine import Runtime
 
@@ -39,6 +48,9 @@ def install(runtime: Runtime, module: ModuleType, patches: Patches) -> None:
     app = getattr(module, "app", None)
     if engine is not None and tokens is not None:
         answers: dict[int, Seen] = {}
+        starts: dict[int, _Start] = {}
+        patches.wrap(engine, "__init__", functools.partial(_made, runtime, starts))
+        patches.wrap(engine, "_initialize_model", functools.partial(_initialized, runtime, starts))
         patches.wrap(engine, "generate", functools.partial(_generate, runtime, answers, tokens))
         patches.wrap(engine, "_run", _own)
         patches.wrap(tokens, "__next__", functools.partial(_next, answers))
@@ -82,6 +94,34 @@ class Seen(mlx_answer.Answer):
             self.facts["draft_accepted_share"] = min(1.0, accepted / drafted)
 
 
+class _Start:
+    """The engine of a request's model is being made for it."""
+
+    __slots__ = ("_request", "_runtime", "_within")
+
+    def __init__(self, runtime: Runtime, request: mlx_request.Request) -> None:
+        self._runtime = runtime
+        self._request = request
+        self._within = copy_context()
+
+    @never_raise("mlx_vlm.start")
+    def open(self, recorder: Recorder) -> Call | None:
+        """Open the call before it is known who answers. Never raises."""
+        request = self._request
+        if request.call is None:
+            request.call = self._within.run(
+                _opened, self._runtime, recorder, request, None, request.started_ns
+            )
+        return request.call
+
+    @never_raise("mlx_vlm.start")
+    def failed(self, error: BaseException) -> None:
+        """The model could not be loaded; the server has wrapped what happened. Never raises."""
+        call, inner = self._request.call, error.__context__ or error
+        if call is not None:
+            call.fail(failures.of_load(inner) or inner)
+
+
 class _Answering:
     """What is seen of an answer: whether it comes piece by piece."""
 
@@ -117,13 +157,17 @@ class _Joining:
             return
         recorder = self._runtime.recorder
         answering = _Answering(send)
-        current = mlx_request.current.set(mlx_request.Request(answering))
+        request = mlx_request.Request(answering)
+        current = mlx_request.current.set(request)
         joined = self._join(scope)
         try:
             await self._app(scope, receive, answering.send)
         finally:
             recorder.leave(joined)
             mlx_request.current.reset(current)
+            # It was refused after its model had been loaded.
+            if request.call is not None and not request.call.began_ns:
+                _end(request.call)
 
     @never_raise("mlx_vlm.join")
     def _join(self, scope: Any) -> Any:
@@ -152,44 +196,116 @@ def _own(original: Callable[..., Any]) -> Callable[..., Any]:
     return _run
 
 
+def _made(
+    runtime: Runtime, starts: dict[int, _Start], original: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Wrap `ResponseGenerator.__init__`, which starts the engine's thread."""
+
+    @functools.wraps(original)
+    def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
+        request = mlx_request.current.get()
+        if request is not None and request.call is None and runtime.active:
+            starts[id(engine)] = _Start(runtime, request)
+        try:
+            original(engine, *args, **kwargs)
+        except BaseException:
+            starts.pop(id(engine), None)
+            raise
+
+    return __init__
+
+
+def _initialized(
+    runtime: Runtime, starts: dict[int, _Start], original: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Wrap `ResponseGenerator._initialize_model`: in the engine's thread, for whom it is made."""
+
+    @functools.wraps(original)
+    def _initialize_model(engine: Any, *args: Any, **kwargs: Any) -> Any:
+        start = starts.pop(id(engine), None)
+        if start is None:
+            return original(engine, *args, **kwargs)
+        waiting = mlx_models.waiting.set(mlx_request.Waiting(runtime.recorder, start))
+        try:
+            return original(engine, *args, **kwargs)
+        except BaseException as error:
+            start.failed(error)
+            raise
+        finally:
+            mlx_models.waiting.reset(waiting)
+
+    return _initialize_model
+
+
+def _opened(
+    runtime: Runtime,
+    recorder: Recorder,
+    request: mlx_request.Request | None,
+    known: identity.Identity | None,
+    start_ns: int,
+) -> Seen:
+    call = Seen(
+        recorder,
+        operation="chat" if request is not None else "text_completion",
+        provider=runtime.provider,
+        model=known.name if known else None,
+        in_process=True,
+        served=request is not None,
+        local=True,
+        start_ns=start_ns,
+    )
+    call.began_ns = call.tokens = 0
+    call.prompt = call.cached = -1
+    call.reason, call.drafts, call.drafted = None, (), (None, None)
+    if known:
+        call.facts.update(known.facts)
+    dropped.keep(call)
+    return call
+
+
+def _call_of(
+    runtime: Runtime,
+    request: mlx_request.Request | None,
+    known: identity.Identity | None,
+    asked_ns: int,
+) -> Seen:
+    """Open the call of an answer, or say of one that is open who answers."""
+    if request is None:
+        return _opened(runtime, runtime.recorder, None, known, asked_ns)
+    call = request.call
+    if isinstance(call, Seen) and not call.began_ns:
+        if known is not None:
+            identity.tell(call, known)
+        return call
+    # Of a request that asks for more than one answer only the first waited since it came.
+    start_ns = request.started_ns if call is None else asked_ns
+    request.call = call = _opened(runtime, runtime.recorder, request, known, start_ns)
+    return call
+
+
+@never_raise("mlx_vlm.open")
+def _begun(runtime: Runtime, named: dict[str, Any], asked_ns: int, context: Any) -> Seen:
+    """The engine began with what it was asked at `asked_ns`, or refused it."""
+    began_ns = perf_counter_ns()
+    engine, request = named["self"], mlx_request.current.get()
+    known = mlx_models.known(engine.model, engine.processor)
+    facts = _facts(named.get("args"))
+    prompt = getattr(context, "prompt_tokens", -1)
+    call = _call_of(runtime, request, known, asked_ns)
+    call.began_ns = began_ns
+    if type(prompt) is int:
+        call.prompt = prompt
+    call.stream = request is None or request.handler.stream
+    call.facts.update(facts)
+    call.facts["queue_s"] = (began_ns - asked_ns) * NS
+    return call
+
+
 def _generate(
     runtime: Runtime, answers: dict[int, Seen], kind: type, original: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Wrap `ResponseGenerator.generate`: gives the context of a request and its tokens."""
     arguments = Arguments(original)
-
-    @never_raise("mlx_vlm.open")
-    def opened(named: dict[str, Any], asked_ns: int, context: Any) -> Seen:
-        began_ns = perf_counter_ns()
-        engine, request = named["self"], mlx_request.current.get()
-        known = mlx_models.known(engine.model, engine.processor)
-        facts = _facts(named.get("args"))
-        prompt = getattr(context, "prompt_tokens", -1)
-        # A request that asks for more than one answer came when the first was asked for.
-        first = request is not None and request.call is None
-        call = Seen(
-            runtime.recorder,
-            operation="chat" if request is not None else "text_completion",
-            provider=runtime.provider,
-            model=known.name if known else None,
-            in_process=True,
-            served=request is not None,
-            local=True,
-            start_ns=request.started_ns if request is not None and first else asked_ns,
-        )
-        if request is not None:
-            request.call = call
-        call.began_ns = began_ns
-        call.prompt = prompt if type(prompt) is int else -1
-        call.cached, call.tokens = -1, 0
-        call.reason, call.drafts, call.drafted = None, (), (None, None)
-        call.stream = request is None or request.handler.stream
-        call.facts.update(facts)
-        call.facts["queue_s"] = (began_ns - asked_ns) * NS
-        if known:
-            call.facts.update(known.facts)
-        dropped.keep(call)
-        return call
 
     @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
@@ -199,7 +315,7 @@ def _generate(
         try:
             result = original(*args, **kwargs)
         except BaseException as error:
-            _fail(opened(named, asked_ns, None), error)
+            _fail(_begun(runtime, named, asked_ns, None), error)
             raise
         # What is no context and iterator is the app's as it is.
         if isinstance(result, tuple) and [isinstance(each, kind) for each in result] == [
@@ -207,7 +323,7 @@ def _generate(
             True,
         ]:
             context, tokens = result
-            call = opened(named, asked_ns, context)
+            call = _begun(runtime, named, asked_ns, context)
             if call is not None:
                 answers[id(tokens)] = call
         return result
@@ -264,7 +380,7 @@ def _facts(arguments: Any) -> Any:
 
 
 @never_raise("mlx_vlm.end")
-def _end(call: Seen) -> None:
+def _end(call: Call) -> None:
     call.gather()
     call.end()
 
