@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.trace import SpanKind, StatusCode
 
+from conformance.conformance import violations
 from runtimes import test_mlx_others as others
 from runtimes.test_hooks_fuzz import FUZZ, Partial, odd
 from sottovoce import guard
@@ -332,6 +333,7 @@ def ask(**asked):
 def only(recorded):
     [span] = recorded.exporter.get_finished_spans()
     assert "planted" not in span.to_json()
+    assert not violations(span)
     return span
 
 
