@@ -347,10 +347,10 @@ def test_what_was_given_up_is_not_sent_afterwards():
 for _ in range(1200):
     call()
 print(handle.shutdown(0.2))
-time.sleep(2.5)
+time.sleep(4.5)
 """,
             OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint,
-            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+            OTEL_EXPORTER_OTLP_TIMEOUT="3",
             OTEL_BSP_SCHEDULE_DELAY="60000",
             OTEL_BSP_MAX_EXPORT_BATCH_SIZE="100",
         )

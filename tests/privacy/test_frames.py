@@ -393,15 +393,15 @@ def test_a_span_that_tells_frames_is_freed_as_soon_as_any_other(gated, shop):
         gc.enable()
 
 
-def test_log_records_with_an_exception_tell_its_frames(make_policy, shop):
+def test_log_records_with_an_exception_tell_its_frames(make_policy, shop, monkeypatch):
     name, orders = shop
     provider = gated_logger_provider(make_policy(stack_frames=(name,)), shutdown_on_exit=False)
     exporter = InMemoryLogRecordExporter()
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     logger = logging.getLogger(name)
-    logger.propagate = False
+    monkeypatch.setattr(logger, "propagate", False)
     with pytest.warns(DeprecationWarning):
-        logger.addHandler(LoggingHandler(logger_provider=provider))
+        monkeypatch.setattr(logger, "handlers", [LoggingHandler(logger_provider=provider)])
     try:
         orders.pay(CANARY)
     except ValueError as caught:
