@@ -73,3 +73,36 @@ def test_extremes_are_recorded_for_an_operator_who_wants_them(wanted):
     [point] = metric.data.data_points
     assert (point.min, point.max) == ((2.0, 7.0) if wanted else (math.inf, -math.inf))
     assert (point.sum, tuple(point.bucket_counts)) == (9.0, (0, 1, 1))
+
+
+def test_a_reader_that_comes_while_a_measurement_looks_for_the_readers_gets_the_next():
+    class Kept(set):
+        """Names of attributes, by which a View meets a reader's coming."""
+
+        meanwhile = None
+
+        def __contains__(self, name):
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            return super().__contains__(name)
+
+    kept = Kept({"k"})
+    late = InMemoryMetricReader()
+    meters = MeterProvider(
+        [InMemoryMetricReader()], views=[View(instrument_name="h", attribute_keys=kept)]
+    )
+    measured = Measured(meters.get_meter("app").create_histogram("h"))
+
+    def come():
+        meters.add_metric_reader(late)
+        measured.record(1.0, Point({"k": "another thread's"}, Context()))
+
+    kept.meanwhile = come
+    for _ in range(2):
+        measured.record(1.0, Point({"k": "first"}, Context()))
+    [metric] = late.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    assert {point.attributes["k"]: point.count for point in metric.data.data_points} == {
+        "another thread's": 1,
+        "first": 1,
+    }

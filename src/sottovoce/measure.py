@@ -81,9 +81,10 @@ class Measured:
             value = buckets.representative(value, self._bounds)
         try:
             # As `_look`, for every measurement.
-            found = self._found.get(point.key)
-            consumer = self._histogram._measurement_consumer  # type: ignore[attr-defined] # noqa: SLF001
-            if found is None or consumer._reader_storages is not self._storages:  # noqa: SLF001
+            consumer, found = self._histogram._measurement_consumer, None  # type: ignore[attr-defined] # noqa: SLF001
+            if consumer._reader_storages is self._storages:  # noqa: SLF001
+                found = self._found.get(point.key)
+            if found is None:
                 found = self._find(point)
             config = self._config
             known = found and value >= 0 and (config is None or config._config.is_enabled)  # noqa: SLF001
@@ -126,9 +127,10 @@ class Measured:
 
         May raise.
         """
-        found = self._found.get(point.key)
-        consumer = self._histogram._measurement_consumer  # type: ignore[attr-defined] # noqa: SLF001
-        if found is None or consumer._reader_storages is not self._storages:  # noqa: SLF001
+        consumer, found = self._histogram._measurement_consumer, None  # type: ignore[attr-defined] # noqa: SLF001
+        if consumer._reader_storages is self._storages:  # noqa: SLF001
+            found = self._found.get(point.key)
+        if found is None:
             found = self._find(point)
         config = self._config
         return found if config is None or config._config.is_enabled else []  # noqa: SLF001
@@ -136,17 +138,21 @@ class Measured:
     def _find(self, point: Point) -> list[Way]:
         """Find and remember them. May raise."""
         instrument: Any = self._histogram
+        # Before the readers are looked at: one may come or go meanwhile, and with it what others
+        # remember from then on.
+        remembered = self._found
         storages = instrument._measurement_consumer._reader_storages  # noqa: SLF001
         if storages is not self._storages:
             # A reader came or went: nothing remembered holds any more.
-            self._found = {}
-            self._storages = storages
             self._config = instrument._meter_config  # noqa: SLF001
             self._offered = offered(instrument)
+            remembered = self._found = {}
+            # Last: it tells other threads that all of this is so.
+            self._storages = storages
         attributes = {**point.attributes, **self._extra}
         found = [] if self._offered is None else ways(instrument, attributes)
-        if point.key is not None and len(self._found) < REMEMBERED:
-            self._found[point.key] = found
+        if point.key is not None and len(remembered) < REMEMBERED:
+            remembered[point.key] = found
         return found
 
 
