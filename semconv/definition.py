@@ -47,7 +47,7 @@ RULES = {
     "count": "the value is dropped, only how many there were may be told (under a name of its own)",
     "bucket": "replaced by the upper bound of the bucket that the number falls in: counts 1, 4, 16, … each four times the one before (0 stays 0); seconds 1, 5, 15, 60, 300 (3600 when longer); throughputs 1, 2, 4, … each twice the one before; shares 0.1, 0.2, … 1 (0 stays 0); scores one digit",
     "curated": "a provider's or framework's built-in name is kept, else `_OTHER` (in `aggregate`: dropped)",
-    "allow12": "a built-in name is or one that the operator allows (`SOTTOVOCE_ALLOW`) is kept, any other becomes 12 hex digits of a keyed hash",
+    "allow12": "a built-in name, or one that the operator allows (`SOTTOVOCE_ALLOW`), is kept; any other becomes 12 hex digits of a keyed hash",
     "hash_rot": "becomes 16 hex digits of a keyed hash whose key changes every week",
     "hash_user": "dropped; with `SOTTOVOCE_USER_IDS=hash` the same as `hash_rot`, with a key of its own",
     "seal": "dropped; only the local, encrypted, short-lived content buffer may hold it",
