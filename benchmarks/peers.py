@@ -34,7 +34,7 @@ RESULTS = HERE / "results" / "peers.md"
 CASES = {
     "chat": ("chat", 10, 20),
     "stream": ("stream of 200", 1, 15),
-    "async_streams": ("50 async streams of 20", 1, 5),
+    "async_streams": ("50 async streams of 20", 1, 7),
     "embeddings": ("embeddings 8×1536", 10, 20),
     "big": ("100 KB prompt", 10, 20),
     "responses": ("responses", 10, 20),

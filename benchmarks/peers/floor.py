@@ -67,7 +67,7 @@ class Hand:
             span, started = self.open()
             answer = await original(client, *args, **kwargs)
             if kwargs.get("stream"):
-                answer._iterator = self.pass_on_async(answer._iterator, span, started)
+                answer._iterator = Passed(self, answer._iterator, span, started)
             else:
                 self.close(span, started)
             return answer
@@ -92,8 +92,21 @@ class Hand:
             yield item
         self.close(span, started)
 
-    async def pass_on_async(self, items, span, started):
-        async for item in items:
-            time.perf_counter_ns()
-            yield item
-        self.close(span, started)
+
+class Passed:
+    """`pass_on` for an asynchronous stream; a generator would cost an event loop more."""
+
+    def __init__(self, hand, items, span, started):
+        self.next, self.end = items.__anext__, lambda: hand.close(span, started)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        try:
+            item = await self.next()
+        except StopAsyncIteration:
+            self.end()
+            raise
+        time.perf_counter_ns()
+        return item
