@@ -479,7 +479,10 @@ def check(chosen: Mapping[str, Any]) -> None:
     unknown = sorted(set(chosen).difference(SETTINGS))
     if unknown:
         known = ", ".join(SETTINGS)
-        raise TypeError(f"no such setting: {', '.join(unknown)}. Settings are: {known}")
+        raise TypeError(
+            f"no such setting: {', '.join(unknown)}. Settings are: {known}. What OpenTelemetry "
+            "alone has a variable for, OTEL_SERVICE_NAME and the like, is set in the environment."
+        )
 
 
 def _acknowledged(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]:

@@ -169,6 +169,26 @@ def test_a_command_runs_instrumented_sends_here_and_keeps_its_exit_code(tmp_path
     assert "1 span" in again.stdout
 
 
+def test_options_of_a_command_are_its_own_without_dashes_too(tmp_path):
+    here = ("local", "--port", "0", "--db", str(tmp_path / "x.db"))
+    done = command(*here, sys.executable, "-c", REPORT)
+    assert done.returncode == 7, done.stderr
+    assert "1 span" in done.stdout
+
+
+def test_a_script_that_is_no_command_is_told_how_to_run(tmp_path):
+    script = tmp_path / "app.py"
+    script.write_text("print('ran')")
+    done = command("local", "--port", "0", "--db", str(tmp_path / "x.db"), "--", str(script))
+    assert done.returncode == 1
+    assert f"did you mean: python {script}" in done.stderr
+
+
+def test_the_help_shows_what_each_command_is_for_in_whole():
+    for arguments in ((), ("policy",)):
+        assert "..." not in command(*arguments, "--help").stdout.partition("Commands:")[2]
+
+
 def test_a_command_sends_soon_unless_its_environment_says_when(tmp_path):
     said = {
         name: value for name, value in os.environ.items()

@@ -45,7 +45,7 @@ def found(port):
         "--format",
         "json",
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://user:planted@127.0.0.1:{port}/planted?planted",
-        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sottovoce_groq",
+        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sottovoce_groq,somebody_elses",
         SOTTOVOCE_KEY="planted secret key",
     )
     assert "planted" not in done.stdout + done.stderr
@@ -110,6 +110,16 @@ def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):
         assert len(lines) > 2 and all(line.startswith("  ") for line in lines if line)
     assert "sottovoce_openai records the same calls" in done.stdout
     assert "another distro" in done.stdout
+
+
+def test_a_name_that_switches_nothing_off_is_to_mend(port):
+    done = doctor(
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sottovoce_groq,sottovoce_opnai",
+    )
+    assert done.returncode == 1
+    mend = done.stdout.partition("To mend\n")[2]
+    assert "names sottovoce_opnai, which switches nothing off" in mend and "groq" not in mend
 
 
 def test_a_library_that_fails_to_import_and_a_collector_that_does_not_answer_are_named(tmp_path):

@@ -160,6 +160,24 @@ def test_levels_are_told_by_service(store):
     assert "system.memory.usage  2 MB" in text
 
 
+def test_calls_without_a_response_are_told_from_those_with_one(store):
+    def told(attributes):
+        return (
+            "gen_ai.client.operation.duration", "histogram", "s", 1, 0, 1, 2, 1, 0.5, 0.5, 0.5,
+            "[1]", "[1, 0]", "", json.dumps(attributes), "{}",
+        )  # fmt: skip
+
+    answered = {**MODEL, "gen_ai.response.model": MODEL["gen_ai.request.model"]}
+    elsewhere = {**answered, "gen_ai.operation.name": "embeddings"}
+    store.add(request(), Rows(points=[told(MODEL), told(answered), told(elsewhere)]))
+    titles = re.findall(r"(?:chat|embeddings) mlx h:0123456789ab(?: \(no response\))?", seen(store))
+    assert sorted(titles) == [
+        "chat mlx h:0123456789ab",
+        "chat mlx h:0123456789ab (no response)",
+        "embeddings mlx h:0123456789ab",
+    ]
+
+
 def test_histograms_are_drawn_with_their_real_buckets(filled):
     text = seen(filled)
     assert "gen_ai.client.operation.duration  s" in text

@@ -99,7 +99,14 @@ def _titles(group: Sequence[Point]) -> list[str]:
     short = [attribute_set(point.attributes, server=False) for point in group]
     if len(set(short)) == len(short):
         return short
-    return [attribute_set(point.attributes) for point in group]
+    long = [attribute_set(point.attributes) for point in group]
+    # A call that ended before its answer came differs in this alone.
+    return [
+        f"{title} (no response)"
+        if long.count(title) > 1 and "gen_ai.response.model" not in point.attributes
+        else title
+        for title, point in zip(long, group, strict=True)
+    ]
 
 
 def bar(value: float, most: float, width: int, *, ascii_only: bool) -> str:

@@ -55,7 +55,11 @@ def commands() -> None:
             stream.reconfigure(errors="replace")
 
 
-@commands.command()
+# What follows COMMAND is the command's, also without --.
+@commands.command(
+    context_settings={"allow_interspersed_args": False},
+    short_help="Receive OTLP on this machine; run a command and show what it sent.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -71,7 +75,7 @@ def local(
 ) -> None:
     """Receive OTLP over HTTP into a file, on this machine only.
 
-    With COMMAND (after --), run it under opentelemetry-instrument with this receiver as its
+    With COMMAND (after --, if you like), run it under opentelemetry-instrument with this receiver as its
     endpoint, then show what arrived and exit with its exit code.
     """
     err = view.console(sys.stderr)

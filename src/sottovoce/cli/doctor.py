@@ -24,7 +24,7 @@ _GOOD: Final = "hooked"
 _SHOWN: Final = 2
 
 
-@click.command(name="doctor")
+@click.command(name="doctor", short_help="Libraries, hooks, destination, other telemetry.")
 @click.option(
     "--format",
     "form",
@@ -52,6 +52,11 @@ def doctor(form: str) -> None:
 def problems(found: Environment) -> list[str]:
     """Say what should be mended, each with what to do."""
     told = [clean(warning, 400) for warning in found.warnings]
+    if found.unknown:
+        told.append(
+            f"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names {', '.join(map(clean, found.unknown))}, "
+            "which switches nothing off: there is no such instrumentor."
+        )
     if found.problem is not None:
         told.append(f"The libraries could not be looked at: {found.problem}.")
     if not any(found.destinations.values()):

@@ -80,6 +80,8 @@ class Environment:
         libraries: those that are installed.
         others: other distributions, rivals, native telemetry of SDKs.
         missing: entry points of ours that nothing installed asks for.
+        unknown: names in `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` that are like ours, but no
+            entry point's.
         problem: why the libraries could not be looked at, else None.
     """
 
@@ -94,6 +96,7 @@ class Environment:
     libraries: tuple[Library, ...]
     others: tuple[Other, ...]
     missing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     problem: str | None = None
     silent: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -122,12 +125,23 @@ def look() -> Environment:
         libraries=tuple(libraries),
         others=tuple(_others(chosen, {each.name: each.version for each in libraries})),
         missing=tuple(name for name, each in found.items() if each["library"] is None),
+        unknown=_unknown(chosen),
         problem=problem,
         silent=tuple(signal for signal in settings.SIGNALS if _is_silent(chosen, signal)),
         versions={
             name: _version(name) or "absent"
             for name in ("sottovoce", "opentelemetry-sdk", "opentelemetry-instrumentation")
         },
+    )
+
+
+def _unknown(chosen: Settings) -> tuple[str, ...]:
+    # Of other packages' names nobody can tell: they may be meant for other environments.
+    known = entry_points(group="opentelemetry_instrumentor").names
+    return tuple(
+        name
+        for name in chosen.disabled_instrumentations
+        if name.startswith("sottovoce") and name not in known
     )
 
 

@@ -38,7 +38,8 @@ def instrumented(command: Sequence[str]) -> list[str]:
         CannotLaunch: there is no such command, or no launcher.
     """
     if shutil.which(command[0]) is None:
-        raise CannotLaunch(f"there is no command {command[0]}")
+        hint = f"; did you mean: python {command[0]}" if Path(command[0]).is_file() else ""
+        raise CannotLaunch(f"there is no command {command[0]}{hint}")
     if Path(command[0]).name == _LAUNCHER:
         return list(command)
     beside = Path(sys.executable).with_name(_LAUNCHER)

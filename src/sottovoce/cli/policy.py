@@ -39,7 +39,7 @@ def policy() -> None:
     """What may leave, why, and what the gate does to telemetry of yours."""
 
 
-@policy.command()
+@policy.command(short_help="What becomes of ATTRIBUTE, and why; of all without one.")
 @_PROFILE
 @click.argument("attribute", required=False)
 def show(profile: str | None, attribute: str | None) -> None:
@@ -66,7 +66,7 @@ def show(profile: str | None, attribute: str | None) -> None:
     _one(texts.read(), name, chosen)
 
 
-@policy.command()
+@policy.command(short_help="What the gate would do to telemetry in FILE.")
 @_PROFILE
 @click.option(
     "--signal",
