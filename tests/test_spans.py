@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
+from time import time_ns
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -18,7 +23,10 @@ from sottovoce import guard
 from sottovoce.privacy import policy
 from sottovoce.privacy.gate import gated_tracer_provider
 from sottovoce.privacy.gated import is_gated
+from sottovoce.record import SpanRecorder
+from sottovoce.record_requests import RequestRecorder
 from sottovoce.record_steps import StepRecorder
+from sottovoce.runtimes.asgi import ServedRequest
 from sottovoce.settings import Settings
 from sottovoce.steps import Step
 from test_record import Bench
@@ -192,3 +200,77 @@ def test_an_open_span_says_what_it_started_with():
     call = bench.call()
     assert call.handle.span.attributes["gen_ai.provider.name"] == "openai"
     call.end()
+
+
+@pytest.fixture
+def untightened(monkeypatch):
+    """What a test tightens is loose again after it."""
+    monkeypatch.setattr(policy, "_tightest", policy._tightest)
+    monkeypatch.setattr(policy, "_policies", weakref.WeakSet())
+
+
+def begun(bench, kind):
+    """Give what ends something that has begun, and was told exactly."""
+    host = {"address": "gpu.acme.internal", "port": 8123, "local": True}
+    if kind == "call":
+        return bench.call(model="acme/secret", **host).end
+    if kind == "step":
+        recorder = StepRecorder(bench.tracers, bench.meters)
+        return Step(recorder, kind="mcp_client", method="tools/call", name="secret", **host).end
+    if kind == "request":
+        recorder = RequestRecorder(bench.tracers, bench.meters)
+        return ServedRequest(recorder, "POST", "/v1/chat/completions", "http", {}).end
+    loading = bench.recorder.loading("mlx")
+    return partial(bench.recorder.loaded, "mlx", {}, 1.25, None, loading)
+
+
+@pytest.mark.parametrize("kind", ["call", "step", "request", "load"])
+@pytest.mark.parametrize("profile", ["strict", "aggregate", "off"])
+@pytest.mark.usefixtures("untightened")
+def test_what_began_before_the_policy_was_tightened_does_not_leave(profile, kind):
+    bench = Bench()
+    end = begun(bench, kind)
+    policy.tighten(profile)
+    end()
+    assert not bench.spans.get_finished_spans()
+    assert bench.recorder._policy.dropped["span", "off"] == 1
+    points = [each for name in bench.points() for each in bench.points()[name]]
+    assert not any("server.port" in point.attributes for point in points)
+    assert not points if profile == "off" else not any(point.exemplars for point in points)
+    while time_ns() <= bench.recorder._policy.choice.now.since_ns:
+        pass  # a clock may tick slowly
+    begun(bench, kind)()
+    assert len(bench.spans.get_finished_spans()) == (profile == "strict")
+
+
+@pytest.mark.usefixtures("untightened")
+def test_behind_a_gate_what_began_before_leaves_as_it_may_now():
+    judge = policy.activate(Settings())
+    exporter = InMemorySpanExporter()
+    bench = Bench()
+    bench.tracers = gated_tracer_provider(judge, shutdown_on_exit=False)
+    bench.tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    bench.recorder = SpanRecorder(bench.tracers, bench.meters)
+    end = begun(bench, "call")
+    policy.tighten("strict")
+    end()
+    (span,) = exporter.get_finished_spans()
+    assert (span.attributes["server.address"], "server.port" in span.attributes) == (
+        "private",
+        False,
+    )
+
+
+@pytest.mark.parametrize("kind", ["call", "step", "load"])
+@pytest.mark.parametrize("profile", ["strict", "aggregate"])
+def test_where_numbers_are_coarse_no_exemplar_tells_whose_they_are(profile, kind):
+    bench = Bench(profile=profile)
+    with bench.tracers.get_tracer("app").start_as_current_span("own"):
+        begun(bench, kind)()
+    points = [each for found in bench.points().values() for each in found]
+    durations = [point for point in points if hasattr(point, "bucket_counts")]
+    assert durations
+    for point in durations:
+        assert not point.exemplars
+        assert point.attributes.get("server.address", "private") == "private"
+        assert "server.port" not in point.attributes

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext
 
 REMEMBERED: Final = 2000
 """The SDK's own limit of attribute sets for one instrument."""
+
+
+NOWHERE: Final = Context()
+"""Where coarse numbers are measured: no exemplar tells which call it was."""
 
 
 class Point:

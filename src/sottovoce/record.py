@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from sottovoce import guard, own_counters, settings
 from sottovoce._version import __version__
 from sottovoce.instruments import PACE, Latest, Legacy
-from sottovoce.points import Point
+from sottovoce.points import NOWHERE, Point
 from sottovoce.privacy import policy, propagation
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.registry import SCHEMA_URLS
@@ -249,14 +249,7 @@ class SpanRecorder(Recording):
     def opened(self, call: Call) -> None:
         """Start the span with what a sampler needs; the facts follow when the call ends."""
         try:
-            key = (
-                call.operation,
-                call.provider,
-                call.model,
-                call.local,
-                call.address,
-                call.port,
-            )
+            key = (call.operation, call.provider, call.model, call.local, call.address, call.port)
             name, said = self._said.get(key) or self._say(call, key)
             conversation = current_conversation.get()
             if conversation is not None:
@@ -317,15 +310,18 @@ class SpanRecorder(Recording):
             if handle.span.is_recording():
                 self._finish_span(call, handle, error)
         finally:
-            handle.span.end(call.start_unix_ns + call.duration_ns)
+            self._spans.end(handle.span, call.start_unix_ns, call.duration_ns)
+        now, context = self._policy.choice.now, handle.context
+        if now.off:
+            return
         ids = handle.span.get_span_context()
         span = ids if ids.is_valid else None
-        if self._policy.choice.now.coarse:
+        if now.coarse:
             # Also where nobody gates the meter.
-            common = self._policy.attributes(common, "metric")
-        point = failed = Point(common, handle.context, span=span)
+            common, context, span = self._policy.attributes(common, "metric"), NOWHERE, None
+        point = failed = Point(common, context, span=span)
         if error is not None:
-            failed = Point({**common, ERROR_TYPE: error}, handle.context, span=span)
+            failed = Point({**common, ERROR_TYPE: error}, context, span=span)
         # Who asked records the client's metrics.
         for vocabulary in () if call.served else self._vocabularies:
             vocabulary.record(call, point, failed)

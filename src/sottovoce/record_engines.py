@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from sottovoce import loaded
 from sottovoce.instruments import Engine
-from sottovoce.points import Point
+from sottovoce.points import NOWHERE, Point
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.privacy.propagation import WITHHOLD
 from sottovoce.record import (
@@ -131,12 +131,15 @@ class Engines:
                 if loading.span.get_span_context().is_valid:
                     context = trace.set_span_in_context(loading.span, context)
                 self._finish(loading.span, facts, dict(attributes))
-            if self._policy.choice.now.coarse:
-                attributes = self._policy.attributes(attributes, "metric")
+            now = self._policy.choice.now
+            if now.off:
+                return
+            if now.coarse:
+                attributes, context = self._policy.attributes(attributes, "metric"), NOWHERE
             self._engine.load_duration.record(seconds, Point(attributes, context))
         finally:
             if loading is not None:
-                loading.span.end(loading.started_ns + round(seconds * _NS))
+                self._spans.end(loading.span, loading.started_ns, round(seconds * _NS))
 
     def _finish(self, span: Span, facts: Facts, attributes: dict[str, Any]) -> None:
         if not span.is_recording():

@@ -67,7 +67,7 @@ class RequestRecorder(Recording):
                 handle.span.set_status(Status(StatusCode.ERROR))
             handle.span.set_attributes(attributes)
         finally:
-            handle.span.end(request.start_unix_ns + request.duration_ns)
+            self._spans.end(handle.span, request.start_unix_ns, request.duration_ns)
 
 
 def _parent(request: ServedRequest) -> Context | None:

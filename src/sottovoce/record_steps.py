@@ -16,7 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from sottovoce import dropped, guard
 from sottovoce.instruments import measured_as
-from sottovoce.points import Point
+from sottovoce.points import NOWHERE, Point
 from sottovoce.privacy import propagation
 from sottovoce.record import ERROR_TYPE, OPERATION, OUTCOME, Handle, Recording
 from sottovoce.steps import Step, current_conversation
@@ -114,12 +114,15 @@ class StepRecorder(Recording):
             attributes.update(self._policy.attributes(late, "span"))
             handle.span.set_attributes(attributes)
         finally:
-            handle.span.end(step.start_unix_ns + step.duration_ns)
-        measured = self._policy.attributes(_said(step) | _late(step), "metric")
-        measured.update(self._where(step))
+            self._spans.end(handle.span, step.start_unix_ns, step.duration_ns)
+        now = self._policy.choice.now
+        if now.off:
+            return
+        told = _said(step) | _late(step) | self._where(step)
+        measured = self._policy.attributes(told, "metric")
         if ERROR_TYPE in attributes:
             measured[ERROR_TYPE] = attributes[ERROR_TYPE]
-        point = Point(measured, handle.context)
+        point = Point(measured, NOWHERE if now.coarse else handle.context)
         self._durations[step.kind].record(step.duration_ns * _NS, point)
 
     def drop(self, step: Step) -> None:

@@ -88,6 +88,23 @@ class Spans:
         else:
             put(span, self._policy.attributes(attributes, "span", said), clean=True)
 
+    def end(self, span: Span, start_ns: int, duration_ns: int) -> None:
+        """End a span, unless it says what the profile does not let leave any more.
+
+        What it was started with cannot be taken back: where nobody gates it, one that began before
+        the policy was tightened is forgotten, as the gate forgets what waits to be sent.
+
+        Args:
+            span: of ours.
+            start_ns: when it began, in nanoseconds since the epoch.
+            duration_ns: how long it lasted, in nanoseconds.
+        """
+        now = self._policy.choice.now
+        if now.late and start_ns <= now.since_ns and not is_gated(span):
+            self._policy.count("span", "off")
+            return
+        span.end(start_ns + duration_ns)
+
     def _are_unseen(self) -> bool:
         try:
             # As read in opentelemetry-sdk 1.30 to 1.45, which replaces both and changes neither.

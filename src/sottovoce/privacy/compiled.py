@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import registry
@@ -166,12 +167,13 @@ class Compiled:
         coarse: numbers leave as buckets, and only what the registry names leaves.
         hourly: metric points say the hour alone.
         late: it was chosen after exact numbers may have been recorded.
+        since_ns: when that was, in nanoseconds since the epoch; 0: never.
         tables: signal → attribute → how it is judged.
         plans: signal → hash of keys → what becomes of them.
     """
 
     __slots__ = (
-        "coarse", "hourly", "late", "logs", "off", "plans", "profile", "spans", "tables"
+        "coarse", "hourly", "late", "logs", "off", "plans", "profile", "since_ns", "spans", "tables"
     )  # fmt: skip
 
     def __init__(
@@ -185,6 +187,7 @@ class Compiled:
         self.coarse = chosen != "standard"
         self.hourly = chosen == "aggregate"
         self.late = late
+        self.since_ns = time_ns() if late else 0
         self.tables = tables
         self.plans: Mapping[str, dict[int, Plan]] = {signal: {} for signal in SIGNALS}
 
