@@ -12,6 +12,7 @@ what we emit is clean even where a provider that someone else built is not gated
 
 from __future__ import annotations
 
+from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
@@ -181,8 +182,12 @@ class Recording:
     def leave(self, token: Any) -> None:
         """Undo `enter` in the frame that called it."""
         try:
-            if token is not None:
+            if isinstance(token, Token):
+                token.var.reset(token)
+            elif token is not None:
                 otel_context.detach(token)
+        except ValueError:
+            pass  # a dropped coroutine, closed in another context: `detach` would log an error
         except Exception:  # noqa: BLE001 - never into the app
             guard.failed("record.leave")
 

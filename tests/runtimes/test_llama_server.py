@@ -4,6 +4,7 @@ The server itself, with its real models, runs in tests/e2e/test_llama_server.py.
 """
 
 import asyncio
+import contextvars
 import types
 
 import httpx
@@ -333,7 +334,8 @@ def test_a_cancelled_request(bench):
     assert bench.span.attributes["sottovoce.call.outcome"] == "cancelled"
 
 
-def test_a_request_that_is_dropped(bench):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_request_that_is_dropped(bench, caplog, elsewhere):
     async def app(scope, receive, send):
         await asyncio.Future()
 
@@ -341,11 +343,14 @@ def test_a_request_that_is_dropped(bench):
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        coroutine.send(None)
-        coroutine.close()
+        begun = contextvars.copy_context()
+        begun.run(coroutine.send, None)
+        # Where garbage is collected, which is anywhere.
+        (contextvars.Context() if elsewhere else begun).run(coroutine.close)
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+    assert not caplog.records
     assert bench.span.attributes["sottovoce.call.outcome"] == "abandoned"
 
 

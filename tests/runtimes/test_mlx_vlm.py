@@ -6,9 +6,11 @@ As in `test_mlx_others.py`; the server's engine is a thread of its own and its a
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import importlib
 import textwrap
+import types
 
 import pytest
 
@@ -17,7 +19,9 @@ starlette = pytest.importorskip("starlette.applications")
 
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
+from starlette.routing import Mount
 
 from conformance.conformance import violations
 from runtimes import test_mlx_others as others
@@ -25,6 +29,7 @@ from runtimes.test_hooks_fuzz import FUZZ, Partial, odd
 from sottovoce import guard
 from sottovoce.call import current_call
 from sottovoce.instrumentors import MLXInstrumentor
+from sottovoce.record import SpanRecorder
 from sottovoce.runtimes import mlx_vlm_server
 from sottovoce.runtimes.engine import Runtime
 
@@ -392,6 +397,22 @@ def test_a_request_that_is_left(recorded, engine):
     span = only(recorded)
     assert span.attributes["sottovoce.call.outcome"] == "abandoned"
     assert span.attributes["gen_ai.usage.output_tokens"] == 2
+
+
+def test_a_request_that_is_closed_where_it_was_not_begun(caplog):
+    @types.coroutine
+    def waits(*_):
+        yield
+
+    served = starlette.Starlette(routes=[Mount("/", app=waits)])
+    runtime = Runtime("mlx", SpanRecorder(TracerProvider()), guard.ImportHooks())
+    mlx_vlm_server.install(runtime, Partial(app=served), guard.Patches())
+    headers = [(b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())]
+    answering = served({"type": "http", "path": "/", "headers": headers}, None, None)
+    contextvars.copy_context().run(answering.send, None)
+    # As the garbage collector does.
+    contextvars.Context().run(answering.close)
+    assert not caplog.records
 
 
 def test_a_request_that_fails(recorded, engine):

@@ -11,6 +11,7 @@ Seen in mlx-vlm 0.7.10.
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from contextvars import copy_context
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -164,7 +165,9 @@ class _Joining:
             await self._app(scope, receive, answering.send)
         finally:
             recorder.leave(joined)
-            mlx_request.current.reset(current)
+            # A coroutine that was dropped is closed in another context.
+            with suppress(ValueError):
+                mlx_request.current.reset(current)
             # It was refused after its model had been loaded.
             if request.call is not None and not request.call.began_ns:
                 _end(request.call)
