@@ -34,16 +34,20 @@ def shape(protocol: Protocol, head: bytes, tail: bytes, *, several: bool) -> dic
         tail: the end.
         several: more than one choice was asked for: which of them a reason belongs to is unknown.
     """
-    body = skeleton(head)
-    inner = body.get("response")
-    for key in protocol.tail_keys:
-        value = _last_value(key, tail)
-        if value is not None:
-            (inner if isinstance(inner, dict) else body)[key] = value
-    if protocol.flat and "model" not in body:
+    told = {key: _last_value(key, tail) for key in protocol.tail_keys}
+    ending = {key: value for key, value in told.items() if value is not None}
+    if protocol.flat:
         model = _MODEL.match(tail, max(0, tail.rfind(b'"model"')))
         if model is not None:
-            body["model"] = json.loads(model[1])
+            ending["model"] = json.loads(model[1])
+            if len(ending) == len(told) + 1:
+                # Nearly always: numbers, and then all that matters.
+                return ending
+    body = skeleton(head)
+    inner = body.get("response")
+    if protocol.flat and "model" in body:
+        ending.pop("model", None)
+    (inner if isinstance(inner, dict) else body).update(ending)
     reasons = _REASON.findall(tail) or _REASON.findall(head)
     if reasons and "choices" not in body and not several:
         body["choices"] = [{"finish_reason": reasons[-1].decode()}]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sottovoce import guard
 from sottovoce.transports import TRANSPORTS, context
@@ -218,6 +218,10 @@ class _Library:
                 return
 
 
+_OBSERVER: Final = "stream_observer"
+"""What anthropic 2.0 to 2.12 asks a stream for at every event: what is not there takes long to say."""
+
+
 def _of_the_inner_stream(stream: Any, name: str) -> Any:
     inner = vars(stream).get("_sottovoce_stream")
     if inner is None:  # being copied: not initialised
@@ -232,6 +236,7 @@ def _watched_stream(base: type[Any]) -> type[Any]:
         def __init__(self, stream: Any, watch: Watch) -> None:
             self._sottovoce_stream = stream
             self._sottovoce_watch = watch
+            self.stream_observer = getattr(stream, _OBSERVER, None)
 
         def __getattr__(self, name: str) -> Any:
             # `elapsed`, and whatever else a transport put on its stream.
@@ -268,6 +273,7 @@ def _watched_async_stream(base: type[Any]) -> type[Any]:
         def __init__(self, stream: Any, watch: Watch) -> None:
             self._sottovoce_stream = stream
             self._sottovoce_watch = watch
+            self.stream_observer = getattr(stream, _OBSERVER, None)
 
         def __getattr__(self, name: str) -> Any:
             return _of_the_inner_stream(self, name)
