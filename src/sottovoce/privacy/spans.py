@@ -77,6 +77,8 @@ class SpanGate(SynchronousMultiSpanProcessor):
         self._clean = SpanCleaner(policy).clean
         # What a facade is asked for has not left: it is not counted.
         self._peek = SpanCleaner(policy.quiet()).clean
+        # Of which processors it was found, and who does anything when a span starts, or ends.
+        self._heeding: tuple[Any, tuple[Any, ...], tuple[Any, ...]] = (None, (), ())
 
     def on_start(self, span: Any, parent_context: Context | None = None) -> None:
         """Show every processor a facade of the span that was started."""
@@ -85,9 +87,7 @@ class SpanGate(SynchronousMultiSpanProcessor):
         if self.policy.frames:
             frames.told_by(span, self.policy.frames)
         facade = None
-        for processor in self._span_processors:
-            if ignores(processor, "on_start"):
-                continue
+        for processor in self._heeds()[1]:
             facade = facade or Facade(span, self._peek)
             _safely("on_start", processor.on_start, facade, parent_context)
 
@@ -96,11 +96,20 @@ class SpanGate(SynchronousMultiSpanProcessor):
         if not self.policy.choice.now.spans:
             return
         facade = None
-        for processor in self._span_processors:
-            if ignores(processor, "_on_ending"):
-                continue
+        for processor in self._heeds()[2]:
             facade = facade or Facade(span, self._peek)
             _safely("_on_ending", processor._on_ending, facade)
+
+    def _heeds(self) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
+        # The SDK replaces the tuple when a processor is added.
+        known, processors = self._heeding, self._span_processors
+        if known[0] is not processors:
+            starting, ending = (
+                tuple(each for each in processors if not ignores(each, hook))
+                for hook in ("on_start", "_on_ending")
+            )
+            known = self._heeding = processors, starting, ending
+        return known
 
     def on_end(self, span: ReadableSpan) -> None:
         """Rebuild `span` and hand it on; never raises."""
