@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import uuid
 import weakref
 
 import pytest
@@ -657,6 +658,23 @@ async def in_a_task(work):
         work()
 
     await asyncio.create_task(task())
+
+
+def test_a_conversation_may_be_named_by_a_number_or_a_uuid(bench):
+    key = uuid.UUID(int=17)
+
+    class Unhashed(type):
+        def __hash__(cls):
+            raise RuntimeError
+
+    strange = Unhashed("strange", (), {})()
+    odd = (strange, True, None, 1.5, b"17", 10**5000, object(), uuid.UUID.__new__(uuid.UUID))
+    for name in ("17", 17, str(key), key, *odd):
+        with sottovoce.conversation(name):
+            bench.call()
+    told = [span.attributes.get("gen_ai.conversation.id") for span in bench.spans]
+    assert told[0] == told[1] != told[2] == told[3] is not None
+    assert told[4:] == [None] * len(odd)
 
 
 def test_a_conversation_is_not_offered_to_metrics(bench):

@@ -6,8 +6,10 @@ instrumented all of this costs next to nothing and does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from sottovoce import guard, steps
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
     from contextvars import Token
     from types import TracebackType
+    from uuid import UUID
 
     from typing_extensions import Self
 
@@ -74,11 +77,12 @@ class conversation:  # noqa: N801 - used as a function, like contextlib's
     context. Of nested ones the innermost counts.
 
     Args:
-        id: the app's own id of it, at most 128 characters; anything but a string is ignored.
+        id: the app's own id of it: a number, a `uuid.UUID`, or text of at most 128 characters;
+            anything else is ignored.
     """
 
-    def __init__(self, id: str) -> None:  # noqa: A002 - what the attribute is called
-        self._id = _text(id)
+    def __init__(self, id: str | int | UUID) -> None:  # noqa: A002 - what the attribute is called
+        self._id = _text(_digits(id))
         self._tokens: list[Token[str | None]] = []
 
     def __enter__(self) -> Self:
@@ -150,6 +154,17 @@ def _scope(kind: Kind, name: Any) -> Any:
     if callable(name) or isinstance(name, (staticmethod, classmethod, property)):
         return _decorated(kind, None, name)
     return Scope(kind, _text(name))
+
+
+def _digits(given: object) -> object:
+    """Write a database's key out; of a subclass no method of its own is asked."""
+    kind = type(given)
+    # Who has a UUID has imported the module.
+    if kind is int or kind is getattr(sys.modules.get("uuid"), "UUID", int):
+        # More digits than Python writes, a UUID that was never given its number.
+        with contextlib.suppress(ValueError, AttributeError):
+            return str(given)
+    return given
 
 
 def _text(given: object) -> str | None:

@@ -77,7 +77,8 @@ def test_received_here_and_viewed_there(tmp_path):
     with started("local", "--port", "0", "--db", str(db), stderr=subprocess.PIPE) as process:
         endpoint = endpoint_of(process)
         told = f"OTEL_EXPORTER_OTLP_ENDPOINT={endpoint} opentelemetry-instrument"
-        assert told in process.stdout.readline()
+        line = process.stdout.readline()
+        assert told in line and line.endswith(f"sottovoce view --db {db}\n")
         post(endpoint, "violet herons")
         viewed = command("view", "--db", str(db))
         assert (viewed.returncode, viewed.stderr) == (0, "")

@@ -132,5 +132,6 @@ def test_a_library_that_fails_to_import_and_a_collector_that_does_not_answer_are
     assert done.returncode == 1
     assert f"traces   otlp_proto_http to {host}, where nothing answers now\n" in done.stdout
     assert "logs     nowhere\n" in done.stdout
+    assert done.stdout.count(f"Nothing answers at {host} now") == 1
     assert "groq" in done.stdout
     assert "planted" not in done.stdout + done.stderr

@@ -412,5 +412,7 @@ def test_an_attribute_set_names_its_server_only_where_it_matters():
         charts.attribute_set(attributes, server=False) == "chat mlx h:0123456789ab error.type=404"
     )
     assert charts.attribute_set({}) == "(no attributes)"
+    tool = {"gen_ai.tool.name": "bash", "mcp.method.name": "tools/call"}
+    assert charts.attribute_set(tool) == "tools/call bash"
     memory = {"gen_ai.provider.name": "mlx", "sottovoce.memory.state": "active"}
     assert charts.attribute_set(memory) == "mlx active"

@@ -30,8 +30,11 @@ _GAP: Final = 2  # empty buckets in a row that are still drawn
 # What an attribute set is called, in this order; the other attributes follow as key=value.
 _PLAIN: Final = (
     "gen_ai.operation.name",
+    "mcp.method.name",
     "gen_ai.provider.name",
     "gen_ai.request.model",
+    "gen_ai.tool.name",
+    "gen_ai.agent.name",
     "gen_ai.token.type",
     "gen_ai.token.modality",
     "sottovoce.memory.state",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -161,7 +162,10 @@ def _listen(store: Store, port: int, host: str, err: Console) -> None:
     receiver = Receiver(store, port=port, host=host, on_request=each)
     click.echo(f"receiving OTLP at {receiver.endpoint} into {store.path}; stop with Ctrl-C")
     variable = f"OTEL_EXPORTER_OTLP_ENDPOINT={receiver.endpoint}"
-    click.echo(f"elsewhere: {variable} opentelemetry-instrument python app.py; sottovoce view")
+    where = "" if store.path == _default_db() else f" --db {shlex.quote(str(store.path))}"
+    click.echo(
+        f"elsewhere: {variable} opentelemetry-instrument python app.py; sottovoce view{where}"
+    )
     sys.stdout.flush()
     # uvicorn raises what it was stopped by again, after the last answer.
     with contextlib.suppress(KeyboardInterrupt):

@@ -64,6 +64,12 @@ def problems(found: Environment) -> list[str]:
             "There is no destination, so nothing would be recorded. Set "
             "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318, or run: sottovoce local"
         )
+    hosts = {found.destinations[signal].rpartition(" ")[2] for signal in found.silent}
+    told += [
+        f"Nothing answers at {clean(host)} now, and what is sent there is lost. Start the "
+        "Collector there, or run: sottovoce local"
+        for host in sorted(hosts)
+    ]
     told += [
         f"{each.name} {each.version or ''}: {each.state}. Its calls are recorded only where the "
         "HTTP library beneath it is; please report the version."
