@@ -482,6 +482,20 @@ def test_whatever_is_asked_and_answered_nothing_of_it_is_said(method, params, re
         assert "" not in said
 
 
+def test_arguments_that_are_refused_leave_nothing_current(recorded):
+    async def ask():
+        client, _ = create_direct_dispatcher_pair()
+        before = trace.get_current_span()
+        with pytest.raises(TypeError, match="no_such_option"):
+            await client.send_raw_request("ping", None, no_such_option=1)
+        assert trace.get_current_span() is before
+        assert steps.current_step.get() is None
+
+    asyncio.run(ask())
+    [span] = recorded.spans()
+    assert span.attributes["error.type"] == "TypeError"
+
+
 def test_an_error_of_ours_is_not_noticed(recorded, url, monkeypatch):
     def broken(*_args, **_kwargs):
         raise RuntimeError(CANARY)

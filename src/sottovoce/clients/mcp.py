@@ -99,7 +99,7 @@ class _Sides:
         @functools.wraps(original)
         async def send(dispatcher: Any, *args: Any, **kwargs: Any) -> Any:
             opened = self._sent(dispatcher, args, kwargs)
-            return await _run(opened, original(dispatcher, *args, **kwargs))
+            return await _run(opened, original, dispatcher, *args, **kwargs)
 
         return send
 
@@ -109,7 +109,7 @@ class _Sides:
         @functools.wraps(original)
         async def send(dispatcher: Any, *args: Any, **kwargs: Any) -> Any:
             opened = self._sent(None, args, kwargs)
-            return await _run(opened, original(dispatcher, *args, **kwargs))
+            return await _run(opened, original, dispatcher, *args, **kwargs)
 
         return send
 
@@ -121,7 +121,7 @@ class _Sides:
             opened = self._sent_typed(session, args, kwargs)
             if opened is not None:
                 args, kwargs = mcp_meta.sent(opened[0], args, kwargs)
-            result = await _run(opened, original(session, *args, **kwargs))
+            result = await _run(opened, original, session, *args, **kwargs)
             if opened is not None and opened[0].method == "initialize":
                 mcp_peers.agreed(session, opened[0].version)
             return result
@@ -136,7 +136,7 @@ class _Sides:
             if not self._hooks.active:
                 return await original(middleware, ctx, call_next)
             opened = self._asked(ctx)
-            return await _run(opened, call_next(ctx))
+            return await _run(opened, call_next, ctx)
 
         return call
 
@@ -146,7 +146,7 @@ class _Sides:
         @functools.wraps(original)
         async def run(server: Any, *args: Any, **kwargs: Any) -> Any:
             opened = self._asked_typed(args, kwargs)
-            return await _run(opened, original(server, *args, **kwargs))
+            return await _run(opened, original, server, *args, **kwargs)
 
         return run
 
@@ -256,13 +256,16 @@ def _text(value: Any) -> str | None:
     return value if type(value) is str and 0 < len(value) <= _LONGEST else None
 
 
-async def _run(opened: Opened | None, work: Any) -> Any:
-    """Await `work` within the step, and end the step as it ends."""
+async def _run(
+    opened: Opened | None, work: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Do `work` within the step, and end the step as it ends."""
     if opened is None:
-        return await work
+        return await work(*args, **kwargs)
     step, tokens = opened
     try:
-        result = await work
+        # Arguments that it does not take are refused at once.
+        result = await work(*args, **kwargs)
     except BaseException as error:
         steps.leave(step, tokens)
         steps.close(step, _code(error) or error)
