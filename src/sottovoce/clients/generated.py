@@ -136,13 +136,15 @@ class _Door(Door):
         return Asked(route, facts, server, _named_provider(client, self._providers))
 
     def _server(self, url: Any, *, keep: bool) -> Server:
-        known = self._servers.get(id(url))
+        # Not `id`, which raises an audit event: it costs where somebody listens (filelock does).
+        key = object.__hash__(url)
+        known = self._servers.get(key)
         if known is not None and known[0] is url:
             return known[1]
         host = url.hostname if isinstance(url, SplitResult) else url.host
         server = exchange.server(url.scheme, host, url.port, url.path, self._own_hosts)
         if keep and len(self._servers) < _MOST_CLIENTS:
-            self._servers[id(url)] = url, server
+            self._servers[key] = url, server
         return server
 
 

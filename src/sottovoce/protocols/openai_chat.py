@@ -134,7 +134,9 @@ def _calls(body: Body) -> list[Any]:
             calls = message.get("tool_calls")
             if isinstance(calls, list):
                 found.extend(calls)
-            elif isinstance(called := message.get("function_call"), Mapping):
+                continue
+            called = message.get("function_call")
+            if called is not None and isinstance(called, Mapping):
                 # What one call was before there were several; some local servers write both.
                 found.append({"function": called})
     return found

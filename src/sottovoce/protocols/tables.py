@@ -134,13 +134,16 @@ class _Key(NamedTuple):
 _Row: TypeAlias = tuple[str, int | None, Find]
 _Plan: TypeAlias = dict[str, _Key]
 
+# `id` raises an audit event, which costs more than all this where somebody listens (filelock does).
+_key_of: Final = object.__hash__
 _plans: Final[dict[int, tuple[Table, _Plan]]] = {}
 """By the identity of a table, which is a constant of its module."""
 
 
 def _planned(table: Table) -> _Plan:
     """Group the rows of a table by the keys on their paths, so that each is looked up once."""
-    found = _plans.get(id(table))
+    key = _key_of(table)
+    found = _plans.get(key)
     if found is None or found[0] is not table:
         facts = [fact for fact, _, _ in table]
         placed = [
@@ -149,7 +152,7 @@ def _planned(table: Table) -> _Plan:
         ]
         found = table, _plan(placed, 0)
         if len(_plans) < _MOST_PLANS:
-            _plans[id(table)] = found
+            _plans[key] = found
     return found[1]
 
 
@@ -189,7 +192,7 @@ def read(table: Table, body: Body) -> Candidates:
     return _read_rows(table, body)
 
 
-def _look(
+def _look(  # noqa: C901, PLR0912 - flat, because it runs for every body
     plan: _Plan, part: dict[str, Any], found: Candidates, places: dict[str, int], body: Body
 ) -> None:
     """Apply `plan` to a part of `body`; `places` are those of the rows that found something."""
@@ -201,16 +204,26 @@ def _look(
         value = part[key]
         if value is not None:
             for fact, place, used_only in values:
-                if place is not None:
-                    _put(found, places, fact, place, (value or None) if used_only else value)
-                elif value or not used_only:
-                    found[fact] = value
+                if value or not used_only:
+                    if place is None:
+                        found[fact] = value
+                    else:
+                        _put(found, places, fact, place, value)
             if inner and type(value) is dict:
                 _look(inner, value, found, places, body)
             elif inner:
                 finds = (*rows_, *finds)
         for fact, place, find in finds:
-            _put(found, places, fact, place, _asked(find, body))
+            # As `_asked`.
+            try:
+                value = find(body)
+            except Exception:  # noqa: BLE001 - a body may hold objects of the app
+                value = _WRONG
+            if value is not None:
+                if place is None:
+                    found[fact] = value
+                else:
+                    _put(found, places, fact, place, value)
 
 
 def _asked(find: Find, body: Body) -> Any:
@@ -220,17 +233,11 @@ def _asked(find: Find, body: Body) -> Any:
         return _WRONG
 
 
-def _put(
-    found: Candidates, places: dict[str, int], fact: str, place: int | None, value: Any
-) -> None:
+def _put(found: Candidates, places: dict[str, int], fact: str, place: int, value: Any) -> None:
     """Take what a row found, unless an earlier one of the same fact did."""
-    if value is None:
-        return
-    if place is not None:
-        if places.get(fact, place) < place:
-            return
+    if places.get(fact, place) >= place:
         places[fact] = place
-    found[fact] = value
+        found[fact] = value
 
 
 def _read_rows(table: Table, body: Body) -> Candidates:
