@@ -122,6 +122,21 @@ def test_a_terminal_sees_one_line_a_batch(tmp_path):
     assert "traces      1 records" in re.sub(r"\x1b\[[0-9;]*m", "", seen.decode())
 
 
+def test_what_came_begins_on_a_line_of_its_own_in_a_terminal(tmp_path):
+    ours, theirs = pty.openpty()
+    here = ("local", "--port", "0", "--db", str(tmp_path / "x.db"), "--")
+    write = "import sys; sys.stderr.write('^C')"
+    with started(*here, sys.executable, "-c", write, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # the end, on Linux
+            while more := os.read(ours, 4096):
+                seen += more
+        assert process.wait(20) == 0
+    os.close(ours)
+    assert b"^C\r\n" in seen
+
+
 def test_other_addresses_ports_and_files_are_refused_in_one_line(tmp_path, receiver):
     db = ["--db", str(tmp_path / "x.db")]
     (tmp_path / "text").write_text("no database" * 100)

@@ -204,6 +204,8 @@ def _run(store: Store, command: tuple[str, ...], port: int | None, host: str, er
         if ignored := launch.overridden():
             err.print(Text(f"not for this command: {', '.join(ignored)}", style="dim"))
         code = launch.run(launch.instrumented(command), launch.environment(receiver.endpoint))
+    if err.is_terminal:
+        err.print()  # Ctrl-C leaves its ^C where the cursor was
     view.render(store, view.console(), after=before)
     if store.totals().last_id == before:
         err.print(Text(_NOTHING_CAME, style="yellow"))
