@@ -22,7 +22,7 @@ from opentelemetry.sdk._logs.export import (
     InMemoryLogRecordExporter,
     SimpleLogRecordProcessor,
 )
-from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter
+from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import (
     ExplicitBucketHistogramAggregation,
@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.view import (
     View,
 )
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -38,6 +38,7 @@ from sottovoce import privacy
 from sottovoce.call import Call
 from sottovoce.privacy import buckets, policy
 from sottovoce.privacy.gate import (
+    gate_in_place,
     gated_logger_provider,
     gated_meter_provider,
     gated_tracer_provider,
@@ -548,6 +549,27 @@ class TestTighten:
         bench.spans.clear()
         privacy.tighten("strict")
         assert exact(bench.sent()) == []
+
+    @pytest.mark.parametrize("to", ["strict", "aggregate"])
+    def test_what_was_instrumented_before_a_stricter_start_tells_nothing_exact_to_its_gate(
+        self, to
+    ):
+        bench = Bench("standard")
+        bench.reader = InMemoryMetricReader()
+        bench.meters = MeterProvider([bench.reader], shutdown_on_exit=False)
+        bench.recorder = SpanRecorder(TracerProvider(), bench.meters, Settings(semconv="both"))
+        bench.call()
+        judge = policy.activate(Settings(profile=to, key=SECRET))
+        gate_in_place(judge, meter_provider=bench.meters)
+        assert exact(bench.sent()) == []
+        bench.call(model="gpt-4o-mini")
+        sent = bench.sent()
+        assert "gen_ai.client.inference.usage.input_tokens" in metrics_of(sent)
+        assert exact(sent) == []
+        assert bench.policy.profile == to
+        # Nor after the next, whose profile is the same.
+        following = policy.activate(Settings(profile=to, key=SECRET))
+        assert following.choice.now.late
 
     @pytest.mark.parametrize("to", ["strict", "off"])
     def test_what_waits_to_be_sent_is_discarded(self, to):

@@ -87,6 +87,13 @@ class Policy:
                 for gate in list(self.choice.gates):
                     gate.discard()
 
+    def follow(self, before: Policy) -> None:
+        """Take the place of `before`: what was recorded under a looser profile may be exact."""
+        looser = settings_.is_looser(before.profile, than=self.profile)
+        if looser or before.choice.now.late:
+            self.choice.now = self._compiled(self.profile, late=True)
+        before.tighten(self.profile)
+
     def _compiled(self, profile: str, *, late: bool = False) -> Compiled:
         return compile_profile(
             profile, self._pseudonyms, self._allowed, user_ids=self._user_ids, late=late
@@ -196,10 +203,15 @@ _tightest = settings_.PROFILES[-1]
 
 
 def activate(settings: Settings) -> Policy:
-    """Make the policy of this process anew, from `settings`; no looser than `tighten` allows."""
+    """Make the policy of this process anew, from `settings`; no looser than `tighten` allows.
+
+    What was instrumented before keeps the policy that it has, which is tightened as well.
+    """
     policy = Policy(settings)
     with _process:
         policy.tighten(_tightest)
+        for before in _active:
+            policy.follow(before)
         _active[:] = [policy]
         return policy
 
