@@ -274,3 +274,12 @@ def test_where_numbers_are_coarse_no_exemplar_tells_whose_they_are(profile, kind
         assert not point.exemplars
         assert point.attributes.get("server.address", "private") == "private"
         assert "server.port" not in point.attributes
+
+
+@pytest.mark.parametrize("kind", ["call", "step", "request", "load"])
+@pytest.mark.parametrize("coarse", [True, False])
+def test_times_are_as_coarse_as_the_operator_asks_for(coarse, kind):
+    bench = Bench(profile="strict", coarse_span_times=coarse)
+    begun(bench, kind)()
+    times = bench.span.start_time, bench.span.end_time
+    assert [time % 10**8 == 0 for time in times] == [coarse, coarse]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 
 from sottovoce.guard import failed
-from sottovoce.privacy.gated import ignores, is_gated
+from sottovoce.privacy import buckets
+from sottovoce.privacy.gated import gates, ignores, is_gated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +65,11 @@ class Spans:
         now = self._policy.choice.now
         if not now.spans:
             return trace.INVALID_SPAN, parent
-        first = self._policy.attributes(said, "span") if now.coarse else said
+        first = said
+        if now.coarse:
+            first = self._policy.attributes(said, "span")
+            if self._policy.coarse_span_times and not gates(self._tracer):
+                start_ns = buckets.instant(start_ns)
         if self._are_unseen():
             span = self._tracer.start_span(name, context=parent, kind=kind, start_time=start_ns)
             if span.is_recording():
@@ -100,10 +105,14 @@ class Spans:
             duration_ns: how long it lasted, in nanoseconds.
         """
         now = self._policy.choice.now
-        if now.late and start_ns <= now.since_ns and not is_gated(span):
-            self._policy.count("span", "off")
-            return
-        span.end(start_ns + duration_ns)
+        end_ns = start_ns + duration_ns
+        if now.coarse and not is_gated(span):
+            if now.late and start_ns <= now.since_ns:
+                self._policy.count("span", "off")
+                return
+            if self._policy.coarse_span_times:
+                end_ns = buckets.instant(end_ns)
+        span.end(end_ns)
 
     def _are_unseen(self) -> bool:
         try:

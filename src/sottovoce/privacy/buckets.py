@@ -48,6 +48,7 @@ FOURS: Final = tuple(float(4**power) if power >= 0 else 1 / 4**-power for power 
 """Bounds for a histogram whose own are not known to be harmless."""
 
 _LARGEST_SCORE: Final = 1e6
+_INSTANT_NS: Final = 10**8
 
 
 def count(value: int) -> int | None:
@@ -81,6 +82,11 @@ def seconds(value: float) -> float | None:
         return None
     place = bisect_left(SECONDS, value)
     return SECONDS[place] if place < len(SECONDS) else LONGER
+
+
+def instant(nanoseconds: int) -> int:
+    """A time of a span, rounded down to a tenth of a second, where the operator asks for that."""
+    return nanoseconds - nanoseconds % _INSTANT_NS
 
 
 def lasted(nanoseconds: int) -> str:

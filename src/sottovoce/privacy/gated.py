@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, Tracer
 
 _GATE: Final = ("sottovoce.privacy.spans", "SpanGate")
 
@@ -24,8 +24,18 @@ _IDLE: Final = {
 def is_gated(span: Span) -> bool:
     """Whether `spans.SpanGate` judges `span`, or nothing becomes of it."""
     # `_span_processor`, as read in opentelemetry-sdk 1.30 to 1.45: its provider's own processor.
-    kind = type(getattr(span, "_span_processor", None))
-    return (kind.__name__ == _GATE[1] and kind.__module__ == _GATE[0]) or not span.is_recording()
+    return _is_gate(getattr(span, "_span_processor", None)) or not span.is_recording()
+
+
+def gates(tracer: Tracer) -> bool:
+    """Whether `spans.SpanGate` judges the spans of `tracer`."""
+    # `span_processor`, as read in opentelemetry-sdk 1.30 to 1.45.
+    return _is_gate(getattr(tracer, "span_processor", None))
+
+
+def _is_gate(processor: Any) -> bool:
+    kind = type(processor)
+    return kind.__name__ == _GATE[1] and kind.__module__ == _GATE[0]
 
 
 def ignores(processor: Any, hook: str) -> bool:

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 _STATUS: Final = {code: Status(code) for code in StatusCode}
 
-COARSE_NS: Final = 10**8
-"""What times of spans are rounded down to in `strict`, where the operator asks for it."""
-
 OPERATION: Final = "gen_ai.operation.name"
 MODEL: Final = "gen_ai.request.model"
 LASTED: Final = "sottovoce.duration.bucket"
@@ -182,7 +179,7 @@ class SpanCleaner:
         if compiled.coarse and started is not None and ended is not None:
             attributes[LASTED] = buckets.lasted(ended - started)
             if self.policy.coarse_span_times:
-                started, ended = started - started % COARSE_NS, ended - ended % COARSE_NS
+                started, ended = buckets.instant(started), buckets.instant(ended)
         return ReadableSpan(
             name=self._name(name, attributes),
             context=context,
@@ -221,7 +218,7 @@ class SpanCleaner:
         time = self._time(given)
         if time is None or not (self.policy.coarse_span_times and self.policy.choice.now.coarse):
             return time
-        return time - time % COARSE_NS
+        return buckets.instant(time)
 
     def _events(self, events: Sequence[Event]) -> tuple[Event, ...]:
         kept = []
