@@ -36,13 +36,17 @@ _open: set[weakref.ref[Call]] = set()
 _thread: threading.Thread | None = None
 _PATIENCE: Final = 1.0
 """Seconds that the end of the process waits for the thread."""
-_collecting = 0
-"""Which thread is collecting garbage; there is never more than one."""
+_said: Final[dict[str, Any]] = {"stop": None}
+"""What the collector of garbage told, its latest last: there is never more than one at work."""
+_said_here: Final = threading.local()
+"""What it told in each thread."""
 
 
 def collecting() -> bool:
     """Whether this thread is collecting garbage right now, in whose middle we were called."""
-    return _collecting == threading.get_ident()
+    # A copy, because another thread may be about to begin.
+    said = _said.copy()
+    return next(reversed(said)) == "start" and vars(_said_here).get("start") is said["start"]
 
 
 def stop(call: Call, at_ns: int | None = None) -> None:
@@ -128,11 +132,8 @@ def _forget() -> None:
     _open.clear()
 
 
-def _note(phase: str, _: Any) -> None:
-    global _collecting  # noqa: PLW0603 - read in `stop`
-    _collecting = threading.get_ident() if phase == "start" else 0
-
-
-gc.callbacks.append(_note)
+# Each gets the phase and an object of its own. None is Python's: in one that is, the signals are
+# handled that came meanwhile, and what a handler raises, as that of Ctrl-C, would be lost there.
+gc.callbacks += [_said.pop, _said.__setitem__, _said_here.__setattr__]
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)

@@ -668,6 +668,30 @@ def run(program, *arguments):
     return done.stdout
 
 
+def test_what_a_signal_raises_while_garbage_is_collected_reaches_the_app():
+    program = """
+import gc, signal, time
+from sottovoce import dropped
+
+class Stopped(Exception):
+    pass
+
+def stop(*_):
+    raise Stopped
+
+heap = [[] for _ in range(300_000)]
+signal.signal(signal.SIGALRM, stop)
+end = time.monotonic() + 20
+try:
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    while time.monotonic() < end:
+        gc.collect()
+except Stopped:
+    print("stopped")
+"""
+    assert run(program) == b"stopped\n"
+
+
 def test_a_stream_that_is_open_when_the_process_ends_is_recorded(server):
     program = """
 from servers.calls import Calls
