@@ -1,6 +1,7 @@
 import gc
 import importlib
 import logging
+import signal
 import sys
 import types
 import weakref
@@ -222,3 +223,36 @@ def test_an_import_hook_that_fails_does_not_break_the_import(tmp_path, monkeypat
 
     assert guard_hook_c.x == 1
     assert guard.failures["import hook of guard_hook_c"] == 1
+
+
+def test_what_the_apps_handler_of_a_signal_raises_in_our_code_is_the_apps():
+    class TimeLimit(Exception):
+        def __init__(self, *_):
+            pass
+
+        def raised(self, *_):
+            raise self
+
+    def late(*_):
+        raise TimeLimit
+
+    @guard.never_raise("signalled")
+    def interrupted():
+        signal.raise_signal(signal.SIGUSR1)
+
+    @guard.never_raise("signalled")
+    def broken():
+        raise TimeLimit
+
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        for handler in (late, TimeLimit().raised):
+            signal.signal(signal.SIGUSR1, handler)
+            with pytest.raises(TimeLimit):
+                interrupted()
+            assert "signalled" not in guard.failures
+        # Not by the handler.
+        assert broken() is None
+        assert guard.failures.pop("signalled") == 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)

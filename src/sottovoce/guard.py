@@ -15,12 +15,14 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 from collections import Counter, deque
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
 log = logging.getLogger("sottovoce")
 
@@ -39,10 +41,44 @@ _PLACES = 16
 
 
 def failed(place: str) -> None:
-    """Count the exception being handled under `place`; log it the first time. Never raises."""
+    """Count the exception being handled under `place`; log it the first time.
+
+    Never raises but what `let_through` does.
+    """
+    let_through()
     failures[place] += 1
     if failures[place] == 1:
         log.debug("sottovoce: %s failed and was skipped (%s)", place, handled())
+
+
+def let_through() -> None:
+    """Raise the exception being handled again where a handler of a signal's raised it.
+
+    It ran in the middle of our code, and what it raised is the app's: a time limit, often.
+    """
+    error = sys.exc_info()[1]
+    if error is not None and _is_a_signals(error):
+        raise error
+
+
+def _is_a_signals(error: BaseException) -> bool:
+    # Where nobody imported it there is no handler in Python. They run in the main thread alone.
+    signal = sys.modules.get("signal")
+    if signal is None or threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    passed = error.__traceback__ if handlers else None
+    while passed is not None:
+        if passed.tb_frame.f_code in handlers:
+            return True
+        passed = passed.tb_next
+    return False
+
+
+def _code(handler: Any) -> CodeType | None:
+    """Give the code of a function or method; None of anything else."""
+    function = handler.__func__ if type(handler) is MethodType else handler
+    return function.__code__ if type(function) is FunctionType else None
 
 
 def handled() -> str:

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -690,6 +691,34 @@ except Stopped:
     print("stopped")
 """
     assert run(program) == b"stopped\n"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("library", [httpx, httpx2])
+def test_what_a_signal_raises_in_the_middle_of_our_code_reaches_the_app(server, library, stream):
+    class Stopped(Exception):
+        pass
+
+    class Signalled(Calls):
+        def ended(self, call):
+            super().ended(call)
+            signal.raise_signal(signal.SIGUSR1)
+
+    def stop(*_):
+        raise Stopped
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    transports.install_wire("httpx")
+    transports.set_raw_recorder("httpx", Signalled())
+    try:
+        where = server.at("stream" if stream else "whole")
+        with pytest.raises(Stopped):
+            library.post(where, json=STREAM if stream else {**STREAM, "stream": False})
+    finally:
+        transports.set_raw_recorder("httpx", None)
+        transports.remove_wire("httpx")
+        signal.signal(signal.SIGUSR1, before)
+    assert not guard.failures
 
 
 def test_a_stream_that_is_open_when_the_process_ends_is_recorded(server):

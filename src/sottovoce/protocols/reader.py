@@ -12,7 +12,6 @@ or the last event: servers leave out the final blank line.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.protocols.bodies import parsed
@@ -470,5 +469,4 @@ class Reader:
         self._clean = self._frames is None
         self._data = None
         self._held = Clip(self._held.limit)
-        with contextlib.suppress(Exception):
-            self._tell("reader")
+        self._tell("reader")

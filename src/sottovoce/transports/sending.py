@@ -214,3 +214,5 @@ def _left_out(reason: str) -> None:
     # That a body is no JSON is the app's own affair.
     if reason == "size":
         guard.undecodable[reason] += 1
+    else:
+        guard.let_through()

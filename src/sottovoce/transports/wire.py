@@ -74,6 +74,7 @@ class Watch:
         except Exception:  # noqa: BLE001 - runs between the network and the app
             # Only the decompression can fail, and what follows makes no sense without it.
             self._reader = None
+            guard.let_through()
             guard.undecodable["encoding"] += 1
 
     @guard.never_raise("wire.exhausted")
@@ -206,6 +207,7 @@ def read_whole(
         for piece in (body,) if decompress is None else decompress(body):
             reader.feed(piece)
     except Exception:  # noqa: BLE001 - only undoing the coding can fail
+        guard.let_through()
         guard.undecodable["encoding"] += 1
         return None
     reader.finish()
@@ -239,4 +241,7 @@ def _kind(call: Call, route: Route, content_type: str | None) -> str:
 
 
 def _malformed(reason: str) -> None:
+    if reason == "reader":
+        # What is being handled was raised while it read.
+        guard.let_through()
     guard.undecodable[reason] += 1
