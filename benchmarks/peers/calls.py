@@ -28,11 +28,13 @@ class Cases:
     """
 
     def __init__(self, url=None):
-        self.url = url or "http://127.0.0.1:1"
-        self.openai = openai.OpenAI(api_key="k", base_url=f"{self.url}/v1")
-        self.claude = anthropic.Anthropic(api_key="k", base_url=self.url)
+        # A provider's names, though nothing is sent: to this machine, trace context may go along.
+        chat, claude = (url, url) if url else ("http://api.openai.com", "http://api.anthropic.com")
+        self.url = url
+        self.openai = openai.OpenAI(api_key="k", base_url=f"{chat}/v1")
+        self.claude = anthropic.Anthropic(api_key="k", base_url=claude)
         self.loop = asyncio.new_event_loop()
-        self.async_openai = openai.AsyncOpenAI(api_key="k", base_url=f"{self.url}/v1")
+        self.async_openai = openai.AsyncOpenAI(api_key="k", base_url=f"{chat}/v1")
         if url is None:
             for client in (self.openai, self.claude, self.async_openai):
                 wire.join(client)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sottovoce.call import CHUNK_BOUNDS_S
 
@@ -20,30 +20,21 @@ if TYPE_CHECKING:
 _NS: Final = 1e-9
 
 
-class Way(NamedTuple):
-    """Where a measurement goes.
-
-    Attributes:
-        aggregation: the SDK's, or a `Renewed`.
-        known: whether `aggregate` knows it.
-        has_gaps: whether `merge` knows it, and its buckets are those of `Gaps`.
-    """
-
-    aggregation: Any
-    known: bool
-    has_gaps: bool
+Way: TypeAlias = tuple[Any, bool, bool]
+"""Where a measurement goes: to the SDK's aggregation, or a `Renewed`; whether `aggregate` knows it;
+whether `merge` does, and its buckets are those of `Gaps`."""
 
 
 def ways(instrument: Any, attributes: dict[str, Any]) -> list[Way]:
     """Find where a measurement of a histogram with these attributes goes. May raise."""
-    found = []
+    found: list[Way] = []
     for match in _matches(instrument):
         renewed = Renewed(match, attributes)
         now = renewed.aggregation()
         if match._reset_on_collect:  # noqa: SLF001
-            found.append(Way(renewed, False, _has_gaps(now)))
+            found.append((renewed, False, _has_gaps(now)))
         else:
-            found.append(Way(now, _is_known(now), _has_gaps(now)))
+            found.append((now, _is_known(now), _has_gaps(now)))
     return found
 
 

@@ -107,12 +107,12 @@ class Measured:
             gaps = _coarse(gaps)
         try:
             found = self._look(point)
-            if found and all(way.has_gaps for way in found):
-                for way in found:
-                    if type(way.aggregation) is Renewed:
-                        way.aggregation.merge(gaps)
+            if found and all(has_gaps for _, _, has_gaps in found):
+                for aggregation, _, _ in found:
+                    if type(aggregation) is Renewed:
+                        aggregation.merge(gaps)
                     else:
-                        merge(way.aggregation, gaps)
+                        merge(aggregation, gaps)
                 return
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was added yet
             failed("measure.gaps")
