@@ -21,7 +21,7 @@ test: ## The whole suite; builds llama-cpp-python and the Collector once
 
 UNIT := $(wildcard tests/test_*.py) tests/protocols $(filter-out %/test_mutations.py %/test_leak_corpus.py %/test_dialects.py %/test_catalogue.py %/test_profiles.py,$(wildcard tests/privacy/test_*.py)) tests/clients/test_openai.py tests/transports/test_httpx.py
 
-check: ## The quick inner loop, under a minute: lint, types, unit tests
+check: ## The quick inner loop, about a minute: lint, types, unit tests
 	@tools/environment.sh check
 	@$(MAKE) -s lint
 	@$(PY) -m pytest -q -x -n logical --dist loadfile -m "not e2e" $(UNIT) $(ARGS)
