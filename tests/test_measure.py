@@ -4,12 +4,15 @@ import math
 
 import pytest
 from opentelemetry.context import Context
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.sdk.metrics._internal import _MeterConfig
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from sottovoce import guard
+from sottovoce.call import CHUNK_BOUNDS_S, Gaps
 from sottovoce.measure import Measured
 from sottovoce.points import Point
 from sottovoce.spans import put
@@ -106,3 +109,40 @@ def test_a_reader_that_comes_while_a_measurement_looks_for_the_readers_gets_the_
         "another thread's": 1,
         "first": 1,
     }
+
+
+def many_gaps():
+    gaps = Gaps()
+    gaps.counts[0], gaps.sums[0], gaps.minimum, gaps.maximum = 10_000, 10**10, 10**6, 10**6
+    return gaps
+
+
+def switched_off(meters):
+    meters.get_meter("app")._meter_config._config = _MeterConfig(is_enabled=False)
+    return meters
+
+
+@pytest.mark.parametrize(
+    "make",
+    [MeterProvider, lambda: switched_off(MeterProvider([InMemoryMetricReader()]))],
+    ids=["no readers", "switched off"],
+)
+def test_what_goes_nowhere_is_not_recorded_gap_by_gap(make, monkeypatch):
+    histogram = (
+        make()
+        .get_meter("app")
+        .create_histogram("h", explicit_bucket_boundaries_advisory=CHUNK_BOUNDS_S)
+    )
+    recorded = []
+    monkeypatch.setattr(histogram, "record", lambda *given: recorded.append(given))
+    measured = Measured(histogram)
+    measured.record_gaps(many_gaps(), Point({}, Context()))
+    measured.record(1.0, Point({}, Context()))
+    assert recorded == []
+
+
+def test_another_providers_histogram_gets_every_gap_and_is_no_error_of_ours():
+    before = guard.failures.copy()
+    histogram = NoOpMeterProvider().get_meter("app").create_histogram("h")
+    Measured(histogram).record_gaps(many_gaps(), Point({}, Context()))
+    assert guard.failures == before

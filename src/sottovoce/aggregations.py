@@ -175,7 +175,7 @@ def offered(instrument: Any) -> str | None:
 
 
 def _has_gaps(aggregation: Any) -> bool:
-    """Whether `_merge` knows it, and its buckets are those of `Gaps`."""
+    """Whether `merge` knows it, and its buckets are those of `Gaps`."""
     from opentelemetry.sdk.metrics._internal import aggregation as sdk  # noqa: PLC0415
 
     return (

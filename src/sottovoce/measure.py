@@ -87,7 +87,9 @@ class Measured:
             if found is None:
                 found = self._find(point)
             config = self._config
-            known = found and value >= 0 and (config is None or config._config.is_enabled)  # noqa: SLF001
+            if config is not None and not config._config.is_enabled:  # noqa: SLF001
+                return
+            known = found is not None and value >= 0
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was recorded yet
             known = False
         if not known:
@@ -106,14 +108,16 @@ class Measured:
         if coarse:
             gaps = _coarse(gaps)
         try:
-            found = self._look(point)
-            if found and all(has_gaps for _, _, has_gaps in found):
-                for aggregation, _, _ in found:
-                    if type(aggregation) is Renewed:
-                        aggregation.merge(gaps)
-                    else:
-                        merge(aggregation, gaps)
-                return
+            # Another provider's has none, and no readers that are known.
+            if hasattr(self._histogram, "_measurement_consumer"):
+                found = self._look(point)
+                if found is not None and all(has_gaps for _, _, has_gaps in found):
+                    for aggregation, _, _ in found:
+                        if type(aggregation) is Renewed:
+                            aggregation.merge(gaps)
+                        else:
+                            merge(aggregation, gaps)
+                    return
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was added yet
             failed("measure.gaps")
         attributes = {**point.attributes, **self._extra}
@@ -122,11 +126,8 @@ class Measured:
                 value = _REPRESENTATIVES[place] if coarse else total / count * _NS
                 self._histogram.record(value, attributes, point.context)
 
-    def _look(self, point: Point) -> list[Way]:
-        """Where a measurement of `point` goes; nowhere: unknown, or switched off.
-
-        May raise.
-        """
+    def _look(self, point: Point) -> list[Way] | None:
+        """Where a measurement of `point` goes; None when that is unknown. May raise."""
         consumer, found = self._histogram._measurement_consumer, None  # type: ignore[attr-defined] # noqa: SLF001
         if consumer._reader_storages is self._storages:  # noqa: SLF001
             found = self._found.get(point.key)
@@ -135,8 +136,8 @@ class Measured:
         config = self._config
         return found if config is None or config._config.is_enabled else []  # noqa: SLF001
 
-    def _find(self, point: Point) -> list[Way]:
-        """Find and remember them. May raise."""
+    def _find(self, point: Point) -> list[Way] | None:
+        """Find and remember where it goes; None when that is unknown. May raise."""
         instrument: Any = self._histogram
         # Before the readers are looked at: one may come or go meanwhile, and with it what others
         # remember from then on.
@@ -150,7 +151,9 @@ class Measured:
             # Last: it tells other threads that all of this is so.
             self._storages = storages
         attributes = {**point.attributes, **self._extra}
-        found = [] if self._offered is None else ways(instrument, attributes)
+        if self._offered is None:
+            return None
+        found = ways(instrument, attributes)
         if point.key is not None and len(remembered) < REMEMBERED:
             remembered[point.key] = found
         return found
