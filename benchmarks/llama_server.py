@@ -6,7 +6,7 @@ An app of Starlette's that asks a `Llama` as llama_cpp.server does stands in the
 server, an engine that does nothing in the place of the real one, beneath the real instrumentor
 with a real SDK: a microsecond is far below the noise of a real generation, and of the threads
 that the server generates in. A request is two spans: its own, in the caller's trace, and the
-model's. Per token is the slope between answers of two lengths, per request what is left. CPU
+model's; spans wait in a queue that nobody empties, as in production. Per token is the slope between answers of two lengths, per request what is left. CPU
 time of the thread that answers, rounds that run both variants in a new order; the lowest
 twentieth of the rounds, then median and middle half.
 """
@@ -20,21 +20,17 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from runtimes import (
     LLAMA,
-    Nowhere,
     free_llama_completion,
     free_llama_eval,
     free_llama_generate,
     lowest,
+    providers,
     spread,
     tiny_gguf,
 )
@@ -106,14 +102,12 @@ def cpu_us(app, body, requests):
 
 
 def measured(module, llama, rounds):
-    tracers = TracerProvider()
-    tracers.add_span_processor(SimpleSpanProcessor(Nowhere()))
-    meters = MeterProvider([InMemoryMetricReader()])
+    given = providers()
     found = {}
     for _ in range(rounds):
         for on in random.sample((False, True), 2):
             if on:
-                LlamaCppInstrumentor().instrument(tracer_provider=tracers, meter_provider=meters)
+                LlamaCppInstrumentor().instrument(**given)
             app = module.create_app()
             for stream in (False, True):
                 for length, requests in ((SHORT, REQUESTS), (LONG, 1)):

@@ -26,12 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import mlx_lm
 from mlx_lm.models.cache import KVCache
 from mlx_lm.sample_utils import make_sampler
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
-import tiny_mlx
+from runtimes import providers, tiny_mlx
 from sottovoce import guard
 from sottovoce.instrumentors import MLXInstrumentor
 
@@ -40,11 +36,6 @@ SEQUENCES = 8
 CALLS = 10
 MLX = sys.modules["mlx_lm.generate"]
 ANSWER = {"prompt_tokens": 9, "from_draft": False, "text": "", "peak_memory": 0.1}
-
-
-class Nowhere(SpanExporter):
-    def export(self, spans):
-        return SpanExportResult.SUCCESS
 
 
 def stream_generate(model, tokenizer, prompt, max_tokens=256, draft_model=None, **kwargs):
@@ -159,12 +150,7 @@ def fast(samples):
 
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 60
-    tracers = TracerProvider()
-    tracers.add_span_processor(SimpleSpanProcessor(Nowhere()))
-    given = {
-        "tracer_provider": tracers,
-        "meter_provider": MeterProvider([InMemoryMetricReader()]),
-    }
+    given = providers()
     for standin in (stream_generate, generate, batch_generate, BatchGenerator):
         setattr(MLX, standin.__name__, standin)
     found = {}

@@ -5,7 +5,7 @@
 An engine that does nothing stands in the place of the real one, beneath the real instrumentor
 with a real SDK: a microsecond is far below the noise of a real generation. Per token is the slope
 between answers of two lengths, per request what is left: the caller's trace is read, the call
-opened, recorded and exported to nowhere. CPU time of the connection's thread, rounds that run
+opened and recorded, its span put in a queue that nobody empties, as in production. CPU time of the connection's thread, rounds that run
 both variants in a new order; the lowest twentieth of the rounds, then median and middle half.
 """
 
@@ -26,21 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import mlx_lm
 from mlx_lm import server
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
-import tiny_mlx
+from runtimes import lowest, providers, tiny_mlx
 from sottovoce.instrumentors import MLXInstrumentor
 
 SHORT, LONG, REQUESTS = 1, 1025, 20
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-class Nowhere(SpanExporter):
-    def export(self, spans):
-        return SpanExportResult.SUCCESS
 
 
 def free_generate(self, request, generation_args, progress_callback=None):
@@ -91,10 +82,6 @@ def cpu_us(each):
     return (time.thread_time_ns() - started) / 1000 / REQUESTS
 
 
-def lowest(samples):
-    return sorted(samples)[len(samples) // 20]
-
-
 def show(name, least, samples):
     first, middle, third = statistics.quantiles(samples, n=4)
     print(f"{name:<24}{least:8.2f}{middle:9.2f} [{first:.2f} … {third:.2f}]")
@@ -104,12 +91,7 @@ def main(rounds):
     server.ResponseGenerator.generate = free_generate
     server.APIHandler.do_POST = free_post
     server.APIHandler.generate_response = lambda self, text, finish_reason: None
-    tracers = TracerProvider()
-    tracers.add_span_processor(SimpleSpanProcessor(Nowhere()))
-    providers = {
-        "tracer_provider": tracers,
-        "meter_provider": MeterProvider([InMemoryMetricReader()]),
-    }
+    given = providers()
     found = {(length, on): [] for length in (SHORT, LONG) for on in (False, True)}
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = mlx_lm.load(str(tiny_mlx.make(folder)))
@@ -117,7 +99,7 @@ def main(rounds):
     for _ in range(rounds):
         for on in random.sample((False, True), 2):
             if on:
-                MLXInstrumentor().instrument(**providers)
+                MLXInstrumentor().instrument(**given)
             for length, each in handlers.items():
                 each.do_POST()
                 found[length, on].append(cpu_us(each))

@@ -35,7 +35,7 @@ import mlx_lm
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 import sottovoce
 import tiny_gguf
@@ -45,6 +45,7 @@ from sottovoce.instrumentors import LlamaCppInstrumentor, MLXInstrumentor
 SHORT, LONG = 1, 1025
 EARLY, LATE = 100, 10_000
 CALLS = 20
+HOUR = 3_600_000  # ms: nothing is exported while something is measured
 REAL_SHORT, REAL_LONG = 8, 136
 REAL_WINDOWS, REAL_CALLS = 15, 4
 OURS = Path(sottovoce.__file__).parent
@@ -57,11 +58,20 @@ class Nowhere(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-def instrument(instrumentor):
+def providers():
+    """What an instrumentor is given: spans wait in a queue and are exported to nowhere."""
     tracers = TracerProvider()
-    tracers.add_span_processor(SimpleSpanProcessor(Nowhere()))
-    meters = MeterProvider([InMemoryMetricReader()])
-    instrumentor().instrument(tracer_provider=tracers, meter_provider=meters)
+    tracers.add_span_processor(
+        BatchSpanProcessor(Nowhere(), max_queue_size=1 << 16, schedule_delay_millis=HOUR)
+    )
+    return {
+        "tracer_provider": tracers,
+        "meter_provider": MeterProvider([InMemoryMetricReader()]),
+    }
+
+
+def instrument(instrumentor, given):
+    instrumentor().instrument(**given)
 
 
 def free_mlx_stream(model, tokenizer, prompt, max_tokens=256, **kwargs):
@@ -160,12 +170,13 @@ def lowest(samples):
 
 def rounds_of(actions, rounds):
     """Run every action bare and instrumented, in a new order each round."""
+    given = providers()
     found = {(name, on): [] for name in actions for on in (False, True)}
     for _ in range(rounds):
         for on in random.sample((False, True), 2):
             if on:
-                instrument(MLXInstrumentor)
-                instrument(LlamaCppInstrumentor)
+                instrument(MLXInstrumentor, given)
+                instrument(LlamaCppInstrumentor, given)
             for name in random.sample(list(actions), len(actions)):
                 found[name, on].append(actions[name]())
             if on:
@@ -225,8 +236,9 @@ def memory(loaded):
         ),
         "llama.cpp generate": lambda: llama.generate([LATE + 1]),
     }
-    instrument(MLXInstrumentor)
-    instrument(LlamaCppInstrumentor)
+    given = providers()
+    instrument(MLXInstrumentor, given)
+    instrument(LlamaCppInstrumentor, given)
     ours = [tracemalloc.Filter(inclusive=True, filename_pattern=f"{OURS}/*")]
     print(f"\n{'memory that we hold, KiB':<40}at token {EARLY:<11}at token {LATE}")
     for name, stream in streams.items():
@@ -248,8 +260,9 @@ def one_process(with_us):
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(Path(folder))
         if with_us:
-            instrument(MLXInstrumentor)
-            instrument(LlamaCppInstrumentor)
+            given = providers()
+            instrument(MLXInstrumentor, given)
+            instrument(LlamaCppInstrumentor, given)
         medians = {}
         for name, call in real_calls(*loaded).items():
             cpu_us(call, 3 * REAL_CALLS)
