@@ -53,7 +53,8 @@ OURS = {
     "measure": {"aggregations", "call", "guard", "points", "privacy"},
     "steps": {"call", "guard"},
     "scopes": {"guard", "steps"},
-    "instruments": {"call", "measure", "privacy", "registry"},
+    "pages": {"aggregations", "guard", "measure", "points"},
+    "instruments": {"call", "measure", "pages", "privacy", "registry"},
     "record": {
         "_version",
         "call",
@@ -70,6 +71,7 @@ OURS = {
     },
     "record_engines": {
         "instruments",
+        "pages",
         "loaded",
         "points",
         "privacy",
@@ -89,7 +91,7 @@ OURS = {
         "steps",
     },
     "spans": {"guard", "privacy"},
-    "own_counters": {"guard", "registry"},
+    "own_counters": {"guard", "pages", "registry"},
 }
 NO_OPENTELEMETRY = {
     "call",

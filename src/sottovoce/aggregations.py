@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from sottovoce.call import CHUNK_BOUNDS_S
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from opentelemetry.trace import SpanContext
+
     from sottovoce.call import Gaps
     from sottovoce.points import Point
 
@@ -21,18 +25,22 @@ _NS: Final = 1e-9
 
 
 Way: TypeAlias = tuple[Any, bool, bool]
-"""Where a measurement goes: to the SDK's aggregation, or a `Renewed`; whether `aggregate` knows it;
+"""Where a measurement goes: to the SDK's aggregation, or a `Series`; whether `aggregate` knows it;
 whether `merge` does, and its buckets are those of `Gaps`."""
+
+Told: TypeAlias = "tuple[float, SpanContext | None, int]"
+"""A measurement: its value, the span of its exemplar if it is to be one, and when it was made, in
+nanoseconds since the epoch."""
 
 
 def ways(instrument: Any, attributes: dict[str, Any]) -> list[Way]:
     """Find where a measurement of a histogram with these attributes goes. May raise."""
     found: list[Way] = []
     for match in _matches(instrument):
-        renewed = Renewed(match, attributes)
-        now = renewed.aggregation()
+        counting = Series(match, attributes)
+        now = counting.aggregation()
         if match._reset_on_collect:  # noqa: SLF001
-            found.append((renewed, False, _has_gaps(now)))
+            found.append((counting, False, _has_gaps(now)))
         else:
             found.append((now, _is_known(now), _has_gaps(now)))
     return found
@@ -50,6 +58,11 @@ class Measurement:
         self.context = point.context
 
 
+def series(instrument: Any, attributes: dict[str, Any]) -> list[Series]:
+    """Find what counts a histogram's measurements with these attributes. May raise."""
+    return [Series(match, attributes) for match in _matches(instrument)]
+
+
 def _matches(instrument: Any) -> list[Any]:
     return [
         match
@@ -65,8 +78,11 @@ def _kept(match: Any, attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name in keys}
 
 
-class Renewed:
-    """An aggregation that is replaced whenever it is collected, as all are for delta temporality."""
+class Series:
+    """What counts the measurements with some attributes in one reader's view of a histogram.
+
+    For delta temporality it is replaced whenever it is collected.
+    """
 
     __slots__ = ("_attributes", "_key", "_match")
 
@@ -76,6 +92,11 @@ class Renewed:
         self._match = match
         self._attributes = _kept(match, attributes)
         self._key = sdk._hash_attributes(self._attributes)  # noqa: SLF001
+
+    def takes_many(self) -> bool:
+        """Whether `add` knows what counts here. May raise."""
+        # The SDK keeps one of each kind, that counts nothing, to tell kinds apart by.
+        return _is_known(self._match._aggregation)  # noqa: SLF001
 
     def aggregation(self) -> Any:
         """The one that counts now."""
@@ -88,6 +109,17 @@ class Renewed:
         with self._match._lock:  # noqa: SLF001
             now = self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
             now.aggregate(measurement, sampled)
+
+    def add(self, told: Sequence[Told], attributes: Mapping[str, Any]) -> None:
+        """Do what `aggregate` does for many measurements at once, if this `takes_many`.
+
+        Args:
+            told: the measurements, in their order.
+            attributes: of them all, for exemplars.
+        """
+        with self._match._lock:  # noqa: SLF001
+            now = self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
+            _add(now, told, attributes)
 
     def merge(self, gaps: Gaps) -> None:
         """Add `gaps` to the one that counts now."""
@@ -130,14 +162,7 @@ def aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) ->
     place = bisect_left(aggregation._boundaries, value)  # noqa: SLF001
     told = point.exemplar
     if sampled and told is None:
-        span = point.span
-        told = point.exemplar = {
-            "_ExemplarBucket__attributes": point.attributes,
-            "_ExemplarBucket__time_unix_nano": time_ns(),
-            "_ExemplarBucket__span_id": span.span_id or None,
-            "_ExemplarBucket__trace_id": span.trace_id or None,
-            "_ExemplarBucket__offered": True,
-        }
+        told = point.exemplar = _exemplar(point.attributes, point.span, time_ns())
     # What is collected, exemplars included, is collected under this lock as well.
     with aggregation._lock:  # noqa: SLF001
         counts = aggregation._value  # noqa: SLF001
@@ -152,6 +177,39 @@ def aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) ->
         if sampled:
             told["_ExemplarBucket__value"] = value  # type: ignore[index]
             aggregation._reservoir._reservoir_storage[place].__dict__.update(told)  # noqa: SLF001
+
+
+def _add(aggregation: Any, told: Sequence[Told], attributes: Mapping[str, Any]) -> None:
+    bounds = aggregation._boundaries  # noqa: SLF001
+    values = [value for value, _, _ in told]
+    places = [bisect_left(bounds, value) for value in values]
+    # A bucket's newest measurement is its exemplar.
+    newest = {place: each for place, each in zip(places, told, strict=True) if each[1] is not None}
+    total, least, most = sum(values), min(values), max(values)
+    with aggregation._lock:  # noqa: SLF001
+        counts = aggregation._value  # noqa: SLF001
+        if counts is None:
+            counts = aggregation._value = aggregation._get_empty_bucket_counts()  # noqa: SLF001
+        for place in places:
+            counts[place] += 1
+        aggregation._sum += total  # noqa: SLF001
+        if least < aggregation._min:  # noqa: SLF001
+            aggregation._min = least  # noqa: SLF001
+        if most > aggregation._max:  # noqa: SLF001
+            aggregation._max = most  # noqa: SLF001
+        for place, (value, span, at_ns) in newest.items():
+            bucket = aggregation._reservoir._reservoir_storage[place]  # noqa: SLF001
+            vars(bucket).update(_exemplar(attributes, span, at_ns), _ExemplarBucket__value=value)  # type: ignore[arg-type]
+
+
+def _exemplar(attributes: Mapping[str, Any], span: SpanContext, at_ns: int) -> dict[str, Any]:
+    return {
+        "_ExemplarBucket__attributes": attributes,
+        "_ExemplarBucket__time_unix_nano": at_ns,
+        "_ExemplarBucket__span_id": span.span_id or None,
+        "_ExemplarBucket__trace_id": span.trace_id or None,
+        "_ExemplarBucket__offered": True,
+    }
 
 
 TRACED, ALL, NONE = "traced", "all", "none"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.measure import Measured
+from sottovoce.pages import Book
 from sottovoce.privacy import buckets
 from sottovoce.registry import METRICS
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram, Meter
 
     from sottovoce.call import Call
+    from sottovoce.pages import Words
     from sottovoce.points import Point
     from sottovoce.privacy.compiled import Choice
 
@@ -46,6 +48,9 @@ _PACE: Final[Mapping[str, str]] = {
 }
 """Fact → histogram."""
 
+_NO_PACE: Final = (None,) * (1 + len(_PACE))
+"""Instead of a token's time, and of the pace, of a call that failed."""
+
 PACE: Final = frozenset(_PACE)
 """Facts that an engine's histograms are made of wherever it runs."""
 
@@ -70,27 +75,32 @@ class Legacy:
     """The metrics of conventions v1.41, which today's backends read."""
 
     def __init__(self, meter: Meter, choice: Choice) -> None:
-        self._duration = measured_as(meter, "gen_ai.client.operation.duration", choice)
         usage = _histogram(meter, USAGE)
         bounds = METRICS[USAGE].boundaries or ()
-        self._input, self._output = (
-            Measured(usage, {TOKEN_TYPE: kind}, bounds=bounds, choice=choice)
-            for kind in ("input", "output")
+        self._book = Book(
+            measured_as(meter, "gen_ai.client.operation.duration", choice),
+            *(
+                Measured(usage, {TOKEN_TYPE: kind}, bounds=bounds, choice=choice)
+                for kind in ("input", "output")
+            ),
+            measured_as(meter, "gen_ai.client.operation.time_to_first_chunk", choice),
         )
-        self._first = measured_as(meter, "gen_ai.client.operation.time_to_first_chunk", choice)
         self._gaps = measured_as(meter, "gen_ai.client.operation.time_per_output_chunk", choice)
 
     def record(self, call: Call, point: Point, failed: Point) -> None:
         """Record what the call took and used; `failed` says its error as well, if it has one."""
-        facts = call.facts
-        self._duration.record(call.duration_ns * _NS, failed)
         # What is fetched was used, and counted, by the call that asked for it.
-        if call.operation != "fetch_response":
-            if "input_tokens" in facts:
-                self._input.record(facts["input_tokens"], point)
-            if "output_tokens" in facts:
-                self._output.record(facts["output_tokens"], point)
-        _record_stream(call, self._first, self._gaps, point)
+        used: Mapping[str, Any] = {} if call.operation == "fetch_response" else call.facts
+        streamed = call.stream and call.chunks
+        values = (
+            call.duration_ns * _NS,
+            used.get("input_tokens"),
+            used.get("output_tokens"),
+            (call.first_chunk_ns - call.start_ns) * _NS if streamed else None,
+        )
+        self._book.write(values, point, failed)
+        if streamed and call.gaps is not None:
+            self._gaps.record_gaps(call.gaps, point)
 
 
 class Latest:
@@ -151,27 +161,37 @@ class Engine:
     """The model server's metrics, for engines that run in this process."""
 
     def __init__(self, meter: Meter, choice: Choice) -> None:
-        self._duration = measured_as(meter, "gen_ai.server.request.duration", choice)
-        self._first = measured_as(meter, "gen_ai.server.time_to_first_token", choice)
-        self._per_token = measured_as(meter, "gen_ai.server.time_per_output_token", choice)
+        pace = [measured_as(meter, name, choice) for name in _PACE.values()]
+        self._book = Book(
+            measured_as(meter, "gen_ai.server.request.duration", choice),
+            measured_as(meter, "gen_ai.server.time_to_first_token", choice),
+            measured_as(meter, "gen_ai.server.time_per_output_token", choice),
+            *pace,
+            worded_from=3,
+        )
+        self._pace = Book(*pace, worded_from=0)
         self.load_duration = measured_as(meter, "sottovoce.model.load.duration", choice)
-        self._pace = tuple((fact, measured_as(meter, name, choice)) for fact, name in _PACE.items())
 
-    def record(self, call: Call, point: Point, failed: Point) -> None:
-        """Record what the call took and used; `failed` says its error as well, if it has one."""
-        facts = call.facts
-        self._duration.record(facts.get("engine_duration_s", call.duration_ns * _NS), failed)
-        if "time_to_first_token_s" in facts:
-            self._first.record(facts["time_to_first_token_s"], point)
-        if "time_per_output_token_s" in facts and call.error is None:
-            self._per_token.record(facts["time_per_output_token_s"], point)
+    def record(self, call: Call, point: Point, failed: Point, words: Words) -> None:
+        """Record what the call took and used, how fast its engine was and how full its context is.
 
-    def record_pace(self, call: Call, point: Point) -> None:
-        """Record how fast an engine was and how full its context is, also of one behind HTTP."""
-        facts: Mapping[str, Any] = call.facts
-        for fact, measured in self._pace:
-            if fact in facts:
-                measured.record(facts[fact], point)
+        Args:
+            call: that was answered in this process.
+            point: of its measurements.
+            failed: says its error as well, if it has one.
+            words: what is said of the model where its pace is told.
+        """
+        told: Mapping[str, Any] = call.facts
+        pace: tuple[float | None, ...] = _NO_PACE
+        if call.error is None:
+            pace = (told.get("time_per_output_token_s"), *map(told.get, _PACE))
+        lasted = told.get("engine_duration_s", call.duration_ns * _NS)
+        self._book.write((lasted, told.get("time_to_first_token_s"), *pace), point, failed, words)
+
+    def record_pace(self, call: Call, point: Point, words: Words) -> None:
+        """Record how fast an engine behind HTTP was, and how full its context is."""
+        told: Mapping[str, Any] = call.facts
+        self._pace.write(tuple(map(told.get, _PACE)), point, point, words)
 
 
 def _split(call: Call, total: str) -> dict[str, int]:

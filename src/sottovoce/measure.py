@@ -25,7 +25,7 @@ from sottovoce.aggregations import (
     ALL,
     TRACED,
     Measurement,
-    Renewed,
+    Series,
     Way,
     aggregate,
     merge,
@@ -56,6 +56,11 @@ class Measured:
         extra: attributes to add to those of every point.
         bounds: the bounds of its buckets.
         choice: whether numbers are coarse; exact without one.
+
+    Attributes:
+        histogram: the instrument.
+        extra: attributes of every point.
+        choice: whether numbers are coarse.
     """
 
     def __init__(
@@ -66,10 +71,10 @@ class Measured:
         bounds: Sequence[float] = (),
         choice: Choice | None = None,
     ) -> None:
-        self._histogram = histogram
+        self.histogram = histogram
         self._bounds = bounds
-        self._choice = choice
-        self._extra = dict(extra or {})
+        self.choice = choice
+        self.extra = dict(extra or {})
         self._storages: Any = None
         self._config: Any = None
         self._offered: str | None = None
@@ -77,11 +82,11 @@ class Measured:
 
     def record(self, value: float, point: Point) -> None:
         """Record `value`, in the histogram's unit."""
-        if self._choice is not None and self._choice.now.coarse:
+        if self.choice is not None and self.choice.now.coarse:
             value = buckets.representative(value, self._bounds)
         try:
             # As `_look`, for every measurement.
-            consumer, found = self._histogram._measurement_consumer, None  # type: ignore[attr-defined] # noqa: SLF001
+            consumer, found = self.histogram._measurement_consumer, None  # type: ignore[attr-defined] # noqa: SLF001
             if consumer._reader_storages is self._storages:  # noqa: SLF001
                 found = self._found.get(point.key)
             if found is None:
@@ -93,7 +98,7 @@ class Measured:
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was recorded yet
             known = False
         if not known:
-            self._histogram.record(value, {**point.attributes, **self._extra}, point.context)
+            self.histogram.record(value, {**point.attributes, **self.extra}, point.context)
             return
         sampled = point.sampled if self._offered == TRACED else self._offered == ALL
         for aggregation, is_known, _ in found:  # type: ignore[union-attr]
@@ -102,33 +107,37 @@ class Measured:
             else:
                 aggregation.aggregate(Measurement(value, point), sampled)
 
+    def coarse(self, value: float | None) -> float | None:
+        """What stands for the bucket of `value`."""
+        return None if value is None else buckets.representative(value, self._bounds)
+
     def record_gaps(self, gaps: Gaps, point: Point) -> None:
         """Record `gaps` (nanoseconds) into this histogram of seconds."""
-        coarse = self._choice is not None and self._choice.now.coarse
+        coarse = self.choice is not None and self.choice.now.coarse
         if coarse:
             gaps = _coarse(gaps)
         try:
             # Another provider's has none, and no readers that are known.
-            if hasattr(self._histogram, "_measurement_consumer"):
+            if hasattr(self.histogram, "_measurement_consumer"):
                 found = self._look(point)
                 if found is not None and all(has_gaps for _, _, has_gaps in found):
                     for aggregation, _, _ in found:
-                        if type(aggregation) is Renewed:
+                        if type(aggregation) is Series:
                             aggregation.merge(gaps)
                         else:
                             merge(aggregation, gaps)
                     return
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was added yet
             failed("measure.gaps")
-        attributes = {**point.attributes, **self._extra}
+        attributes = {**point.attributes, **self.extra}
         for place, (count, total) in enumerate(zip(gaps.counts, gaps.sums, strict=True)):
             for _ in range(count):
                 value = _REPRESENTATIVES[place] if coarse else total / count * _NS
-                self._histogram.record(value, attributes, point.context)
+                self.histogram.record(value, attributes, point.context)
 
     def _look(self, point: Point) -> list[Way] | None:
         """Where a measurement of `point` goes; None when that is unknown. May raise."""
-        consumer, found = self._histogram._measurement_consumer, None  # type: ignore[attr-defined] # noqa: SLF001
+        consumer, found = self.histogram._measurement_consumer, None  # type: ignore[attr-defined] # noqa: SLF001
         if consumer._reader_storages is self._storages:  # noqa: SLF001
             found = self._found.get(point.key)
         if found is None:
@@ -138,7 +147,7 @@ class Measured:
 
     def _find(self, point: Point) -> list[Way] | None:
         """Find and remember where it goes; None when that is unknown. May raise."""
-        instrument: Any = self._histogram
+        instrument: Any = self.histogram
         # Before the readers are looked at: one may come or go meanwhile, and with it what others
         # remember from then on.
         remembered = self._found
@@ -150,7 +159,7 @@ class Measured:
             remembered = self._found = {}
             # Last: it tells other threads that all of this is so.
             self._storages = storages
-        attributes = {**point.attributes, **self._extra}
+        attributes = {**point.attributes, **self.extra}
         if self._offered is None:
             return None
         found = ways(instrument, attributes)

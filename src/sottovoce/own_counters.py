@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
 
-from sottovoce import guard
+from sottovoce import guard, pages
 from sottovoce.registry import METRICS
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def _observer(
     source: Callable[[], Iterable[tuple[int, dict[str, str]]]], policy: Policy
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
+        # Whoever collects asks here first, and is to find what calls have measured.
+        pages.add_all()
         told = () if policy.choice.now.off else source()
         return [metrics.Observation(count, attributes) for count, attributes in told]
 

@@ -45,24 +45,9 @@ class Point:
         # What all its measurements have in common as exemplars, once one is.
         self.exemplar: dict[str, Any] | None = None
 
-    def with_more(self, more: Mapping[str, Any], known: dict[Any, Any]) -> Point:
-        """Give the same point with `more` attributes, of which `known` remembers the key.
-
-        Args:
-            more: attributes to add; the same ones for everything in `known`.
-            known: kept by the caller, who bounds how many of it there are.
-        """
-        found = known.get(self.key)
-        if found is None:
-            attributes = {**self.attributes, **more}
-            found = attributes, _key(attributes)
-            if self.key is not None and len(known) < REMEMBERED:
-                known[self.key] = found
-        made: Point = object.__new__(Point)
-        made.attributes, made.key = found
-        made.context, made.span, made.sampled = self.context, self.span, self.sampled
-        made.exemplar = None
-        return made
+    def saying(self, more: Mapping[str, Any]) -> Point:
+        """Give the same point with `more` attributes."""
+        return Point({**self.attributes, **more}, self.context, span=self.span)
 
 
 class _Key:

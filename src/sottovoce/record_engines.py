@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from sottovoce import loaded
 from sottovoce.instruments import Engine
+from sottovoce.pages import Words
 from sottovoce.points import NOWHERE, Point
 from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.privacy.propagation import WITHHOLD
@@ -85,16 +86,16 @@ class Engines:
         self._policy = policy
         self._withhold = withhold
         self._engine = Engine(meter, policy.choice)
-        self._words: dict[tuple[Any, ...], tuple[dict[str, Any], dict[Any, Any]]] = {}
+        self._words: dict[tuple[Any, ...], Words] = {}
         _observe_models(meters, meter, policy)
 
     def record(self, call: Call, point: Point, failed: Point) -> None:
         """Record what a call took in its engine; `failed` says its error too, if it has one."""
+        words = self._model_words(call.facts)
         if call.in_process:
-            self._engine.record(call, point, failed)
-        if call.error is None:
-            words, points = self._model_words(call.facts)
-            self._engine.record_pace(call, point.with_more(words, points) if words else point)
+            self._engine.record(call, point, failed, words)
+        elif call.error is None:
+            self._engine.record_pace(call, point, words)
 
     def begin(self, provider: str) -> Loading:
         """A load begins: start its span and make it current, for what is downloaded."""
@@ -122,7 +123,7 @@ class Engines:
             attributes: dict[str, Any] = {PROVIDER: provider}
             if "request_model" in facts:
                 attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
-            attributes.update(self._model_words(facts)[0])
+            attributes.update(self._model_words(facts).said)
             if error is not None:
                 kind = type(error) if isinstance(error, BaseException) else error
                 attributes[ERROR_TYPE] = self._policy.error(kind)
@@ -162,8 +163,8 @@ class Engines:
             span.update_name(f"{LOAD} {attributes[REQUEST_MODEL]}")
         self._spans.finish(span, attributes, {})
 
-    def _model_words(self, facts: Facts) -> tuple[dict[str, Any], dict[Any, Any]]:
-        """What may be said, on metrics, of the model that ran; and the points that say it."""
+    def _model_words(self, facts: Facts) -> Words:
+        """What may be said, on metrics, of the model that ran."""
         known: Mapping[str, Any] = facts
         # A tightened policy says less: what it made before is not asked for any more.
         key = (self._policy.choice.now, *map(known.get, _MODEL))
@@ -172,7 +173,7 @@ class Engines:
             if len(self._words) >= _REMEMBERED:
                 self._words.clear()
             given = {JUDGED[fact]: known[fact] for fact in _MODEL if fact in facts}
-            found = self._words[key] = self._policy.attributes(given, "metric"), {}
+            found = self._words[key] = Words(self._policy.attributes(given, "metric"))
         return found
 
 

@@ -1,0 +1,223 @@
+"""What calls measured, kept until there is enough of it, then added to the aggregations at once.
+
+A call measures four to eleven things, and to find a bucket, take a lock and keep an exemplar for
+each costs a microsecond apiece: more than anything else that a call records. So a call only
+writes a *row* of values; what many calls wrote is added together, a lock for each aggregation
+instead of one for each value, in code that is warm by then. A row belongs to a *page*: what one
+set of attributes leads to.
+
+Nobody sees the difference: whatever collects a provider's metrics runs the callbacks of its
+observable instruments first (`SynchronousMeasurementConsumer.collect`, opentelemetry-sdk 1.30 to
+1.45), and one of ours adds what waits (`own_counters`). Rows that can not be added so, because
+the aggregation or the provider is not the SDK's, are recorded one by one at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections import deque
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from sottovoce.aggregations import ALL, TRACED, Series, offered, series
+from sottovoce.guard import failed, never_raise
+from sottovoce.points import REMEMBERED, Point
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.trace import SpanContext
+
+    from sottovoce.measure import Measured
+
+MOST_ROWS: Final = 64
+"""Rows that wait at most: in all, so that memory does not grow with the sets of attributes."""
+
+Values = tuple["float | None", ...]
+"""A row's values, each in its histogram's unit; None: not measured."""
+
+
+class Words:
+    """What the columns from a certain one on say besides, and the pages where they say it.
+
+    Args:
+        said: attributes.
+    """
+
+    __slots__ = ("pages", "said")
+
+    def __init__(self, said: Mapping[str, Any]) -> None:
+        self.said = said
+        self.pages: dict[Any, Page] = {}
+
+
+class Page:
+    """Where the measurements of one set of attributes go; found once. May raise when it is made.
+
+    Args:
+        columns: the histograms, each with the attributes of its points but for its own.
+
+    Attributes:
+        series: what counts in each column, and the attributes; None: not all of it is known.
+        offered: which measurements are offered as exemplars (`aggregations.offered`).
+        consumer: the SDK's, which has the readers.
+        readers: those that it had when this was found.
+        config: whether the meter is switched on.
+    """
+
+    __slots__ = ("config", "consumer", "offered", "readers", "series")
+
+    def __init__(self, columns: list[tuple[Measured, Mapping[str, Any]]]) -> None:
+        histogram: Any = columns[0][0].histogram
+        # Before the readers are looked at: one may come or go meanwhile.
+        self.consumer = histogram._measurement_consumer  # noqa: SLF001
+        self.readers = self.consumer._reader_storages  # noqa: SLF001
+        self.config = histogram._meter_config  # noqa: SLF001
+        self.offered = offered(histogram)
+        found: list[tuple[list[Series], Mapping[str, Any]]] = []
+        for measured, attributes in columns:
+            said = {**attributes, **measured.extra}
+            found.append((series(measured.histogram, said), said))
+        known = all(each.takes_many() for column, _ in found for each in column)
+        self.series = found if known and self.offered is not None else None
+
+    def begin(self, values: Values) -> None:
+        """Begin to count what `values` measures: what counts tells since when. May raise."""
+        for value, (column, _) in zip(values, self.series or (), strict=False):
+            if value is not None:
+                for each in column:
+                    each.aggregation()
+
+
+class Book:
+    """The rows of one group of histograms of one meter. Thread-safe without a lock.
+
+    Args:
+        columns: the histograms, in the order of a row's values.
+        worded_from: the first column whose points say the words that `write` is given.
+    """
+
+    def __init__(self, *columns: Measured, worded_from: int | None = None) -> None:
+        self._columns = columns
+        self._worded_from = len(columns) if worded_from is None else worded_from
+        self._plain = Words({})
+        # Each its page, its values, the span of its exemplars if it is to have any, and when it
+        # was written, in nanoseconds since the epoch.
+        self._rows: deque[tuple[Page, Values, SpanContext | None, int]] = deque()
+        _books.add(self)
+
+    def write(
+        self, values: Values, point: Point, failed_point: Point, words: Words | None = None
+    ) -> None:
+        """Record `values`.
+
+        Args:
+            values: one for each column.
+            point: of all columns but the first.
+            failed_point: of the first: it says the call's error as well, if it has one.
+            words: what the later columns say besides.
+        """
+        words = words or self._plain
+        page = None
+        if failed_point is point and point.key is not None:
+            try:
+                page = words.pages.get(point.key)
+                if page is None or page.consumer._reader_storages is not page.readers:  # noqa: SLF001
+                    page = self._turn(values, point, words)
+                if page.config is not None and not page.config._config.is_enabled:  # noqa: SLF001
+                    return
+            except Exception:  # noqa: BLE001 - another provider or a changed SDK: nothing was recorded yet
+                page = None
+        if page is None or page.series is None:
+            self._record(values, point, failed_point, words)
+            return
+        choice = self._columns[0].choice
+        if choice is not None and choice.now.coarse:
+            both = zip(self._columns, values, strict=True)
+            values = tuple([each.coarse(value) for each, value in both])
+        sampled = point.sampled if page.offered == TRACED else page.offered == ALL
+        rows = self._rows
+        rows.append((page, values, point.span if sampled else None, time_ns()))
+        if len(rows) >= MOST_ROWS:
+            self.add()
+
+    def add(self) -> None:
+        """Add what waits to the aggregations. Never raises."""
+        pages: dict[Page, list[Any]] = {}
+        take = self._rows.popleft
+        try:
+            while True:
+                row = take()
+                pages.setdefault(row[0], []).append(row)
+        except IndexError:
+            pass
+        for page, rows in pages.items():
+            _add(page, rows)
+
+    def forget(self) -> None:
+        """In a child process: the parent adds what waits."""
+        self._rows.clear()
+
+    def _turn(self, values: Values, point: Point, words: Words) -> Page:
+        """Find and remember the page of `point`. May raise."""
+        plain = dict(point.attributes)
+        worded = {**plain, **words.said}
+        page = Page(
+            [
+                (measured, plain if place < self._worded_from else worded)
+                for place, measured in enumerate(self._columns)
+            ]
+        )
+        page.begin(values)
+        if len(words.pages) < REMEMBERED or point.key in words.pages:
+            words.pages[point.key] = page
+        return page
+
+    def _record(self, values: Values, point: Point, failed_point: Point, words: Words) -> None:
+        """Record `values` one by one."""
+        # First what came before: a bucket's exemplar is its newest measurement.
+        self.add()
+        worded = point.saying(words.said) if words.said else point
+        points = (failed_point, *(point for _ in self._columns[1:]))
+        for place, (measured, value) in enumerate(zip(self._columns, values, strict=True)):
+            if value is not None:
+                measured.record(value, worded if place >= self._worded_from else points[place])
+
+
+@never_raise("pages.add")
+def _add(page: Page, rows: list[Any]) -> None:
+    """Add rows of one page, in the order in which they were written."""
+    for place, (column, attributes) in enumerate(page.series or ()):
+        told = []
+        for _, values, span, at_ns in rows:
+            value = values[place]
+            if value is None:
+                continue
+            if 0 <= value < math.inf:
+                told.append((value, span, at_ns))
+            else:
+                # As the SDK, which would not take it either.
+                failed("pages.value")
+        if told:
+            for each in column:
+                each.add(told, attributes)
+
+
+_books: Final[weakref.WeakSet[Book]] = weakref.WeakSet()
+
+
+def add_all() -> None:
+    """Add what waits in every book of the process. Never raises."""
+    for book in list(_books):
+        book.add()
+
+
+def _forked() -> None:
+    for book in list(_books):
+        book.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

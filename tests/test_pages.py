@@ -1,0 +1,254 @@
+"""What calls measure reaches whoever collects, as if each measurement had been recorded at once."""
+
+import math
+import os
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.context import Context
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics import (
+    AlwaysOffExemplarFilter,
+    AlwaysOnExemplarFilter,
+    Histogram,
+    MeterProvider,
+    TraceBasedExemplarFilter,
+)
+from opentelemetry.sdk.metrics._internal import _MeterConfig
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import (
+    DropAggregation,
+    ExponentialBucketHistogramAggregation,
+    View,
+)
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+from sottovoce import guard, own_counters, pages
+from sottovoce.measure import Measured
+from sottovoce.pages import MOST_ROWS, Book, Words
+from sottovoce.points import Point
+from sottovoce.privacy import policy
+from sottovoce.settings import Settings
+
+TEMPORALITIES = list(AggregationTemporality)[1:]
+FILTERS = [AlwaysOnExemplarFilter, AlwaysOffExemplarFilter, TraceBasedExemplarFilter]
+NAMES = ("first", "second", "paced")
+
+
+class Bench:
+    """A book of three histograms, the last with words, in a provider of its own."""
+
+    def __init__(self, temporality=AggregationTemporality.CUMULATIVE, exemplars=None, views=()):
+        self.temporality = temporality
+        self.reader = self.new_reader()
+        self.meters = MeterProvider([self.reader], exemplar_filter=exemplars, views=views)
+        meter = self.meters.get_meter("app")
+        own_counters.observe(self.meters, meter, policy.Policy(Settings()))
+        self.histograms = [meter.create_histogram(name) for name in NAMES]
+        first, second, paced = self.histograms
+        self.book = Book(
+            Measured(first), Measured(second, {"kind": "in"}), Measured(paced), worded_from=2
+        )
+
+    def new_reader(self):
+        return InMemoryMetricReader(preferred_temporality={Histogram: self.temporality})
+
+    def points(self, reader=None):
+        """Name → the points that a reader finds when it collects."""
+        data = (reader or self.reader).get_metrics_data()
+        return {
+            metric.name: [
+                (
+                    dict(sorted(p.attributes.items())), p.count, p.sum, list(p.bucket_counts), p.min, p.max,
+                    [(e.value, e.span_id, e.trace_id) for e in p.exemplars],
+                )
+                for p in sorted(metric.data.data_points, key=lambda p: str(p.attributes))
+            ]
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name in NAMES
+        }  # fmt: skip
+
+
+def point(number=1, *, sampled=True, **attributes):
+    span = SpanContext(7, number, is_remote=False, trace_flags=TraceFlags(int(sampled)))
+    return Point(attributes, set_span_in_context(NonRecordingSpan(span)))
+
+
+WORDS = {"model": "a"}
+rows = st.lists(
+    st.tuples(
+        st.tuples(*[st.none() | st.integers(0, 20_000) for _ in NAMES]),
+        st.sampled_from([{}, {"a": 1}, {"a": "1", "b": 2}]),
+        st.booleans(),  # sampled
+        st.booleans(),  # failed
+        st.booleans(),  # collected afterwards
+    ),
+    max_size=20,
+)
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    monkeypatch.setattr(pages, "MOST_ROWS", 4)
+
+
+@pytest.mark.parametrize("temporality", TEMPORALITIES)
+@pytest.mark.parametrize("exemplars", FILTERS)
+@pytest.mark.usefixtures("few_rows")
+@settings(max_examples=25, deadline=None)
+@given(rows)
+def test_a_row_is_what_recording_each_of_its_values_is(temporality, exemplars, written):
+    ours, public = Bench(temporality, exemplars()), Bench(temporality, exemplars())
+    words = Words(WORDS)
+    for number, (values, said, sampled, fails, collected) in enumerate(written, 1):
+        mine = point(number, sampled=sampled, **said)
+        failing = point(number, sampled=sampled, **said, error="x") if fails else mine
+        ours.book.write(values, mine, failing, words)
+        for value, histogram, attributes in zip(
+            values,
+            public.histograms,
+            (failing.attributes, {**said, "kind": "in"}, {**said, **WORDS}),
+            strict=True,
+        ):
+            if value is not None:
+                histogram.record(value, attributes, mine.context)
+        if collected:
+            assert ours.points() == public.points()
+    assert ours.points() == public.points()
+
+
+def test_what_was_not_measured_makes_no_series():
+    bench = Bench()
+    bench.book.write((1.0, None, None), point(), mine := point())
+    bench.book.write((1.0, None, None), mine, mine)
+    assert set(bench.points()) == {"first"}
+
+
+def test_rows_do_not_wait_in_numbers():
+    bench = Bench()
+    for number in range(10 * MOST_ROWS):
+        mine = point(a=number)
+        bench.book.write((1.0, 2, None), mine, mine)
+        assert len(bench.book._rows) < MOST_ROWS
+
+
+def test_a_reader_that_comes_later_gets_what_comes_later():
+    bench, late = Bench(), InMemoryMetricReader()
+    mine = point()
+    bench.book.write((1.0, None, None), mine, mine)
+    bench.meters.add_metric_reader(late)
+    bench.book.write((2.0, None, None), mine, mine)
+    assert [total for _, _, total, *_ in bench.points(late)["first"]] == [2.0]
+    assert [total for _, _, total, *_ in bench.points()["first"]] == [3.0]
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        View(instrument_name="second", aggregation=ExponentialBucketHistogramAggregation()),
+        View(instrument_name="second", aggregation=DropAggregation()),
+        View(instrument_name="second", attribute_keys={"a"}),
+    ],
+    ids=["another aggregation", "dropped", "fewer attributes"],
+)
+def test_a_view_of_the_operators_holds(view):
+    ours, public = Bench(views=[view]), Bench(views=[view])
+    for number in (1, 2):
+        mine = point(number, a=1, b=2)
+        ours.book.write((1.0, number, None), mine, mine)
+        public.histograms[0].record(1.0, {"a": 1, "b": 2}, mine.context)
+        public.histograms[1].record(number, {"a": 1, "b": 2, "kind": "in"}, mine.context)
+
+    def told(bench):
+        data = bench.reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+        return {
+            metric.name: [(dict(p.attributes), p.count, p.sum) for p in metric.data.data_points]
+            for metric in data
+            if metric.name in NAMES
+        }
+
+    assert told(ours) == told(public)
+
+
+def test_another_provider_gets_each_value_at_once():
+    seen = []
+
+    class Foreign:
+        def record(self, value, attributes=None, context=None):
+            seen.append((value, attributes))
+
+    book = Book(Measured(Foreign()), Measured(Foreign(), {"kind": "in"}), worded_from=1)
+    book.write((1.0, 2), point(a=1), point(a=1, error="x"), Words(WORDS))
+    assert seen == [(1.0, {"a": 1, "error": "x"}), (2, {"a": 1, "model": "a", "kind": "in"})]
+    silent = NoOpMeterProvider().get_meter("app").create_histogram("h")
+    mine = point()
+    Book(Measured(silent)).write((1.0,), mine, mine)
+
+
+def test_a_meter_that_is_switched_off_keeps_nothing():
+    bench = Bench()
+    bench.meters.get_meter("app")._meter_config._config = _MeterConfig(is_enabled=False)
+    mine = point()
+    bench.book.write((1.0, 2, None), mine, mine)
+    assert not bench.book._rows
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, math.nan, math.inf])
+def test_what_no_histogram_takes_is_counted_and_spoils_nothing(value):
+    bench, before = Bench(), guard.failures["pages.value"]
+    mine = point()
+    bench.book.write((value, 2, None), mine, mine)
+    bench.book.write((1.0, 2, None), mine, mine)
+    found = bench.points()
+    assert [(count, total) for _, count, total, *_ in found["first"]] == [(1, 1.0)]
+    assert [(count, total) for _, count, total, *_ in found["second"]] == [(2, 4)]
+    assert guard.failures["pages.value"] == before + 1
+
+
+def test_nothing_is_lost_between_threads_that_write_and_one_that_collects():
+    bench = Bench(AggregationTemporality.DELTA)
+    each, threads, found = 2_000, 4, []
+
+    def write():
+        mine = Point({"a": 1}, Context())
+        for _ in range(each):
+            bench.book.write((1, 2, None), mine, mine)
+
+    writing = [threading.Thread(target=write) for _ in range(threads)]
+    for thread in writing:
+        thread.start()
+    while any(thread.is_alive() for thread in writing):
+        found += bench.points().get("first", ())
+    for thread in writing:
+        thread.join()
+    found += bench.points().get("first", ())
+    assert sum(count for _, count, *_ in found) == each * threads
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_child_leaves_what_waits_to_its_parent():
+    bench = Bench()
+    mine = point()
+    bench.book.write((1.0, None, None), mine, mine)
+    child = os.fork()
+    if not child:
+        os._exit(len(bench.book._rows))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [count for _, count, *_ in bench.points()["first"]] == [1]
+
+
+def test_a_changed_sdk_is_counted_and_harms_nobody(monkeypatch):
+    bench, before = Bench(), guard.failures["pages.add"]
+    mine = point()
+    bench.book.write((1.0, None, None), mine, mine)
+
+    def changed(*_):
+        raise AttributeError
+
+    monkeypatch.setattr(pages.Series, "add", changed)
+    bench.points()
+    assert guard.failures["pages.add"] == before + 1
