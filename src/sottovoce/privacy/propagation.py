@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as context_api
@@ -115,10 +116,54 @@ def caller(headers: Mapping[str, str], by: TextMapPropagator | None = None) -> t
         from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
 
         by = propagate.get_global_textmap()
+    if _reads_traceparent_alone(by):
+        return _named(headers.get(_TRACEPARENT))
     found = by.extract(headers, context_api.Context(), _SPAN_ALONE)
     named = trace.get_current_span(found).get_span_context()
     return trace.NonRecordingSpan(
         trace.SpanContext(named.trace_id, named.span_id, named.is_remote, named.trace_flags)
+    )
+
+
+_TRACEPARENT: Final = "traceparent"
+_NAMES_A_SPAN: Final = re.compile(
+    r"[ \t]*(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+    r"(?:(-.*)|[ \t]*)$"
+).match
+"""What `traceparent` says, as OpenTelemetry's propagator reads it."""
+_LONGEST: Final = 512
+_READS_IT: Final = "opentelemetry.trace.propagation.tracecontext.TraceContextTextMapPropagator"
+_ALONE: Final = {_READS_IT, "opentelemetry.baggage.propagation.W3CBaggagePropagator"}
+_looked_at: Final[list[tuple[Any, bool]]] = [(None, False)]
+"""The propagator that was asked last, and whether it is what nearly every process has."""
+
+
+def _reads_traceparent_alone(by: TextMapPropagator) -> bool:
+    """Whether of a request's headers, but for baggage, a propagator reads `traceparent` alone."""
+    known, alone = _looked_at[0]
+    if known is by:
+        return alone
+    inner = by._inner if type(by) is GatedPropagator else by
+    # As read in opentelemetry-api 1.30 to 1.45.
+    parts = getattr(inner, "_propagators", (inner,))
+    names = {f"{type(part).__module__}.{type(part).__name__}" for part in parts}
+    alone = _READS_IT in names and names <= _ALONE
+    _looked_at[0] = by, alone
+    return alone
+
+
+def _named(header: str | None) -> trace.Span:
+    """Give the span that a `traceparent` names."""
+    found = _NAMES_A_SPAN(header) if header and len(header) <= _LONGEST else None
+    if found is None:
+        return trace.INVALID_SPAN
+    version, trace_id, span_id, flags, more = found.groups()
+    if more and version == "00":
+        return trace.INVALID_SPAN
+    return trace.NonRecordingSpan(
+        trace.SpanContext(
+            int(trace_id, 16), int(span_id, 16), True, trace.TraceFlags(int(flags, 16))
+        )
     )
 
 
