@@ -31,6 +31,27 @@ from __future__ import annotations
 from typing import Final
 '''
 
+_DIALECTS = '''\
+"""What other instrumentations call what we know: foreign key → (our key, how its value is read).
+Of several that say the same, the first is to be heard."""
+'''
+
+_FOREIGN_WORDS = '''\
+"""Foreign key whose values are words → word in small letters → word of our vocabulary."""
+'''
+
+_WORDS = '''\
+"""Our key → word of a dialect, or of an older version, in small letters → word of the vocabulary."""
+'''
+
+_USAGE = '''\
+"""Path of a token count in a JSON object → our key."""
+'''
+
+_UNITS = '''\
+"""Unit of a metric as other instrumentations write it → as the conventions do."""
+'''
+
 
 @dataclass(frozen=True)
 class Foreign:
@@ -144,14 +165,18 @@ def render(dialects: Dialects) -> str:
             _TOP,
             "DIALECTS: Final[dict[str, tuple[str, str]]] = {",
             *rows,
-            "}\n\nFOREIGN_WORDS: Final[dict[str, dict[str, str]]] = {",
+            "}\n" + _DIALECTS,
+            "FOREIGN_WORDS: Final[dict[str, dict[str, str]]] = {",
             *(f"    {key!r}: {each!r}," for key, each in words.items()),
-            "}\n\nWORDS: Final[dict[str, dict[str, str]]] = {",
+            "}\n" + _FOREIGN_WORDS,
+            "WORDS: Final[dict[str, dict[str, str]]] = {",
             *(f"    {key!r}: {each!r}," for key, each in dialects.words.items()),
-            "}\n\nUSAGE: Final[dict[tuple[str, ...], str]] = {",
+            "}\n" + _WORDS,
+            "USAGE: Final[dict[tuple[str, ...], str]] = {",
             *paths,
-            f"}}\n\nUNITS: Final[dict[str, str]] = {dialects.units!r}",
-            "",
+            "}\n" + _USAGE,
+            f"UNITS: Final[dict[str, str]] = {dialects.units!r}",
+            _UNITS,
         ]
     )
 

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import copy
 import weakref
+from functools import lru_cache
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import registry
 from sottovoce.privacy import ranges, rules
-from sottovoce.registry import ATTRIBUTES, DIALECTS, PROFILES
+from sottovoce.registry import ATTRIBUTES, PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
     from sottovoce.privacy.dialects import Alone
     from sottovoce.privacy.pseudonyms import Pseudonyms
+    from sottovoce.registry import Attribute
 
 SIGNALS: Final = ("span", "event", "link", "log", "metric", "resource", "scope")
 
@@ -111,7 +113,7 @@ class Plan:
         "bucketed", "flags", "foreign", "lists", "others", "reals", "said", "size", "texts", "unknown", "wholes", "withheld", "words"
     )  # fmt: skip
 
-    def __init__(self, table: Mapping[str, Entry], keys: Sequence[Any]) -> None:
+    def __init__(self, table: Table, keys: Sequence[Any]) -> None:
         self.size = len(keys)
         self.unknown = self.withheld = 0
         self.said: Callable[..., dict[str, Any]] = dict
@@ -176,9 +178,7 @@ class Compiled:
         "coarse", "hourly", "late", "logs", "off", "plans", "profile", "since_ns", "spans", "tables"
     )  # fmt: skip
 
-    def __init__(
-        self, profile: str, tables: Mapping[str, Mapping[str, Entry]], *, late: bool
-    ) -> None:
+    def __init__(self, profile: str, tables: Mapping[str, Table], *, late: bool) -> None:
         chosen = _chosen(profile)
         self.profile = profile
         self.off = chosen == "off"
@@ -260,43 +260,106 @@ def _chosen(profile: str) -> str:
 
 def _tables(
     profile: str, pseudonyms: Pseudonyms, allowed: Mapping[str, Container[Any]], *, user_ids: bool
-) -> dict[str, dict[str, Entry]]:
-    chosen = registry.rules(profile) if profile in PROFILES else {}
-    tables: dict[str, dict[str, Entry]] = {signal: {} for signal in SIGNALS}
-    never = rules.make("", "drop", None, pseudonyms)
-    # Most attributes are dropped whatever they hold: one entry does for all of them.
-    dropped = Entry("", str, "drop", never)
-    for name, attribute in ATTRIBUTES.items():
-        rule = chosen.get(name)
-        if rule is None:
-            continue
-        rule = _meant(rule, profile, user_ids=user_ids)
+) -> dict[str, Table]:
+    entries = _Entries(profile, pseudonyms, allowed, user_ids=user_ids)
+    return {signal: Table(signal, entries) for signal in SIGNALS}
+
+
+class _Entries:
+    """What a profile decides of declared attributes, each found out when it is first met."""
+
+    __slots__ = ("_allowed", "_column", "_made", "_profile", "_pseudonyms", "_user_ids", "never")
+
+    def __init__(
+        self,
+        profile: str,
+        pseudonyms: Pseudonyms,
+        allowed: Mapping[str, Container[Any]],
+        *,
+        user_ids: bool,
+    ) -> None:
+        self._column = PROFILES.index(profile) if profile in PROFILES else None
+        self._profile = profile
+        self._pseudonyms = pseudonyms
+        self._allowed = allowed
+        self._user_ids = user_ids
+        self._made: dict[str, Entry] = {}
+        self.never = rules.make("", "drop", None, pseudonyms)
+
+    def of(self, attribute: Attribute) -> Entry | None:
+        """The same for all signals; None where the profile has no rules."""
+        entry = self._made.get(attribute.name)
+        if entry is None and self._column is not None:
+            # Two threads may both make it; the first is everybody's.
+            made = self._make(attribute, attribute.rules[self._column])
+            entry = self._made.setdefault(attribute.name, made)
+        return entry
+
+    def _make(self, attribute: Attribute, rule: str) -> Entry:
+        name, kind = attribute.name, _TYPES.get(attribute.type)
+        rule = _meant(rule, self._profile, user_ids=self._user_ids)
         if rule == "opt_in":
-            rule = "keep" if name in allowed["resource"] else "drop"
-        kind = _TYPES.get(attribute.type)
+            rule = "keep" if name in self._allowed["resource"] else "drop"
         if kind is None or rule not in rules.NAMES:
-            entry = dropped
-        elif kind in _WITH_TEXT:
-            names = allowed[rules.KINDS_OF_NAMES.get(name, "name")]
-            judge = rules.make(name, rule, attribute.values, pseudonyms, names)
-            entry = Entry(name, kind, rule, judge)
-        else:
-            entry = Entry(name, kind, rule, never)
-        for signal in attribute.signals:
-            if signal in tables:
-                tables[signal][name] = entry
-    _add_dialects(tables, never)
-    return tables
+            return Entry(name, str, "drop", self.never)
+        if kind not in _WITH_TEXT:
+            return Entry(name, kind, rule, self.never)
+        names = self._allowed[rules.KINDS_OF_NAMES.get(name, "name")]
+        judge = rules.make(name, rule, attribute.values, self._pseudonyms, names)
+        return Entry(name, kind, rule, judge)
 
 
-def _add_dialects(
-    tables: dict[str, dict[str, Entry]], never: Callable[[str], rules.Verdict]
-) -> None:
-    for key, (ours, _) in DIALECTS.items():
-        entry = Entry(key, str, "drop", never, foreign=True)
-        for signal in ("span", "event", "log", "metric"):
-            if ours in tables[signal]:
-                tables[signal][key] = entry
+class Table:
+    """How each key on one signal is judged: declared ones, and those of dialects."""
+
+    __slots__ = ("_entries", "_hears", "_made", "_signal")
+
+    def __init__(self, signal: str, entries: _Entries) -> None:
+        self._signal = signal
+        self._entries = entries
+        self._hears = signal in _HEARING
+        self._made: dict[str, Entry] = {}
+
+    def __contains__(self, key: Any) -> bool:
+        return self.get(key) is not None
+
+    def __getitem__(self, key: Any) -> Entry:
+        entry = self.get(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry
+
+    def get(self, key: Any) -> Entry | None:
+        """None for a key that is not declared for this signal."""
+        entry = self._made.get(key)
+        if entry is None:
+            entry = self._found(key)
+            if entry is not None:
+                self._made[entry.key] = entry
+        return entry
+
+    def _found(self, key: Any) -> Entry | None:
+        attribute = ATTRIBUTES.get(key)
+        # What a dialect says in its own words leaves under none of them.
+        if self._hears and (attribute is None or _ALWAYS_DROPPED.issuperset(attribute.rules)):
+            found = _foreign().get(key)
+            if found is not None and found[1] in self:
+                return Entry(found[0], str, "drop", self._entries.never, foreign=True)
+        if attribute is None or self._signal not in attribute.signals:
+            return None
+        return self._entries.of(attribute)
+
+
+_HEARING: Final = frozenset({"span", "event", "log", "metric"})
+"""Signals on which dialects are heard."""
+_ALWAYS_DROPPED: Final = frozenset({"drop"})
+
+
+@lru_cache(maxsize=1)
+def _foreign() -> dict[str, tuple[str, str]]:
+    """Key of a dialect → it, and what we call it."""
+    # Read late: few apps have keys that are not ours.
+    return {key: (key, ours) for key, (ours, _) in registry.DIALECTS.items()}
 
 
 def _meant(rule: str, profile: str, *, user_ids: bool) -> str:

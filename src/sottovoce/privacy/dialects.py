@@ -17,7 +17,7 @@ from sottovoce.registry import ATTRIBUTES, DIALECTS, FOREIGN_WORDS, USAGE
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
-    from sottovoce.privacy.compiled import Entry
+    from sottovoce.privacy.compiled import Entry, Table
 
 Said = tuple[str, Any]
 """A key of the conventions and what is said under it."""
@@ -86,9 +86,7 @@ class Alone(NamedTuple):
     beaten: tuple[str, ...]
 
 
-def alone(
-    foreign: Iterable[str], taken: Container[str], table: Mapping[str, Entry]
-) -> Iterator[Alone]:
+def alone(foreign: Iterable[str], taken: Container[str], table: Table) -> Iterator[Alone]:
     """Those of `foreign` of which it is plain, without their values, what they say.
 
     Args:

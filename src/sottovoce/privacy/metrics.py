@@ -29,11 +29,11 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 
-from sottovoce import guard
+from sottovoce import guard, registry
 from sottovoce.privacy.ledger import NAME as LEDGER
 from sottovoce.privacy.ledger import Ledger
 from sottovoce.privacy.origin import Origins, schema_url
-from sottovoce.registry import METRICS, UNITS
+from sottovoce.registry import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -175,8 +175,7 @@ class MetricGate:
             self.policy.count("metric", "scope")
             return None
         if known is not None:
-            given_unit = UNITS.get(given.unit, given.unit) if given.unit else None
-            if not _is(known.instrument, given.data) or given_unit not in {"", None, known.unit}:
+            if not (_is(known.instrument, given.data) and _has_unit(given, known.unit)):
                 self.policy.count("metric", "type")
                 return None
             name, unit, description = given.name, known.unit, known.description
@@ -238,6 +237,11 @@ def _is(instrument: str, data: Data) -> bool:
     if isinstance(data, Gauge):
         return instrument == "gauge"
     return instrument == "histogram"
+
+
+def _has_unit(given: Metric, unit: str) -> bool:
+    # Other spellings are read late: most apps have none.
+    return not given.unit or given.unit == unit or registry.UNITS.get(given.unit) == unit
 
 
 def _with(data: Any, points: Sequence[Any]) -> Any:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Container
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from sottovoce import guard
+from sottovoce import guard, registry
 from sottovoce.privacy import errors, frames, hosts, paths, tripwire
 from sottovoce.privacy.patterns import Pattern
-from sottovoce.registry import SCOPES, SHAPES, WORDS
+from sottovoce.registry import SCOPES, SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -212,10 +212,16 @@ _SAME: Final[Mapping[str, Mapping[str, str]]] = {
 def _enum(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
     known = values or frozenset()
     other = Changed("custom" if name == "gen_ai.provider.name" else OTHER, "enum")
-    same = {**_SAME.get(name, {}), **WORDS.get(name, {})}
-    return lambda value: (
-        value if value in known or value == other.value else same.get(value.lower(), other)
-    )
+
+    def judge(value: str) -> Verdict:
+        if value in known or value == other.value:
+            return value
+        word = value.lower()
+        # Read late: most apps say what the vocabulary says.
+        same = registry.WORDS.get(name, {}).get(word) or _SAME.get(name, {}).get(word)
+        return same or other
+
+    return judge
 
 
 def _error(_name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:

@@ -7,45 +7,62 @@ Texts that nothing reads at run time (what an attribute is, why it may leave) st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from . import _dialects, _tables
+from . import _tables
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ._dialects import DIALECTS as DIALECTS
+    from ._dialects import FOREIGN_WORDS as FOREIGN_WORDS
+    from ._dialects import UNITS as UNITS
+    from ._dialects import USAGE as USAGE
+    from ._dialects import WORDS as WORDS
     from ._rare import PREFIXES as PREFIXES
     from ._rare import SPANS as SPANS
     from ._rare import Span as Span
 
+Row = TypeVar("Row")
+Item = TypeVar("Item")
+
 PROFILES: Final = ("aggregate", "strict", "standard", "content")
 """The privacy profiles that have rules, the tightest first."""
+_STANDARD: Final = PROFILES.index("standard")
 
 
 class Attribute:
-    """One attribute: what its value must look like, and what profile `standard` does with it.
+    """One attribute: what its value must look like, and what the profiles do with it.
 
     Attributes:
+        name: it, as it is written when it leaves.
         type: ``string``, ``int``, ``double``, ``boolean``, ``string[]`` or, for what never
             leaves, ``any``.
         values: the closed vocabulary, else ``None``.
-        rule: of profile `standard`; `rules` gives those of the others.
+        rules: of the profiles, in the order of `PROFILES`.
+        rule: of profile `standard`.
         signals: where it may be: of ``span event link log metric resource scope``.
     """
 
     # No NamedTuple: making one costs every process as much as filling all of these.
 
-    __slots__ = ("rule", "signals", "type", "values")
+    __slots__ = ("name", "rule", "rules", "signals", "type", "values")
 
     def __init__(
         self,
+        name: str,
         type: str,  # noqa: A002 - what the registry calls it
         values: frozenset[str] | None,
-        rule: str,
+        rules: tuple[str, ...],
         signals: frozenset[str],
     ) -> None:
+        self.name = name
         self.type = type
         self.values = values
-        self.rule = rule
+        self.rules = rules
+        self.rule = rules[_STANDARD]
         self.signals = signals
 
 
@@ -67,7 +84,7 @@ class Metric:
         "attributes", "boundaries", "description", "instrument", "required", "unit", "vocabulary",
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one for each column
         self,
         instrument: str,
         unit: str,
@@ -86,10 +103,54 @@ class Metric:
         self.required = required
 
 
-ATTRIBUTES: Final = {
-    name: Attribute(type_, values, rules[2], signals)
-    for name, type_, values, rules, signals in _tables.ATTRIBUTES
-}
+class _Read(Mapping[str, Item]):
+    """Items by name, each made of its row when it is first asked for: a process needs few.
+
+    Args:
+        rows: name → what it is made of.
+        make: makes it.
+    """
+
+    def __init__(self, rows: Mapping[str, Row], make: Callable[[Row], Item]) -> None:
+        self._rows: Mapping[str, Any] = rows
+        self._make = make
+        # With keys of its own: a name that is asked for may be the app's.
+        self._made: dict[str, Item | None] = dict.fromkeys(rows)
+
+    def __getitem__(self, name: str) -> Item:
+        made = self._made[name]
+        if made is None:
+            made = self._made[name] = self._make(self._rows[name])
+        return made
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def read(text: str) -> Mapping[str, Attribute]:
+    """Give the attributes of a table, by name."""
+    return _Read({row[: row.index(" ")]: row for row in text.splitlines()}, _attribute)
+
+
+def _attribute(row: str) -> Attribute:
+    name, type_, vocabulary, rules_, signals = row.split(" ")
+    values = None if vocabulary == "-" else frozenset(_tables.VOCABULARIES[vocabulary].split(" "))
+    return Attribute(name, type_, values, tuple(rules_.split(",")), frozenset(signals.split(",")))
+
+
+def _metric(row: tuple[str, str, str, tuple[float, ...] | None, str, str, str]) -> Metric:
+    instrument, unit, description, boundaries, *sets = row
+    attributes, vocabulary, required = (frozenset(each.split()) for each in sets)
+    return Metric(instrument, unit, description, boundaries, attributes, vocabulary, required)
+
+
+ATTRIBUTES: Final = read(_tables.ATTRIBUTES)
 """Every declared attribute; what is not here may not leave."""
 
 
@@ -101,10 +162,10 @@ def rules(profile: str) -> dict[str, str]:
         ValueError: there is no such profile.
     """
     column = PROFILES.index(profile)
-    return {row[0]: row[3][column] for row in _tables.ATTRIBUTES}
+    return {name: attribute.rules[column] for name, attribute in ATTRIBUTES.items()}
 
 
-METRICS: Final = {row[0]: Metric(*row[1:]) for row in _tables.METRICS}
+METRICS: Final[Mapping[str, Metric]] = _Read(_tables.METRICS, _metric)
 """Every metric that may leave, by name."""
 
 EVENTS: Final = _tables.EVENTS
@@ -117,22 +178,6 @@ SHAPES: Final = _tables.SHAPES
 """Attribute → the regular expression (ASCII) that a kept value matches as a whole, where its
 value contract is one; see `semconv/contracts.yaml`."""
 
-DIALECTS: Final = _dialects.DIALECTS
-"""What other instrumentations call what we know: foreign key → (our key, how its value is read).
-Of several that say the same, the first is to be heard."""
-
-FOREIGN_WORDS: Final = _dialects.FOREIGN_WORDS
-"""Foreign key whose values are words → word in small letters → word of our vocabulary."""
-
-WORDS: Final = _dialects.WORDS
-"""Our key → word of a dialect, or of an older version, in small letters → word of the vocabulary."""
-
-USAGE: Final = _dialects.USAGE
-"""Path of a token count in a JSON object → our key."""
-
-UNITS: Final = _dialects.UNITS
-"""Unit of a metric as other instrumentations write it → as the conventions do."""
-
 SCHEMA_URLS: Final = _tables.SCHEMA_URLS
 """Metric vocabulary → schema URL of the conventions that define it."""
 
@@ -141,9 +186,13 @@ UPSTREAM: Final = _tables.UPSTREAM
 
 
 def __getattr__(name: str) -> Any:
-    # What no call needs is made for who asks.
+    # What few processes need is loaded for those.
     if name in {"PREFIXES", "SPANS", "Span"}:
         from . import _rare  # noqa: PLC0415
 
         return getattr(_rare, name)
+    if name in {"DIALECTS", "FOREIGN_WORDS", "UNITS", "USAGE", "WORDS"}:
+        from . import _dialects  # noqa: PLC0415
+
+        return getattr(_dialects, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -134,6 +134,8 @@ DIALECTS: Final[dict[str, tuple[str, str]]] = {
     'messaging.operation': ('messaging.operation.type', 'same'),
     'error': ('error.type', 'flag'),
 }
+"""What other instrumentations call what we know: foreign key → (our key, how its value is read).
+Of several that say the same, the first is to be heard."""
 
 FOREIGN_WORDS: Final[dict[str, dict[str, str]]] = {
     'openinference.span.kind': {'llm': 'chat', 'embedding': 'embeddings', 'tool': 'execute_tool', 'agent': 'invoke_agent', 'retriever': 'retrieval'},
@@ -146,6 +148,7 @@ FOREIGN_WORDS: Final[dict[str, dict[str, str]]] = {
     'ai.operationId': {'ai.generatetext': 'invoke_agent', 'ai.generatetext.dogenerate': 'chat', 'ai.streamtext': 'invoke_agent', 'ai.streamtext.dostream': 'chat', 'ai.generateobject': 'invoke_agent', 'ai.generateobject.dogenerate': 'chat', 'ai.streamobject': 'invoke_agent', 'ai.streamobject.dostream': 'chat', 'ai.embed': 'embeddings', 'ai.embed.doembed': 'embeddings', 'ai.embedmany': 'embeddings', 'ai.embedmany.doembed': 'embeddings', 'ai.toolcall': 'execute_tool'},
     'net.transport': {'ip_tcp': 'tcp', 'ip_udp': 'udp', 'pipe': 'pipe', 'unix': 'unix'},
 }
+"""Foreign key whose values are words → word in small letters → word of our vocabulary."""
 
 WORDS: Final[dict[str, dict[str, str]]] = {
     'gen_ai.operation.name': {'completion': 'text_completion', 'completions': 'text_completion', 'embedding': 'embeddings', 'responses': 'chat', 'agent': 'invoke_agent', 'tool': 'execute_tool'},
@@ -158,6 +161,7 @@ WORDS: Final[dict[str, dict[str, str]]] = {
     'rpc.system.name': {'connect_rpc': 'connectrpc', 'apache_dubbo': 'dubbo'},
     'messaging.system': {'aws.sqs': 'aws_sqs', 'sqs': 'aws_sqs'},
 }
+"""Our key → word of a dialect, or of an older version, in small letters → word of the vocabulary."""
 
 USAGE: Final[dict[tuple[str, ...], str]] = {
     ('prompt_tokens',): 'gen_ai.usage.input_tokens',
@@ -178,5 +182,7 @@ USAGE: Final[dict[tuple[str, ...], str]] = {
     ('output_token_details', 'reasoning'): 'gen_ai.usage.reasoning.output_tokens',
     ('output_reasoning_tokens',): 'gen_ai.usage.reasoning.output_tokens',
 }
+"""Path of a token count in a JSON object → our key."""
 
 UNITS: Final[dict[str, str]] = {'token': '{token}', 'tokens': '{token}'}
+"""Unit of a metric as other instrumentations write it → as the conventions do."""

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from . import Attribute, _tables
+from . import _tables, read
 
 
 class Span(NamedTuple):
@@ -16,12 +16,12 @@ class Span(NamedTuple):
     """Attributes that may be there."""
 
 
-PREFIXES: Final = {
-    name: Attribute(type_, values, rules[2], signals)
-    for name, type_, values, rules, signals in _tables.PREFIXES
-}
+PREFIXES: Final = read(_tables.PREFIXES)
 """Attributes whose key ends in a variable part (``http.request.header.<key>``), by what comes
 before it. None of them may leave; they are here so that a drop has a name."""
 
-SPANS: Final = {operation: Span(*row) for operation, *row in _tables.SPANS}
+SPANS: Final = {
+    operation: Span(*(frozenset(each.split()) for each in row))
+    for operation, row in _tables.SPANS.items()
+}
 """Spans of ours, by `gen_ai.operation.name`, else by `mcp.method.name`."""
