@@ -19,18 +19,32 @@ from sottovoce.record import ERROR_TYPE, OUTCOME, Handle, Recording
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
 
     from sottovoce.call import Call
     from sottovoce.runtimes.asgi import ServedRequest
+    from sottovoce.settings import Settings
 
 METHOD: Final = "http.request.method"
 ROUTE: Final = "http.route"
 SCHEME: Final = "url.scheme"
 STATUS: Final = "http.response.status_code"
 
+_MOST_SAID: Final = 64
+
 
 class RequestRecorder(Recording):
     """Implements `call.Recorder` for requests that are answered here, with a tracer."""
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        settings_: Settings | None = None,
+    ) -> None:
+        super().__init__(tracer_provider, meter_provider, settings_)
+        self._said: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
 
     @guard.never_raise("record_requests.opened")
     def opened(self, call: Call) -> None:
@@ -39,15 +53,24 @@ class RequestRecorder(Recording):
         parent = _parent(request)
         if parent is None:
             return
-        said = self._policy.attributes(
-            {METHOD: request.method, ROUTE: request.route, SCHEME: request.scheme}, "span"
-        )
-        name = " ".join(said[key] for key in (METHOD, ROUTE) if key in said) or "HTTP"
+        # A tightened policy says less.
+        asked = request.method, request.route, request.scheme, self._policy.choice.now
+        name, said = self._said.get(asked) or self._say(request, asked)
         span, context = self._spans.begin(
             name, said, parent, kind=SpanKind.SERVER, start_ns=request.start_unix_ns
         )
-        request.handle = Handle(span, context, {})
+        request.handle = Handle(span, context, said)
         dropped.keep(request)
+
+    def _say(self, request: ServedRequest, asked: tuple[Any, ...]) -> tuple[str, dict[str, Any]]:
+        """Give the name and the first attributes of a request's span, and remember them."""
+        given = {METHOD: request.method, ROUTE: request.route, SCHEME: request.scheme}
+        said = self._policy.attributes(given, "span")
+        name = " ".join(said[key] for key in (METHOD, ROUTE) if key in said) or "HTTP"
+        # What the policy drops it counts each time.
+        if said == given and len(self._said) < _MOST_SAID:
+            self._said[asked] = name, said
+        return name, said
 
     @guard.never_raise("record_requests.ended")
     def ended(self, call: Call) -> None:
@@ -57,15 +80,15 @@ class RequestRecorder(Recording):
         if handle is None:
             return
         request.handle = None
-        attributes: dict[str, Any] = {OUTCOME: request.outcome}
-        if type(request.status) is int:
-            attributes[STATUS] = request.status
         try:
-            attributes = self._policy.attributes(attributes, "span")
-            if request.error is not None:
-                attributes[ERROR_TYPE] = self._policy.error(request.error)
-                handle.span.set_status(Status(StatusCode.ERROR))
-            handle.span.set_attributes(attributes)
+            if handle.span.is_recording():
+                attributes: dict[str, Any] = {OUTCOME: request.outcome}
+                if type(request.status) is int:
+                    attributes[STATUS] = request.status
+                if request.error is not None:
+                    attributes[ERROR_TYPE] = self._policy.error(request.error)
+                    handle.span.set_status(Status(StatusCode.ERROR))
+                self._spans.finish(handle.span, attributes, handle.attributes)
         finally:
             self._spans.end(handle.span, request.start_unix_ns, request.duration_ns)
 

@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from conformance.conformance import violations
 from sottovoce import dropped, guard
+from sottovoce.privacy import policy
 from sottovoce.record_requests import RequestRecorder
 from sottovoce.runtimes import llama_server
 from sottovoce.settings import Settings
@@ -112,6 +113,28 @@ def test_a_request_is_a_span_of_the_callers_trace_and_the_parent_of_what_runs_in
     assert span.status.status_code is StatusCode.UNSET
     assert f"00-{span.parent.trace_id:032x}-{span.parent.span_id:016x}-01" == CALLER
     assert bench.within == [span.context]
+
+
+def test_the_callers_header_is_found_as_a_server_leaves_it(bench):
+    ours = CALLER.encode()
+    for headers in (
+        [(b"Traceparent", ours)],
+        [(b"host", b"own"), (b"traceparent", ours[:-2] + b"00"), (b"TRACEPARENT", ours)],
+    ):
+        bench.spans.clear()
+        asyncio.run(run(bench.app, scope(headers=headers)))
+        assert f"{bench.span.parent.trace_id:032x}" in CALLER
+    assert bench.span.parent.trace_flags == 1
+
+
+def test_a_policy_that_is_tightened_says_less_of_later_requests(bench, monkeypatch):
+    monkeypatch.setattr(policy, "_tightest", policy._tightest)
+    bench.ask()
+    assert bench.span.name == f"POST {CHAT}"
+    bench.spans.clear()
+    policy.tighten("strict")
+    bench.ask()
+    assert bench.span.name == "POST"
 
 
 def test_without_a_caller_it_begins_a_trace(bench):
@@ -423,7 +446,7 @@ def test_whatever_a_server_and_an_app_say_to_one_another(given_scope, messages):
             await send(message)
 
     assert asyncio.run(run(served(bench, app), given_scope)) == messages
-    for place in ("llama_server.open", "asgi.sent"):
+    for place in ("llama_server.open", "record_requests.opened", "asgi.sent"):
         guard.failures.pop(place, None)
     assert not guard.failures
     for span in bench.spans.get_finished_spans():

@@ -20,11 +20,18 @@ from opentelemetry.propagators.textmap import (
 from sottovoce import guard
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from typing import Protocol
 
     from opentelemetry.context import Context
 
     from sottovoce.privacy.policy import Policy
+
+    class Headers(Protocol):
+        """A request's, by name; in lower case, unless it does not care."""
+
+        def get(self, name: str, /) -> str | None:
+            """Give the value of a header, if it is there. May raise."""
+
 
 log = logging.getLogger("sottovoce")
 
@@ -105,11 +112,13 @@ def headers(context: Context) -> dict[str, str]:
     return {name.lower(): value for name, value in carrier.items()}
 
 
-def caller(headers: Mapping[str, str], by: TextMapPropagator | None = None) -> trace.Span:
+def caller(headers: Headers, by: TextMapPropagator | None = None) -> trace.Span:
     """Give the span that a request's headers name, and no more of them; may be an invalid one.
 
+    May raise.
+
     Args:
-        headers: by name; in lower case, unless the mapping does not care. May raise.
+        headers: of the request.
         by: reads them; the global propagator when absent.
     """
     if by is None:
@@ -167,16 +176,16 @@ def _named(header: str | None) -> trace.Span:
     )
 
 
-class _SpanAlone(Getter["Mapping[str, str]"]):
+class _SpanAlone(Getter["Headers"]):
     """Shows a propagator the headers that name a span."""
 
-    def get(self, carrier: Mapping[str, str], key: str) -> list[str] | None:
+    def get(self, carrier: Headers, key: str) -> list[str] | None:
         if key.lower() in _ANYONES:
             return None
         value = carrier.get(key) or carrier.get(key.lower())
         return None if value is None else [value]
 
-    def keys(self, carrier: Mapping[str, str]) -> list[str]:
+    def keys(self, carrier: Headers) -> list[str]:
         """None: only baggage has names that are not known before."""
         del carrier
         return []

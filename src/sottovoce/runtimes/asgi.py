@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import dropped
 from sottovoce.call import Call
-from sottovoce.guard import never_raise
+from sottovoce.guard import failed, never_raise
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from sottovoce.call import Recorder
 
@@ -24,11 +24,33 @@ _FAILED: Final = 500
 """From here on a status says that it was the server who failed."""
 
 
+class Headers:
+    """Headers of a request, of which few are ever asked for.
+
+    Args:
+        pairs: names and values, as an ASGI scope has them.
+    """
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        self._pairs = pairs
+
+    def get(self, name: str) -> str | None:
+        """Give the last header of a name, which is in lower case here. May raise."""
+        wanted, found = name.encode("latin-1"), None
+        for key, value in self._pairs:
+            # Servers may leave them as they were sent; most do not.
+            if len(key) == len(wanted) and (key == wanted or key.lower() == wanted):
+                found = value
+        return None if found is None else found.decode("latin-1")
+
+
 class ServedRequest(Call):
     """A request that this process answers: it asks no model itself.
 
     Attributes:
-        headers: of the request, names in lower case.
+        headers: of the request.
         method: of HTTP.
         route: the template that it fits, never its path.
         scheme: ``http`` or ``https``.
@@ -38,23 +60,27 @@ class ServedRequest(Call):
     __slots__ = ("headers", "method", "route", "scheme", "status")
 
     def __init__(
-        self, recorder: Recorder, method: str, route: str, scheme: str, headers: Mapping[str, str]
+        self, recorder: Recorder, method: str, route: str, scheme: str, headers: Headers
     ) -> None:
         self.method = method
         self.route = route
         self.scheme = scheme
         self.headers = headers
         self.status: int | None = None
-        super().__init__(recorder, operation="", provider="", served=True, local=True)
+        # Not by way of `super`, which looks for the class each time.
+        Call.__init__(self, recorder, operation="", provider="", served=True, local=True)
 
-    @never_raise("asgi.sent")
     def sent(self, message: Mapping[str, Any]) -> None:
         """A part of the answer was sent. Never raises."""
-        kind = message.get("type")
-        if kind == "http.response.start":
-            self.status = message["status"]
-        elif kind == "http.response.body" and not message.get("more_body"):
-            self.finish()
+        # Written out: `never_raise` costs a call more.
+        try:
+            kind = message.get("type")
+            if kind == "http.response.start":
+                self.status = message["status"]
+            elif kind == "http.response.body" and not message.get("more_body"):
+                self.finish()
+        except Exception:  # noqa: BLE001 - as it does
+            failed("asgi.sent")
 
     def finish(self) -> None:
         """All of the answer was sent."""
@@ -77,7 +103,8 @@ class Served:
 
     Args:
         app: what answers.
-        open_: opens the request that an ASGI scope begins; ``None`` for one that is nobody's.
+        open_: opens the request that an ASGI scope begins; ``None`` for one that is nobody's. Never
+            raises.
     """
 
     def __init__(self, app: Any, open_: Callable[[Any], ServedRequest | None]) -> None:
@@ -97,8 +124,9 @@ class Served:
             request.broken(error)
             raise
         else:
-            # The client had left before the end, if it is not over by now.
-            request.abandon()
+            if request.is_open:
+                # The client had left before the end.
+                request.abandon()
         finally:
             request.recorder.leave(entered)
 

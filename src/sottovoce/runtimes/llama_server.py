@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
-from sottovoce.guard import never_raise
-from sottovoce.runtimes.asgi import Served, ServedRequest
+from sottovoce.guard import failed, never_raise
+from sottovoce.runtimes.asgi import Headers, Served, ServedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,17 +19,13 @@ if TYPE_CHECKING:
     from sottovoce.call import Recorder
     from sottovoce.guard import ImportHooks, Patches
 
-ROUTES: Final = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/engines/copilot-codex/completions",
-    }
+ROUTES: Final = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/engines/copilot-codex/completions",
 )
 """What asks a model, with POST; listing models and counting tokens does not."""
-
-_SCHEMES: Final = frozenset({"http", "https"})
 
 
 def patch(
@@ -47,27 +43,27 @@ def patch(
         patches: keeps the original for `Patches.undo`.
     """
 
-    @never_raise("llama_server.open")
     def open_(scope: Any) -> ServedRequest | None:
-        if not hooks.active or scope["type"] != "http" or scope["method"] != "POST":
+        # Written out: `never_raise` costs a call more.
+        try:
+            route = _route(scope) if hooks.active else None
+            if route is None:
+                return None
+            recorder = make()
+            enabled = getattr(recorder, "enabled", None)
+            if enabled is not None and not enabled():
+                return None
+            scheme = scope.get("scheme")
+            return ServedRequest(
+                recorder,
+                "POST",
+                route,
+                "https" if scheme == "https" else "http",
+                Headers(scope["headers"]),
+            )
+        except Exception:  # noqa: BLE001 - as it does
+            failed("llama_server.open")
             return None
-        path, root = scope["path"], scope.get("root_path", "")
-        # From the table: the path itself goes no further.
-        route = next((each for each in ROUTES if path in {each, root + each}), None)
-        if route is None:
-            return None
-        recorder = make()
-        enabled = getattr(recorder, "enabled", None)
-        if enabled is not None and not enabled():
-            return None
-        scheme = scope.get("scheme", "http")
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in scope["headers"]
-        }
-        return ServedRequest(
-            recorder, "POST", route, scheme if scheme in _SCHEMES else "http", headers
-        )
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -84,3 +80,15 @@ def patch(
             app.add_middleware(Served, open_=open_)
 
     patches.wrap(module, "create_app", wrap)
+
+
+def _route(scope: Any) -> str | None:
+    """Give the route of `ROUTES` that a scope fits, if any; may raise."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path, root = scope["path"], scope.get("root_path", "")
+    # From the table: the path itself goes no further.
+    for route in ROUTES:
+        if path == route or (root and path == root + route):
+            return route
+    return None
