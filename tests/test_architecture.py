@@ -53,7 +53,7 @@ OURS = {
     "measure": {"aggregations", "call", "guard", "points", "privacy"},
     "steps": {"call", "guard"},
     "scopes": {"guard", "steps"},
-    "pages": {"aggregations", "guard", "measure", "points"},
+    "pages": {"aggregations", "call", "guard", "measure", "points"},
     "instruments": {"call", "measure", "pages", "privacy", "registry"},
     "record": {
         "_version",

@@ -26,6 +26,7 @@ from opentelemetry.sdk.metrics.view import (
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from sottovoce import guard, own_counters, pages
+from sottovoce.call import CHUNK_BOUNDS_S, Gaps
 from sottovoce.measure import Measured
 from sottovoce.pages import MOST_ROWS, Book, Words
 from sottovoce.points import Point
@@ -119,6 +120,31 @@ def test_a_row_is_what_recording_each_of_its_values_is(temporality, exemplars, w
         if collected:
             assert ours.points() == public.points()
     assert ours.points() == public.points()
+
+
+@pytest.mark.parametrize("temporality", TEMPORALITIES)
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_gaps_of_a_stream_are_counted_one_and_all(temporality, known, fails):
+    exponential = View(instrument_name="gaps", aggregation=ExponentialBucketHistogramAggregation())
+    bench = Bench(temporality, views=() if known else [exponential])
+    histogram = bench.meters.get_meter("app").create_histogram(
+        "gaps", explicit_bucket_boundaries_advisory=CHUNK_BOUNDS_S
+    )
+    book = Book(Measured(bench.histograms[0]), gaps=Measured(histogram))
+    gaps = Gaps()
+    gaps.counts[1], gaps.sums[1] = 2, 25_000_000
+    gaps.minimum, gaps.maximum = 12_000_000, 13_000_000
+    mine = point(a=1)
+    book.write((1.0,), mine, point(a=1, error="x") if fails else mine, gaps=gaps)
+    data = bench.reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    [found] = [
+        (dict(p.attributes), p.count, round(p.sum, 9))
+        for metric in data
+        if metric.name == "gaps"
+        for p in metric.data.data_points
+    ]
+    assert found == ({"a": 1}, 2, 0.025)
 
 
 def test_what_was_not_measured_makes_no_series():

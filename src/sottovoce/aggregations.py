@@ -98,6 +98,10 @@ class Series:
         # The SDK keeps one of each kind, that counts nothing, to tell kinds apart by.
         return _is_known(self._match._aggregation)  # noqa: SLF001
 
+    def takes_gaps(self) -> bool:
+        """Whether `merge` knows what counts here, and its buckets are those of `Gaps`. May raise."""
+        return _has_gaps(self._match._aggregation)  # noqa: SLF001
+
     def aggregation(self) -> Any:
         """The one that counts now."""
         with self._match._lock:  # noqa: SLF001

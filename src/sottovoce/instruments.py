@@ -84,8 +84,8 @@ class Legacy:
                 for kind in ("input", "output")
             ),
             measured_as(meter, "gen_ai.client.operation.time_to_first_chunk", choice),
+            gaps=measured_as(meter, "gen_ai.client.operation.time_per_output_chunk", choice),
         )
-        self._gaps = measured_as(meter, "gen_ai.client.operation.time_per_output_chunk", choice)
 
     def record(self, call: Call, point: Point, failed: Point) -> None:
         """Record what the call took and used; `failed` says its error as well, if it has one."""
@@ -98,9 +98,7 @@ class Legacy:
             used.get("output_tokens"),
             (call.first_chunk_ns - call.start_ns) * _NS if streamed else None,
         )
-        self._book.write(values, point, failed)
-        if streamed and call.gaps is not None:
-            self._gaps.record_gaps(call.gaps, point)
+        self._book.write(values, point, failed, gaps=call.gaps if streamed else None)
 
 
 class Latest:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import SpanContext
 
+    from sottovoce.call import Gaps
     from sottovoce.measure import Measured
 
 MOST_ROWS: Final = 64
@@ -58,8 +59,10 @@ class Page:
 
     Args:
         columns: the histograms, each with the attributes of its points but for its own.
+        gaps: the histogram of a stream's gaps, if any.
 
     Attributes:
+        gaps: what counts gaps; None: it can not be added to at once.
         series: what counts in each column, and the attributes; None: not all of it is known.
         offered: which measurements are offered as exemplars (`aggregations.offered`).
         consumer: the SDK's, which has the readers.
@@ -67,9 +70,11 @@ class Page:
         config: whether the meter is switched on.
     """
 
-    __slots__ = ("config", "consumer", "offered", "readers", "series")
+    __slots__ = ("config", "consumer", "gaps", "offered", "readers", "series")
 
-    def __init__(self, columns: list[tuple[Measured, Mapping[str, Any]]]) -> None:
+    def __init__(
+        self, columns: list[tuple[Measured, Mapping[str, Any]]], gaps: Measured | None
+    ) -> None:
         histogram: Any = columns[0][0].histogram
         # Before the readers are looked at: one may come or go meanwhile.
         self.consumer = histogram._measurement_consumer  # noqa: SLF001
@@ -82,6 +87,8 @@ class Page:
             found.append((series(measured.histogram, said), said))
         known = all(each.takes_many() for column, _ in found for each in column)
         self.series = found if known and self.offered is not None else None
+        counting = [] if gaps is None else series(gaps.histogram, {**columns[0][1], **gaps.extra})
+        self.gaps = counting if all(each.takes_gaps() for each in counting) else None
 
     def begin(self, values: Values) -> None:
         """Begin to count what `values` measures: what counts tells since when. May raise."""
@@ -97,10 +104,14 @@ class Book:
     Args:
         columns: the histograms, in the order of a row's values.
         worded_from: the first column whose points say the words that `write` is given.
+        gaps: the histogram of a stream's gaps, which are added at once.
     """
 
-    def __init__(self, *columns: Measured, worded_from: int | None = None) -> None:
+    def __init__(
+        self, *columns: Measured, worded_from: int | None = None, gaps: Measured | None = None
+    ) -> None:
         self._columns = columns
+        self._gaps = gaps
         self._worded_from = len(columns) if worded_from is None else worded_from
         self._plain = Words({})
         # Each its page, its values, the span of its exemplars if it is to have any, and when it
@@ -109,7 +120,12 @@ class Book:
         _books.add(self)
 
     def write(
-        self, values: Values, point: Point, failed_point: Point, words: Words | None = None
+        self,
+        values: Values,
+        point: Point,
+        failed_point: Point,
+        words: Words | None = None,
+        gaps: Gaps | None = None,
     ) -> None:
         """Record `values`.
 
@@ -118,6 +134,7 @@ class Book:
             point: of all columns but the first.
             failed_point: of the first: it says the call's error as well, if it has one.
             words: what the later columns say besides.
+            gaps: those of a stream, in nanoseconds.
         """
         words = words or self._plain
         page = None
@@ -132,16 +149,27 @@ class Book:
                 page = None
         if page is None or page.series is None:
             self._record(values, point, failed_point, words)
+            if gaps is not None:
+                self._count(gaps, point)
             return
         choice = self._columns[0].choice
-        if choice is not None and choice.now.coarse:
+        coarse = choice is not None and choice.now.coarse
+        if coarse:
             both = zip(self._columns, values, strict=True)
             values = tuple([each.coarse(value) for each, value in both])
         sampled = point.sampled if page.offered == TRACED else page.offered == ALL
         rows = self._rows
         rows.append((page, values, point.span if sampled else None, time_ns()))
+        if gaps is not None:
+            self._count(gaps, point, None if coarse else page.gaps)
         if len(rows) >= MOST_ROWS:
             self.add()
+
+    def _count(self, gaps: Gaps, point: Point, counting: list[Series] | None = None) -> None:
+        if counting is not None:
+            _merge(counting, gaps)
+        elif self._gaps is not None:
+            self._gaps.record_gaps(gaps, point)
 
     def add(self) -> None:
         """Add what waits to the aggregations. Never raises."""
@@ -168,7 +196,8 @@ class Book:
             [
                 (measured, plain if place < self._worded_from else worded)
                 for place, measured in enumerate(self._columns)
-            ]
+            ],
+            self._gaps,
         )
         page.begin(values)
         if len(words.pages) < REMEMBERED or point.key in words.pages:
@@ -184,6 +213,12 @@ class Book:
         for place, (measured, value) in enumerate(zip(self._columns, values, strict=True)):
             if value is not None:
                 measured.record(value, worded if place >= self._worded_from else points[place])
+
+
+@never_raise("pages.gaps")
+def _merge(counting: list[Series], gaps: Gaps) -> None:
+    for each in counting:
+        each.merge(gaps)
 
 
 @never_raise("pages.add")
