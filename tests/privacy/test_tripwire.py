@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sottovoce.privacy import catalogue, tripwire
+from sottovoce.privacy import catalogue, rules, tripwire
 from sottovoce.privacy.pseudonyms import Pseudonyms
 from sottovoce.registry import ATTRIBUTES, EVENTS, METRICS, SCOPES
 from sottovoce.registry import SPANS as OPERATIONS
@@ -112,6 +112,7 @@ HITS = [
 
 def vocabularies():
     words = {*catalogue.ids(), *SCOPES, *EVENTS, *METRICS, *OPERATIONS, *ATTRIBUTES}
+    words.update(*rules.WORDS_OF.values())
     return sorted(words.union(*(row.values or () for row in ATTRIBUTES.values())))
 
 
@@ -256,3 +257,20 @@ def test_what_the_operator_let_leave_is_looked_at_too(make_policy):
 def test_versions_are_left_in_peace(policy, version):
     said = {"process.runtime.version": version}
     assert policy.attributes(said, "resource") == said
+
+
+@given(st.sampled_from([pattern for _, pattern in tripwire.PATTERNS]).flatmap(
+    lambda pattern: st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
+))  # fmt: skip
+def test_no_text_is_too_short_to_be_looked_at(text):
+    assert tripwire.hit(text)
+
+
+@pytest.mark.parametrize("text", ["1.1.1.1", "-----BEGIN", "+12345678", "020 45678", "a@b.de"])
+def test_nor_is_the_shortest(text):
+    assert tripwire.hit(text)
+
+
+@pytest.mark.parametrize("text", ["chat", "stop", "1.45.2", "completed", "343b208e", "gpt-4o"])
+def test_words_need_no_look(text):
+    assert tripwire.is_harmless(text)

@@ -9,7 +9,7 @@ from sottovoce.privacy.patterns import Pattern
 if TYPE_CHECKING:
     from sottovoce.privacy.pseudonyms import Pseudonyms
 
-_PROVIDER_HOSTS: Final = frozenset({
+PROVIDER_HOSTS: Final = frozenset({
     "api.anthropic.com", "api.cerebras.ai", "api.cohere.com", "api.cohere.ai", "api.deepseek.com",
     "api.fireworks.ai", "api.groq.com", "api.mistral.ai", "api.moonshot.ai", "api.openai.com",
     "api.perplexity.ai", "api.together.xyz", "api.together.ai", "api.x.ai", "codestral.mistral.ai",
@@ -67,8 +67,10 @@ def host_of(address: str) -> str:
 
 def host(address: str, pseudonyms: Pseudonyms) -> str:
     """What may be said of a host: a known provider's name, loopback, or its class and 12 hex."""
+    if address in PROVIDER_HOSTS:
+        return address
     name = host_of(address).lower().rstrip(".")
-    if name in _PROVIDER_HOSTS or name in _HERE or pseudonyms.has_made(name):
+    if name in PROVIDER_HOSTS or name in _HERE or pseudonyms.has_made(name):
         return name
     if _LOOPBACK.fullmatch(name):
         # Nine digits to choose freely: which of them it is stays here.

@@ -46,13 +46,17 @@ class Identities:
         return (self._known_model if len(raw) <= rules.LONGEST else self._model)(raw, local)
 
     def _model(self, raw: str, local: bool) -> str:
-        from sottovoce.privacy import catalogue  # noqa: PLC0415 - an app may never name a model
-
-        if self._pseudonyms.has_made(raw) or (local and catalogue.is_descriptor(raw)):
+        if self._pseudonyms.has_made(raw):
             return raw
-        known = (local or self._remote_catalogue) and catalogue.is_public(raw)
+        if not (local or self._remote_catalogue):
+            return self._pseudonyms.model(raw)
+        from sottovoce.privacy import catalogue  # noqa: PLC0415 - of use to some apps alone
+
+        if local and catalogue.is_descriptor(raw):
+            return raw
         # The operator's list may hold what he did not think of.
-        return raw if known and not tripwire.hit(raw) else self._pseudonyms.model(raw)
+        known = catalogue.is_public(raw) and not tripwire.hit(raw)
+        return raw if known else self._pseudonyms.model(raw)
 
     def address(self, host: str, *, local: bool) -> str:
         """The `server.address` of a host. `local`: it is this machine or the operator's own."""

@@ -131,7 +131,9 @@ def make(
     judge = _FACTORIES.get(rule, _drop)(name, values, pseudonyms)
     if rule in _LISTED:
         judge = _or_allowed(judge, allowed)
-    judge = _looked_at(judge)
+    if name != _INSTANCE:
+        # Of those, what leaves is random and this process's own.
+        judge = _looked_at(judge, values or WORDS_OF.get(name, frozenset()))
     changes = name in _CHANGING or rule in _ROTATING
     return judge if changes else lru_cache(maxsize=REMEMBERED)(judge)
 
@@ -142,11 +144,16 @@ def _or_allowed(
     return lambda value: text(value) if value in allowed else judge(value)
 
 
-def _looked_at(judge: Callable[[str], Verdict]) -> Callable[[str], Verdict]:
-    """`judge`, and the tripwire behind it, whatever the rule says."""
+def _looked_at(judge: Callable[[str], Verdict], words: frozenset[str]) -> Callable[[str], Verdict]:
+    """`judge`, and the tripwire behind it, whatever the rule says.
+
+    `words` are those of the vocabulary, which it does not find: the tests ask it of each.
+    """
 
     def look(value: str) -> Verdict:
         verdict = judge(value)
+        if verdict is value and value in words:
+            return verdict
         shown = verdict.value if isinstance(verdict, Changed) else verdict
         return TRIPWIRE if isinstance(shown, str) and tripwire.hit(shown) else verdict
 
@@ -193,6 +200,13 @@ def _instance(value: str) -> Verdict:
 UNNAMED: Final = "unknown_service"
 """What OpenTelemetry calls a service that has no name."""
 _UNNAMED: Final = frozenset({UNNAMED, f"{UNNAMED}:python"})
+
+WORDS_OF: Final = {
+    "server.address": hosts.PROVIDER_HOSTS,
+    "service.name": _UNNAMED,
+    "telemetry.sdk.name": frozenset({"opentelemetry"}),
+}
+"""Attribute without a vocabulary → what its value is in most processes."""
 
 # What the SDK's detector passes on from `platform.machine()`, in the conventions' words.
 _SAME: Final[Mapping[str, Mapping[str, str]]] = {

@@ -80,6 +80,11 @@ PATTERNS: Final[tuple[tuple[str, str], ...]] = (
 )  # fmt: skip
 """What is looked for, and its pattern; of any text the first that applies is reported."""
 
+_SHORTEST: Final = len("-----BEGIN")
+_MARKS: Final = frozenset("@%/\\:")
+_DOTS: Final = 3
+_FEWEST_DIGITS: Final = 8
+
 _ALTERNATION: Final = "|".join(f"(?:{pattern})" for _, pattern in PATTERNS)
 
 # Digits as cards have them: together, or in groups.
@@ -116,7 +121,20 @@ def _search() -> Callable[[str], Any]:
 @lru_cache(maxsize=4096)
 def hit(text: str) -> bool:
     """Whether `text`, of at most some hundred characters, must not leave."""
-    return trips(text, _search())
+    return not is_harmless(text) and trips(text, _search())
+
+
+def is_harmless(text: str) -> bool:
+    """Whether no pattern can apply to `text`, as can be said of most short words.
+
+    Each needs one of `_MARKS`, ten characters or eight digits, but for an IPv4 address.
+    """
+    return (
+        len(text) < _SHORTEST
+        and _MARKS.isdisjoint(text)
+        and text.count(".") < _DOTS
+        and sum(map(str.isdigit, text)) < _FEWEST_DIGITS
+    )
 
 
 def trips(text: str, search: Callable[[str], Any]) -> bool:
