@@ -11,10 +11,10 @@ from servers import huggingface as hf_wire
 from servers import ollama as ollama_wire
 from sottovoce.protocols import hosts, match, request_facts
 from sottovoce.protocols.bodies import MAX_PARSED_REQUEST
+from sottovoce.protocols.checks import CHECKS
 from sottovoce.protocols.cohere import COHERE_CHAT, COHERE_EMBED, RERANK
 from sottovoce.protocols.huggingface import HF_FEATURES, HF_TEXT_GENERATION
 from sottovoce.protocols.ollama import OLLAMA_CHAT, OLLAMA_EMBED, OLLAMA_GENERATE
-from sottovoce.protocols.protocol import _CHECKS
 
 CANARY = "the canary sings"
 ALL = [
@@ -375,7 +375,7 @@ def test_an_error_in_a_stream_ends_it(reading, protocol, kind, event, code):
 
 def test_every_row_names_a_fact_that_calls_have():
     rows = [row for protocol in ALL for row in (*protocol.asked, *protocol.answered)]
-    assert {fact for fact, _, _ in rows} <= set(_CHECKS)
+    assert {fact for fact, _, _ in rows} <= set(CHECKS)
 
 
 JSON = st.recursive(

@@ -12,6 +12,7 @@ from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
 from sottovoce.protocols.bodies import MAX_PARSED_REQUEST
+from sottovoce.protocols.checks import CHECKS
 from sottovoce.protocols.openai_audio import OPENAI_AUDIO
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
@@ -19,7 +20,6 @@ from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
 from sottovoce.protocols.openai_images import OPENAI_IMAGES
 from sottovoce.protocols.openai_moderations import OPENAI_MODERATIONS
 from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
-from sottovoce.protocols.protocol import _CHECKS
 from sottovoce.protocols.skeleton import skeleton
 
 ALL = [
@@ -339,7 +339,7 @@ def test_a_value_of_another_type_sets_nothing(body, facts):
 
 def test_every_row_names_a_fact_that_calls_have():
     rows = [row for protocol in ALL for row in (*protocol.asked, *protocol.answered)]
-    assert {fact for fact, _, _ in rows} <= set(_CHECKS)
+    assert {fact for fact, _, _ in rows} <= set(CHECKS)
 
 
 @pytest.mark.parametrize(

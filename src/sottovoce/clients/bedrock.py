@@ -22,7 +22,7 @@ from sottovoce.guard import never_raise
 from sottovoce.protocols import routes
 from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
 from sottovoce.protocols.bodies import request_facts
-from sottovoce.protocols.protocol import checked
+from sottovoce.protocols.checks import checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sottovoce.protocols.protocol import MAX_INDEX, Protocol, Seen, error_code, names
+from sottovoce.protocols.checks import MAX_INDEX
+from sottovoce.protocols.protocol import Protocol, Seen, error_code, names
 from sottovoce.protocols.tables import Body, Candidates, Table, at, length, of, read, rows, used
 from sottovoce.protocols.timings import TIMINGS
 

@@ -1,20 +1,20 @@
 """What a wire format is to us: tables of facts, and how its last event and its errors look.
 
 A protocol is tables (`tables.py`). The values that they find are checked by fact in one place
-(`checked`), so that a value of another type sets nothing, whatever a provider sends. No row may
+(`checks.py`), so that a value of another type sets nothing, whatever a provider sends. No row may
 name anything that can hold content.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sottovoce.protocols.tables import certain, read, without
+from sottovoce.protocols.checks import MAX_INDEX, word
+from sottovoce.protocols.tables import certain, learnt, read, without
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from sottovoce.call import Facts
     from sottovoce.protocols.tables import Body, Candidates, Table
@@ -22,37 +22,8 @@ if TYPE_CHECKING:
 UNNAMED_ERROR: Final = "_OTHER"
 """The code of an error that brings none that can be used."""
 
-_MAX_MODEL = 512  # model ids can be paths; the gate never lets them through as they are
-_MAX_COUNT = (1 << 63) - 1
-MAX_INDEX: Final = 128
-"""How many choices, words of a list and characters of a reason are looked at."""
 _MAX_TOOLS = 1024
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,63}").fullmatch
 _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}").fullmatch
-
-
-def checked(candidates: Candidates, on_malformed: Callable[[str], None] | None = None) -> Facts:
-    """Keep the values that have the type of their fact.
-
-    Anything else sets nothing; `on_malformed` is told ``type`` once however many there were.
-    """
-    facts: dict[str, Any] = {}
-    wrong = False
-    for fact, value in candidates.items():
-        check = _CHECKS[fact]
-        # Most facts are counts.
-        if check is _count and type(value) is int and 0 <= value <= _MAX_COUNT:
-            facts[fact] = value
-            continue
-        good = check(value)
-        if good is None:
-            # Servers send "" for what they do not know (Azure's first event: the model).
-            wrong = wrong or not (isinstance(value, str) and str.__len__(value) == 0)
-        else:
-            facts[fact] = good
-    if wrong and on_malformed is not None:
-        on_malformed("type")
-    return facts  # type: ignore[return-value]
 
 
 def error_code(*candidates: Any) -> str:
@@ -71,7 +42,7 @@ def error_code(*candidates: Any) -> str:
 
 def names(*given: Any) -> list[str] | None:
     """Keep the names that are words; None when none is."""
-    return [str.__str__(name) for name in given if _word(name)] or None
+    return [str.__str__(name) for name in given if word(name)] or None
 
 
 class Seen:
@@ -100,7 +71,7 @@ class Seen:
             self.tool_places.add((choice, place))
         if identity and isinstance(identity, str) and len(self.tool_ids) < _MAX_TOOLS:
             self.tool_ids.add(identity[:MAX_INDEX])
-        if _word(name) and len(self.tool_names) < MAX_INDEX:
+        if word(name) and len(self.tool_names) < MAX_INDEX:
             self.tool_names.setdefault((str(choice), str(place), str(identity)), name)
 
     def counted(self, name: str, value: Any) -> None:
@@ -172,7 +143,7 @@ class Protocol(NamedTuple):
 
     def request(self, body: Body) -> Facts:
         """Read the facts of a request's JSON object. Never raises; never content."""
-        return checked(read(self.asked, body))
+        return learnt(self.asked, body)
 
     def certain(self, body: Body, lacks: str | None = None) -> Facts:
         """Read the facts of a request of which only a part is known, none that the rest could change.
@@ -182,96 +153,8 @@ class Protocol(NamedTuple):
             lacks: the one key of which it is not known what it holds; ``None``: there may be others.
         """
         known = certain(self.asked) if lacks is None else without(self.asked, lacks)
-        return checked(read(known, body))
+        return learnt(known, body)
 
     def response(self, body: Body, on_malformed: Callable[[str], None] | None = None) -> Facts:
         """Read the facts of a whole answer's JSON object. Never raises; never content."""
-        return checked(read(self.answered, body), on_malformed)
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MAX_COUNT else None
-
-
-def _number(value: Any) -> float | None:
-    if type(value) is int and -_MAX_COUNT <= value <= _MAX_COUNT:
-        return float(value)
-    return value if type(value) is float and math.isfinite(value) else None
-
-
-def _amount(value: Any) -> float | None:
-    number = _number(value)
-    return number if number is not None and number >= 0 else None
-
-
-def _share(value: Any) -> float | None:
-    number = _amount(value)
-    return number if number is not None and number <= 1 else None
-
-
-def _flag(value: Any) -> bool | None:
-    return value if type(value) is bool else None
-
-
-def _word(value: Any) -> str | None:
-    if type(value) is str:
-        return value if _WORD(value) else None
-    return str.__str__(value) if isinstance(value, str) and _WORD(value) else None
-
-
-def _model(value: Any) -> str | None:
-    # The characters themselves: a subclass of the app's answers what it likes.
-    text = str.__str__(value) if isinstance(value, str) else ""
-    return text if 0 < len(text) <= _MAX_MODEL and text.isprintable() else None
-
-
-def _words(value: Any) -> list[str] | None:
-    if not isinstance(value, list) or not 0 < list.__len__(value) <= MAX_INDEX:
-        return None
-    words = [_word(item) for item in list.__iter__(value)]
-    return [word for word in words if word] if all(words) else None
-
-
-_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "request_model": _model,
-    "request_stream": _flag,
-    "request_temperature": _number,
-    "request_top_p": _number,
-    "request_top_k": _count,
-    "request_max_tokens": _count,
-    "request_frequency_penalty": _number,
-    "request_presence_penalty": _number,
-    "request_choice_count": _count,
-    "request_stop_count": _count,
-    "request_reasoning_level": _word,
-    "request_encoding_formats": _words,
-    "request_dimensions": _count,
-    "request_service_tier": _word,
-    "request_tool_count": _count,
-    "output_type": _word,
-    "response_model": _model,
-    "response_service_tier": _word,
-    "finish_reasons": _words,
-    "input_tokens": _count,
-    "output_tokens": _count,
-    "cache_read_tokens": _count,
-    "cache_write_tokens": _count,
-    "reasoning_tokens": _count,
-    "input_text_tokens": _count,
-    "input_image_tokens": _count,
-    "input_audio_tokens": _count,
-    "input_video_tokens": _count,
-    "output_text_tokens": _count,
-    "output_image_tokens": _count,
-    "output_audio_tokens": _count,
-    "cache_read_text_tokens": _count,
-    "cache_read_image_tokens": _count,
-    "cache_read_audio_tokens": _count,
-    "tool_call_count": _count,
-    "tool_names": _words,
-    "user_turn": _flag,
-    "prefill_rate": _amount,
-    "decode_rate": _amount,
-    "draft_accepted_share": _share,
-    "load_s": _amount,
-}
+        return learnt(self.answered, body, on_malformed)

@@ -15,12 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.protocols.bodies import parsed
+from sottovoce.protocols.checks import checked
 from sottovoce.protocols.clip import HEAD, TAIL, Clip
 from sottovoce.protocols.edges import shape
 from sottovoce.protocols.elements import Elements
 from sottovoce.protocols.eventstream import CONTENT_TYPE as FRAMES
 from sottovoce.protocols.eventstream import Frames
-from sottovoce.protocols.protocol import Seen, checked
+from sottovoce.protocols.protocol import Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,13 +1,19 @@
 """Tables of facts: each row names a fact and says where in a body its value lies.
 
-What is found is not checked: `protocol.checked` does that, by fact.
+What `read` finds is not checked, what `learnt` finds is: a value that is not of its fact's type
+(`checks.py`) sets nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from sottovoce.protocols.checks import CHECKS, MAX_COUNT, checked, count, is_wrong
+
+if TYPE_CHECKING:
+    from sottovoce.call import Facts
 
 Body: TypeAlias = Mapping[str, Any]
 Candidates: TypeAlias = dict[str, Any]
@@ -114,116 +120,175 @@ def without(table: Table, key: str) -> Table:
     return tuple(row for row in table if row[0] not in lacking)
 
 
-class _Key(NamedTuple):
-    """What is looked for under one key of a mapping.
-
-    Attributes:
-        value: (fact, place of its row in the table, whether 0 says nothing) of each fact that
-            the value itself is; the place of a fact that no other row finds is None.
-        inner: what is looked for in the value, where that is a mapping.
-        finds: rows whose function looks for itself, with their places.
-        rows: those of the table that `value` and `inner` stand for, with their places.
-    """
-
-    value: tuple[tuple[str, int | None, bool], ...]
-    inner: _Plan
-    finds: tuple[_Row, ...]
-    rows: tuple[_Row, ...]
-
-
-_Row: TypeAlias = tuple[str, int | None, Find]
+_Check: TypeAlias = Callable[[Any], Any]
+_Row: TypeAlias = tuple[str, "_Check | None", "int | None", Find]
+"""A fact, its check, the row's place among those of its fact, how to find it. There is no check
+where values are taken as they are, no place where no other row finds the fact."""
+_Value: TypeAlias = tuple[str, "_Check | None", "int | None", bool]
+"""The same of a fact that a key's value itself is, and whether 0 says nothing."""
+_Key: TypeAlias = tuple[tuple[_Value, ...], "_Plan", tuple[_Row, ...], tuple[_Row, ...]]
+"""What is looked for under one key of a mapping: facts that its value is; what is looked for in the
+value, where that is a mapping; rows whose function looks for itself; the rows that the first two
+stand for. Plain tuples, which are taken apart much faster than named ones."""
 _Plan: TypeAlias = dict[str, _Key]
 
 # `id` raises an audit event, which costs more than all this where somebody listens (filelock does).
 _key_of: Final = object.__hash__
 _plans: Final[dict[int, tuple[Table, _Plan]]] = {}
-"""By the identity of a table, which is a constant of its module."""
+"""What `read` looks for, by the identity of a table, which is a constant of its module."""
+_checked_plans: Final[dict[int, tuple[Table, _Plan]]] = {}
+"""The same of `learnt`."""
 
 
-def _planned(table: Table) -> _Plan:
+def _planned(table: Table, *, checked: bool) -> _Plan:
     """Group the rows of a table by the keys on their paths, so that each is looked up once."""
-    key = _key_of(table)
-    found = _plans.get(key)
-    if found is None or found[0] is not table:
-        facts = [fact for fact, _, _ in table]
-        placed = [
-            (fact, place if facts.count(fact) > 1 else None, find)
+    facts = [fact for fact, _, _ in table]
+    plan = _plan(
+        [
+            (
+                fact,
+                CHECKS[fact] if checked else None,
+                place if facts.count(fact) > 1 else None,
+                find,
+            )
             for place, (fact, _, find) in enumerate(table)
-        ]
-        found = table, _plan(placed, 0)
-        if len(_plans) < _MOST_PLANS:
-            _plans[key] = found
-    return found[1]
+        ],
+        0,
+    )
+    plans = _checked_plans if checked else _plans
+    if len(plans) < _MOST_PLANS:
+        plans[_key_of(table)] = table, plan
+    return plan
 
 
 def _plan(rows_: list[_Row], depth: int) -> _Plan:
     by_key: dict[str, list[_Row]] = {}
     for row in rows_:
-        path = row[2].__dict__.get("path")
-        by_key.setdefault(path[depth] if path else row[2].__dict__["key"], []).append(row)
+        path = row[3].__dict__.get("path")
+        by_key.setdefault(path[depth] if path else row[3].__dict__["key"], []).append(row)
     return {key: _key(group, depth) for key, group in by_key.items()}
 
 
 def _key(group: list[_Row], depth: int) -> _Key:
-    pathed = [row for row in group if "path" in row[2].__dict__]
-    deeper = [row for row in pathed if len(row[2].__dict__["path"]) > depth + 1]
-    return _Key(
+    pathed = [row for row in group if "path" in row[3].__dict__]
+    deeper = [row for row in pathed if len(row[3].__dict__["path"]) > depth + 1]
+    return (
         tuple(
-            (fact, place, "used" in find.__dict__)
-            for fact, place, find in pathed
+            (fact, check, place, "used" in find.__dict__)
+            for fact, check, place, find in pathed
             if len(find.__dict__["path"]) == depth + 1
         ),
         _plan(deeper, depth + 1),
-        tuple(row for row in group if "path" not in row[2].__dict__),
+        tuple(row for row in group if "path" not in row[3].__dict__),
         tuple(pathed),
     )
 
 
 def read(table: Table, body: Body) -> Candidates:
     """Apply every row of `table` to `body`. Never raises: a row that cannot be read is absent."""
-    if type(body) is dict:
-        try:
-            found: Candidates = {}
-            _look(_planned(table), body, found, {}, body)
-        except Exception:  # noqa: BLE001 - a body may hold objects of the app
-            return _read_rows(table, body)
+    if type(body) is not dict:
+        return _read_rows(table, body)
+    known = _plans.get(_key_of(table))
+    plan = known[1] if known and known[0] is table else _planned(table, checked=False)
+    found: Candidates = {}
+    try:
+        _look(plan, body, found, {}, body)
+    except Exception:  # noqa: BLE001 - a body may hold objects of the app
+        return _read_rows(table, body)
+    return found
+
+
+def learnt(table: Table, body: Body, on_malformed: Callable[[str], None] | None = None) -> Facts:
+    """Apply every row of `table` to `body`, and keep the values that have the type of their fact.
+
+    Never raises; `on_malformed` is told ``type`` once however many values were of another type.
+    """
+    if type(body) is not dict:
+        return checked(_read_rows(table, body), on_malformed)
+    known = _checked_plans.get(_key_of(table))
+    plan = known[1] if known and known[0] is table else _planned(table, checked=True)
+    facts: Candidates = {}
+    places: dict[str, int] = {}
+    try:
+        wrong = _look(plan, body, facts, places, body)
+    except Exception:  # noqa: BLE001 - a body may hold objects of the app
+        return checked(_read_rows(table, body), on_malformed)
+    for fact in places:
+        # Of these it is only known now which value counts.
+        value = facts[fact]
+        if type(value) is int and 0 <= value <= MAX_COUNT and CHECKS[fact] is count:
+            continue
+        good = CHECKS[fact](value)
+        if good is None:
+            del facts[fact]
+            wrong = wrong or is_wrong(value)
         else:
-            return found
-    return _read_rows(table, body)
+            facts[fact] = good
+    if wrong and on_malformed is not None:
+        on_malformed("type")
+    return facts  # type: ignore[return-value]
 
 
 def _look(  # noqa: C901, PLR0912 - flat, because it runs for every body
     plan: _Plan, part: dict[str, Any], found: Candidates, places: dict[str, int], body: Body
-) -> None:
-    """Apply `plan` to a part of `body`; `places` are those of the rows that found something."""
-    for key in part if len(part) < len(plan) else plan:
+) -> bool:
+    """Apply `plan` to a part of `body`.
+
+    Args:
+        plan: what is looked for.
+        part: where, of the body.
+        found: gets what is found; a fact that several rows may find is not checked.
+        places: of the rows that found such facts.
+        body: all of it.
+
+    Returns:
+        Whether something was of a wrong type.
+    """
+    wrong = False
+    for key, value in part.items():
         looked_for = plan.get(key)
-        if looked_for is None or key not in part:
+        if looked_for is None:
             continue
         values, inner, finds, rows_ = looked_for
-        value = part[key]
         if value is not None:
-            for fact, place, used_only in values:
-                if value or not used_only:
-                    if place is None:
+            for fact, check, place, used_only in values:
+                if used_only and not value:
+                    continue
+                if place is not None:
+                    if places.get(fact, place) >= place:
+                        places[fact] = place
                         found[fact] = value
-                    else:
-                        _put(found, places, fact, place, value)
-            if inner and type(value) is dict:
-                _look(inner, value, found, places, body)
-            elif inner:
-                finds = (*rows_, *finds)
-        for fact, place, find in finds:
-            # As `_asked`.
-            try:
-                value = find(body)
-            except Exception:  # noqa: BLE001 - a body may hold objects of the app
-                value = _WRONG
-            if value is not None:
-                if place is None:
+                elif check is None or (
+                    check is count and type(value) is int and 0 <= value <= MAX_COUNT
+                ):
+                    # Most facts are counts.
                     found[fact] = value
                 else:
-                    _put(found, places, fact, place, value)
+                    good = check(value)
+                    if good is not None:
+                        found[fact] = good
+                    elif is_wrong(value):
+                        wrong = True
+            if inner:
+                if type(value) is dict:
+                    wrong = _look(inner, value, found, places, body) or wrong
+                else:
+                    finds = (*rows_, *finds)
+        for fact, check, place, find in finds:
+            given = _asked(find, body)
+            if given is None:
+                continue
+            if place is not None:
+                if places.get(fact, place) >= place:
+                    places[fact] = place
+                    found[fact] = given
+                continue
+            good = given if check is None else check(given)
+            if good is not None:
+                found[fact] = good
+            elif is_wrong(given):
+                wrong = True
+    return wrong
 
 
 def _asked(find: Find, body: Body) -> Any:
@@ -231,13 +296,6 @@ def _asked(find: Find, body: Body) -> Any:
         return find(body)
     except Exception:  # noqa: BLE001 - a body may hold objects of the app
         return _WRONG
-
-
-def _put(found: Candidates, places: dict[str, int], fact: str, place: int, value: Any) -> None:
-    """Take what a row found, unless an earlier one of the same fact did."""
-    if places.get(fact, place) >= place:
-        places[fact] = place
-        found[fact] = value
 
 
 def _read_rows(table: Table, body: Body) -> Candidates:

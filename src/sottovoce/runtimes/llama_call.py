@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import dropped
 from sottovoce.guard import failed
-from sottovoce.protocols.protocol import Seen, checked
+from sottovoce.protocols.checks import checked
+from sottovoce.protocols.protocol import Seen
 from sottovoce.runtimes.engine import NS, EngineCall, pass_on
 
 if TYPE_CHECKING:

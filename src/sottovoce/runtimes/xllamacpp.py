@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.guard import failed, never_raise
 from sottovoce.protocols.bodies import request_facts
+from sottovoce.protocols.checks import checked
 from sottovoce.protocols.cohere import RERANK
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.protocols.openai_embeddings import OPENAI_EMBEDDINGS
-from sottovoce.protocols.protocol import Seen, checked, error_code
+from sottovoce.protocols.protocol import Seen, error_code
 from sottovoce.runtimes import failures, xllamacpp_models
 from sottovoce.runtimes.engine import Arguments, EngineCall, Runtime
 from sottovoce.runtimes.identity import tell
