@@ -2,9 +2,10 @@ import gc
 import threading
 import time
 import weakref
+from bisect import bisect_left
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sottovoce import call as call_module
@@ -103,24 +104,41 @@ def test_start_time_can_lie_in_the_past_and_wall_clock_follows_it():
     assert abs(time.time_ns() - 5_000_000_000 - call.start_unix_ns) < 1_000_000_000
 
 
-@given(st.lists(st.integers(min_value=0, max_value=10**12), min_size=1, max_size=300))
+_EDGES = [round(bound * 1e9) + more for bound in CHUNK_BOUNDS_S for more in (-1, 0, 1)]
+
+
+@given(
+    st.lists(
+        st.integers(min_value=0, max_value=10**12) | st.sampled_from(_EDGES),
+        min_size=1,
+        max_size=300,
+    )
+)
+@example([_EDGES[2], _EDGES[1], _EDGES[2], _EDGES[1]])
+@example([_EDGES[-1], _EDGES[-2], _EDGES[-1] + 5, _EDGES[-1]])
 def test_gaps_hold_what_a_histogram_of_the_same_values_holds(values):
     call = opened()
     now = [1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(call_module, "perf_counter_ns", lambda: now[0])
         call.chunk()
-        for value in values:
+        for place, value in enumerate(values):
             now[0] += value
             call.chunk()
+            if place == len(values) // 2:
+                assert sum(call.gaps.counts) == place + 1
     gaps = call.gaps
     assert sum(gaps.counts) == len(values)
     assert sum(gaps.sums) == sum(values)
     assert (gaps.minimum, gaps.maximum) == (min(values), max(values))
     # Upper bounds are inclusive, as in the SDK.
     bounds = [round(bound * 1e9) for bound in CHUNK_BOUNDS_S]
-    assert gaps.counts[0] == sum(value <= bounds[0] for value in values)
-    assert gaps.counts[-1] == sum(value > bounds[-1] for value in values)
+    places = [bisect_left(bounds, value) for value in values]
+    assert gaps.counts == [places.count(place) for place in range(len(bounds) + 1)]
+    assert gaps.sums == [
+        sum(value for value, its in zip(values, places, strict=True) if its == place)
+        for place in range(len(bounds) + 1)
+    ]
 
 
 def test_memory_is_constant_in_the_length_of_a_stream():

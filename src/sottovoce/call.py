@@ -141,13 +141,40 @@ class Gaps:
         maximum: the longest gap, in nanoseconds.
     """
 
-    __slots__ = ("counts", "maximum", "minimum", "sums")
+    __slots__ = ("_bucket", "_chunks", "_since_ns", "counts", "maximum", "minimum", "sums")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
         self.sums = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
         self.minimum = 1 << 62
         self.maximum = 0
+        # Since then, after as many chunks, all gaps fell into one bucket, and wait to be added.
+        self._bucket = self._chunks = self._since_ns = 0
+
+    def settle(self, chunks: int, at_ns: int) -> None:
+        """Add what waits: the gaps of all chunks so far, the last of which came at `at_ns`."""
+        bucket = self._bucket
+        self.counts[bucket] += chunks - self._chunks
+        self.sums[bucket] += at_ns - self._since_ns
+        self._chunks, self._since_ns = chunks, at_ns
+
+    def begin(self, gap: int, chunks: int, at_ns: int) -> tuple[int, int]:
+        """Let a gap of another kind wait, which begins at `at_ns`, after so many chunks.
+
+        Returns:
+            The shortest and the longest gap that can wait together with it, none of which is
+            shorter or longer than all before.
+        """
+        if self._chunks:
+            self.settle(chunks, at_ns)
+        else:
+            self._chunks, self._since_ns = chunks, at_ns
+        self._bucket = bucket = bisect_left(_CHUNK_BOUNDS_NS, gap)
+        self.minimum = minimum = min(gap, self.minimum)
+        self.maximum = maximum = max(gap, self.maximum)
+        low = _CHUNK_BOUNDS_NS[bucket - 1] + 1 if bucket else 0
+        high = maximum if bucket == len(_CHUNK_BOUNDS_NS) else _CHUNK_BOUNDS_NS[bucket]
+        return max(minimum, low), min(maximum, high)
 
 
 class Call:
@@ -169,6 +196,7 @@ class Call:
 
     __slots__ = (
         "__weakref__",
+        "_gaps",
         "_open",
         "address",
         "attempts",
@@ -178,11 +206,11 @@ class Call:
         "error",
         "facts",
         "first_chunk_ns",
-        "gaps",
         "handle",
         "in_process",
         "last_chunk_ns",
         "local",
+        "longest",
         "model",
         "operation",
         "outcome",
@@ -190,6 +218,7 @@ class Call:
         "provider",
         "recorder",
         "served",
+        "shortest",
         "start_ns",
         "start_unix_ns",
         "stream",
@@ -227,7 +256,9 @@ class Call:
         self.chunks = 0
         self.first_chunk_ns = 0
         self.last_chunk_ns = 0
-        self.gaps: Gaps | None = None
+        self._gaps: Gaps | None = None
+        # Nanoseconds: of gaps that need not be looked at one by one; none yet.
+        self.shortest, self.longest = 1, 0
         self.outcome: Outcome = "completed"
         self.error: type[BaseException] | str | None = None
         # The second: nanoseconds from start to end; both 0 while the call is open.
@@ -246,23 +277,30 @@ class Call:
     def chunk(self) -> None:
         """A streamed event arrived just now."""
         now = perf_counter_ns()
-        if self.chunks:
-            gaps = self.gaps
-            if gaps is None:
-                gaps = self.gaps = Gaps()
-            # `gaps.add`, written out: a call less for every chunk of every stream.
-            gap = now - self.last_chunk_ns
-            bucket = bisect_left(_CHUNK_BOUNDS_NS, gap)
-            gaps.counts[bucket] += 1
-            gaps.sums[bucket] += gap
-            if gap < gaps.minimum:
-                gaps.minimum = gap
-            if gap > gaps.maximum:
-                gaps.maximum = gap
-        else:
-            self.first_chunk_ns = now
-        self.chunks += 1
+        gap = now - self.last_chunk_ns
         self.last_chunk_ns = now
+        self.chunks += 1
+        if not self.shortest <= gap <= self.longest:
+            self.other_gap(gap)
+
+    def other_gap(self, gap: int) -> None:
+        """The last chunk came after another gap than `shortest` to `longest`, or is the first."""
+        chunks, now = self.chunks, self.last_chunk_ns
+        if chunks == 1:
+            self.first_chunk_ns = now
+            return
+        gaps = self._gaps
+        if gaps is None:
+            gaps = self._gaps = Gaps()
+        self.shortest, self.longest = gaps.begin(gap, chunks - 1, now - gap)
+
+    @property
+    def gaps(self) -> Gaps | None:
+        """The gaps between all chunks so far; ``None`` when there are none."""
+        gaps = self._gaps
+        if gaps is not None:
+            gaps.settle(self.chunks, self.last_chunk_ns)
+        return gaps
 
     def gather(self) -> None:
         """Write the facts that are kept elsewhere until the call ends. Never raises."""

@@ -221,9 +221,12 @@ class _Buffered:
     def __init__(self, call: Call) -> None:
         self.facts = call.facts
         self.stream = False
+        # The events came all at once: the gaps between them say nothing.
+        self.chunks = self.last_chunk_ns = self.shortest = 0
+        self.longest = float("inf")
 
     def chunk(self) -> None:
-        """The events came all at once: the gaps between them say nothing."""
+        """Same."""
 
     def end(self) -> None:
         """Who opened the call ends it."""
