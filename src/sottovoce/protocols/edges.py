@@ -34,24 +34,37 @@ def shape(protocol: Protocol, head: bytes, tail: bytes, *, several: bool) -> dic
         tail: the end.
         several: more than one choice was asked for: which of them a reason belongs to is unknown.
     """
-    told = {key: _last_value(key, tail) for key in protocol.tail_keys}
-    ending = {key: value for key, value in told.items() if value is not None}
-    if protocol.flat:
-        model = _MODEL.match(tail, max(0, tail.rfind(b'"model"')))
-        if model is not None:
-            ending["model"] = json.loads(model[1])
-            if len(ending) == len(told) + 1:
-                # Nearly always: numbers, and then all that matters.
-                return ending
+    known, complete = ending(protocol, tail)
+    if complete:
+        # Nearly always: numbers, and then all that matters.
+        return known
     body = skeleton(head)
     inner = body.get("response")
     if protocol.flat and "model" in body:
-        ending.pop("model", None)
-    (inner if isinstance(inner, dict) else body).update(ending)
+        known.pop("model", None)
+    (inner if isinstance(inner, dict) else body).update(known)
     reasons = _REASON.findall(tail) or _REASON.findall(head)
     if reasons and "choices" not in body and not several:
         body["choices"] = [{"finish_reason": reasons[-1].decode()}]
     return body
+
+
+def ending(protocol: Protocol, tail: bytes) -> tuple[dict[str, Any], bool]:
+    """Give what `protocol` looks for at the end of a body, and whether that is all that it can read.
+
+    Args:
+        protocol: says which keys are looked for.
+        tail: the end; more of it can only bring what is not found yet.
+    """
+    told = {key: _last_value(key, tail) for key in protocol.tail_keys}
+    found = {key: value for key, value in told.items() if value is not None}
+    if not protocol.flat:
+        return found, False
+    model = _MODEL.match(tail, max(0, tail.rfind(b'"model"')))
+    if model is None:
+        return found, False
+    found["model"] = json.loads(model[1])
+    return found, len(found) == len(told) + 1
 
 
 @lru_cache(maxsize=64)

@@ -55,31 +55,6 @@ _LINES = frozenset(
 """Content types of streams with an event on each line."""
 
 
-def read_json(
-    call: Call, protocol: Protocol, body: bytes, on_malformed: Callable[[str], None] | None = None
-) -> str | None:
-    """Read the facts of a complete JSON body; the short way of `Reader.whole`. Never raises.
-
-    Returns:
-        The code of the error that the body is, else ``None``.
-    """
-    if len(body) > protocol.parse_up_to:
-        reader = Reader(call, protocol, "application/json", on_malformed)
-        reader.whole(body)
-        return reader.error
-    try:
-        found = parsed(protocol, body, on_malformed)
-        if found is None:
-            return None
-        error = protocol.error(found)
-        call.facts.update(protocol.response(found, on_malformed))
-    except Exception:  # noqa: BLE001 - the promise of this function
-        if on_malformed is not None:
-            on_malformed("reader")
-        return None
-    return error
-
-
 class Reader:
     """Reads one answer for a call. No method ever raises.
 

@@ -13,7 +13,8 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final, cast
 
 from sottovoce import dropped, exchange, guard
-from sottovoce.protocols.reader import Reader, read_json
+from sottovoce.protocols.reader import Reader
+from sottovoce.protocols.whole import read_json
 from sottovoce.transports import codings
 
 if TYPE_CHECKING:
