@@ -8,7 +8,7 @@ its requests and reads its facts, or opens a call itself when no SDK is at work.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import dropped, guard
 from sottovoce.call import Call, current_call
@@ -29,7 +29,7 @@ _STOPS: Final = (GeneratorExit, KeyboardInterrupt, SystemExit)
 """The app dropped its coroutine or is being stopped: nothing failed."""
 
 
-class Server(NamedTuple):
+class Server:
     """Where a request goes.
 
     Attributes:
@@ -41,12 +41,24 @@ class Server(NamedTuple):
         named: the operator said who answers there.
     """
 
-    host: str | None
-    port: int | None
-    provider: str
-    third_party: bool
-    local: bool
-    named: bool = False
+    __slots__ = ("host", "local", "named", "port", "provider", "third_party")
+
+    def __init__(
+        self,
+        host: str | None,
+        port: int | None,
+        provider: str,
+        *,
+        third_party: bool,
+        local: bool,
+        named: bool = False,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.provider = provider
+        self.third_party = third_party
+        self.local = local
+        self.named = named
 
 
 @functools.lru_cache(maxsize=256)
@@ -63,9 +75,9 @@ def server(
     named = hosts.endpoint(host, port, path, own_hosts)
     if named is not None:
         local = local if named.local is None else named.local
-        return Server(host or None, port, named.provider, True, local, named=True)
+        return Server(host or None, port, named.provider, third_party=True, local=local, named=True)
     provider, third_party = hosts.provider(host, port, path)
-    return Server(host or None, port, provider, third_party is True, local)
+    return Server(host or None, port, provider, third_party=third_party is True, local=local)
 
 
 class HTTPCall(Call):

@@ -268,7 +268,7 @@ def test_what_is_no_model_request_is_left_alone(sdk, driver, server):
 
 
 def test_nothing_is_left_behind(sdk, driver, server):
-    module = importlib.import_module(generated.FAMILIES[sdk.module.partition(".")[0]].module)
+    module = importlib.import_module(generated.FAMILIES[sdk.module.partition(".")[0]][0])
     before = module.SyncAPIClient.request, module.AsyncAPIClient.request
     with hooked(sdk, Calls()):
         assert module.SyncAPIClient.request is not before[0]

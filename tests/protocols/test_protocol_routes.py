@@ -15,6 +15,10 @@ SEGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
+def told(route):
+    return route and [getattr(route, name) for name in routes.Route.__slots__]
+
+
 @pytest.mark.parametrize(
     ("path", "operation", "protocol"),
     [
@@ -62,7 +66,7 @@ SEGMENTS = st.sampled_from(
 def test_a_path_is_known_by_its_end(path, operation, protocol):
     route = match("POST", path)
     assert (route.operation, route.protocol.name) == (operation, protocol)
-    assert match("post", path) == route
+    assert told(match("post", path)) == told(route)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,7 @@ def test_a_response_is_fetched_with_a_get(path):
     route = match("GET", path)
     assert (route.operation, route.protocol.name) == ("fetch_response", "openai_responses")
     assert route.unmistakable
-    assert match("get", path) == route
+    assert told(match("get", path)) == told(route)
     assert match("DELETE", path) is None
 
 
@@ -163,10 +167,9 @@ def test_what_others_use_too_is_known_by_a_key_of_the_body(path, sign):
 @limits(max_examples=500, deadline=None)
 def test_no_path_raises_and_only_what_asks_a_model_is_remembered(path):
     first = match("POST", path)
-    assert match("POST", path) == first
-    assert match("POST", f"{path.partition('?')[0]}?key=secret") == match(
-        "POST", path.partition("?")[0]
-    )
+    assert told(match("POST", path)) == told(first)
+    plain = path.partition("?")[0]
+    assert told(match("POST", f"{plain}?key=secret")) == told(match("POST", plain))
     assert not any("?" in kept or len(kept) > 256 for kept in routes._matched)
     if first is None:
         assert path not in routes._matched
@@ -174,8 +177,8 @@ def test_no_path_raises_and_only_what_asks_a_model_is_remembered(path):
 
 @pytest.mark.parametrize("before", ["http", "https", "http+unix", "000000", "", "x/y"])
 def test_a_host_without_a_path_is_the_root_whatever_it_is_called(before):
-    assert match("POST", f"{before}://embeddings") == match("POST", "")
-    assert match("POST", f"{before}://embeddings/?key=secret") == match("POST", "")
+    assert told(match("POST", f"{before}://embeddings")) == told(match("POST", ""))
+    assert told(match("POST", f"{before}://embeddings/?key=secret")) == told(match("POST", ""))
 
 
 def test_few_paths_are_remembered_however_many_models_they_name():

@@ -173,7 +173,7 @@ outcomes = st.builds(AppError) | st.builds(asyncio.CancelledError) | st.builds(G
 @given(options=all_options, base=urls, result=odd | outcomes, broken=broken)
 def test_clients(options, base, result, broken):
     hooks = ImportHooks()
-    door = generated._Door(Raising(broken), hooks, (), generated.FAMILIES["openai"])
+    door = generated._Door(Raising(broken), hooks, (), generated.FAMILIES["openai"][1])
     both(door.wrap, door.wrap_async, result, Hostile({"base_url": base}), None, options)
     both(door.wrap, door.wrap_async, result, Hostile({}), None, options)
     assert current_call.get() is None

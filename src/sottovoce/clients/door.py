@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sottovoce import exchange, guard
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Opened = tuple[HTTPCall, Tokens]
 
 
-class Asked(NamedTuple):
+class Asked:
     """What a method of an SDK was called for.
 
     Attributes:
@@ -34,10 +34,15 @@ class Asked(NamedTuple):
         provider: who answers there, when the SDK knows better than the address.
     """
 
-    route: Route
-    facts: Facts
-    server: Server
-    provider: str | None = None
+    __slots__ = ("facts", "provider", "route", "server")
+
+    def __init__(
+        self, route: Route, facts: Facts, server: Server, provider: str | None = None
+    ) -> None:
+        self.route = route
+        self.facts = facts
+        self.server = server
+        self.provider = provider
 
 
 class Door(ABC):
@@ -120,7 +125,9 @@ class Door(ABC):
             asked = self.asked(client, args, kwargs)
             if asked is None:
                 return None
-            call = exchange.open_call(self._recorder, *asked)
+            call = exchange.open_call(
+                self._recorder, asked.route, asked.facts, asked.server, asked.provider
+            )
             return call, exchange.enter(call)
         except Exception:  # noqa: BLE001 - never into the app
             guard.failed("door.open")

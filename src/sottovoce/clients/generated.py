@@ -10,8 +10,7 @@ A new member of the family is one row in `FAMILIES`.
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from sottovoce import exchange
@@ -28,22 +27,9 @@ if TYPE_CHECKING:
     from sottovoce.protocols.routes import Route
 
 
-class Family(NamedTuple):
-    """One generated SDK.
-
-    Attributes:
-        module: where its base clients live; named alike since the first release of each.
-        providers: who answers, by the name of a client class, where the class knows better
-            than the address (an Azure deployment behind a host of one's own).
-    """
-
-    module: str
-    providers: Mapping[str, str] = MappingProxyType({})
-
-
-FAMILIES: Final[Mapping[str, Family]] = {
+FAMILIES: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
     # Seen in openai 1.0 to 3.52; in 1.x `request` has one argument more, which passes through.
-    "openai": Family(
+    "openai": (
         "openai._base_client",
         {
             "BaseAzureClient": "azure.ai.openai",
@@ -52,7 +38,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         },
     ),
     # Seen in anthropic 0.3 to 2.11, which is why its 0.x has that argument, too.
-    "anthropic": Family(
+    "anthropic": (
         "anthropic._base_client",
         {
             "BaseBedrockClient": "aws.bedrock",
@@ -62,11 +48,13 @@ FAMILIES: Final[Mapping[str, Family]] = {
         },
     ),
     # Seen in groq 0.9 to 1.7, together 2.0 to 3.1, cerebras 1.0 to 1.91.
-    "groq": Family("groq._base_client"),
-    "together": Family("together._base_client"),
-    "cerebras": Family("cerebras.cloud.sdk._base_client"),
+    "groq": ("groq._base_client", {}),
+    "together": ("together._base_client", {}),
+    "cerebras": ("cerebras.cloud.sdk._base_client", {}),
 }
-
+"""Generated SDK → where its base clients live, named alike since the first release of each; and
+who answers, by the name of a client class, where the class knows better than the address (an
+Azure deployment behind a host of one's own)."""
 
 _MOST_CLIENTS: Final = 64
 
@@ -93,24 +81,28 @@ def install(
         KeyError: for a family that is not in the table.
     """
     for name in families:
-        family = FAMILIES[name]
-        door = _Door(recorder, hooks, own_hosts, family)
+        base_clients, providers = FAMILIES[name]
+        door = _Door(recorder, hooks, own_hosts, providers)
 
         def patch(module: ModuleType, _late: bool, door: _Door = door) -> None:
             patches.wrap(module.SyncAPIClient, "request", door.wrap)
             patches.wrap(module.AsyncAPIClient, "request", door.wrap_async)
 
-        hooks.when_imported(family.module, patch)
+        hooks.when_imported(base_clients, patch)
 
 
 class _Door(Door):
     """Opens and closes the calls of one family."""
 
     def __init__(
-        self, recorder: Recorder, hooks: ImportHooks, own_hosts: tuple[str, ...], family: Family
+        self,
+        recorder: Recorder,
+        hooks: ImportHooks,
+        own_hosts: tuple[str, ...],
+        providers: Mapping[str, str],
     ) -> None:
         super().__init__(recorder, hooks, own_hosts)
-        self._providers = family.providers
+        self._providers = providers
         # By the identity of a client's base URL, which cannot be changed: asking it for its parts
         # takes longer than all the rest.
         self._servers: dict[int, tuple[Any, Server]] = {}

@@ -48,7 +48,7 @@ class RequestDoor(Door):
         server = exchange.server(url.scheme, url.host, url.port, url.path, self._own_hosts)
         if url.fragment == "fim":
             # Mistral's on Vertex AI: code is completed at the path of a chat.
-            route = route._replace(operation="text_completion")
+            route = route.but(operation="text_completion")
         named = self._provider if server.provider == hosts.UNKNOWN else None
         return Asked(route, facts, server, named)
 

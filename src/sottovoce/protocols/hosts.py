@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,7 +100,7 @@ PRIVATE: Final = (".local", ".lan", ".home", ".internal", ".home.arpa")
 _ENDPOINT = r"(.+?)(?::(\d+))?(/[^=]*)?=([^:]+)(?::(local|remote))?"
 
 
-class Endpoint(NamedTuple):
+class Endpoint:
     """An address that the operator named.
 
     Attributes:
@@ -111,11 +111,16 @@ class Endpoint(NamedTuple):
         local: whether it is this machine or the operator's own; None for what the host says.
     """
 
-    host: str
-    port: int | None
-    path: str
-    provider: str
-    local: bool | None
+    __slots__ = ("host", "local", "path", "port", "provider")
+
+    def __init__(
+        self, host: str, port: int | None, path: str, provider: str, *, local: bool | None
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.path = path
+        self.provider = provider
+        self.local = local
 
 
 def endpoint(
@@ -149,7 +154,7 @@ def _endpoints(own_hosts: tuple[str, ...]) -> tuple[Endpoint, ...]:
             int(match[2]) if match[2] else None,
             match[3].rstrip("/") + "/" if match[3] else "",
             match[4],
-            None if match[5] is None else match[5] == "local",
+            local=None if match[5] is None else match[5] == "local",
         )
         for match in found
         if match is not None

@@ -8,18 +8,23 @@ path comes that asks for it: most processes ask in one or two.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.protocols import paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from typing_extensions import Self
+
     from sottovoce.call import Facts
     from sottovoce.protocols.protocol import Protocol
 
 
-class Route(NamedTuple):
+_NO_FACTS: Final[Facts] = {}
+
+
+class Route:
     """What a path asks for.
 
     Attributes:
@@ -34,40 +39,61 @@ class Route(NamedTuple):
             hosts of the operator's own.
     """
 
-    operation: str
+    # No NamedTuple here and beside it: each is made anew by every process, for a tenth of a
+    # millisecond.
+
+    __slots__ = (
+        "anywhere", "facts", "operation", "protocol", "provider", "sign", "unmistakable",
+    )  # fmt: skip
+
     protocol: Protocol
-    provider: str | None = None
-    unmistakable: bool = False
-    facts: Facts = {}  # noqa: RUF012 - never written to
-    anywhere: bool = False
-    sign: str | None = None
+
+    def __init__(
+        self,
+        operation: str,
+        protocol: Any,
+        provider: str | None = None,
+        *,
+        unmistakable: bool = False,
+        facts: Facts = _NO_FACTS,
+        anywhere: bool = False,
+        sign: str | None = None,
+    ) -> None:
+        self.operation = operation
+        self.protocol = protocol
+        self.provider = provider
+        self.unmistakable = unmistakable
+        self.facts = facts
+        self.anywhere = anywhere
+        self.sign = sign
+
+    def but(self, **changes: Any) -> Self:
+        """Give the same with other values."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in Route.__slots__}
+        return type(self)(**{**values, **changes})
 
 
-class Row(NamedTuple):
+class Row(Route):
     """A `Route` whose protocol is not loaded yet, but named: ``module:NAME``."""
 
-    operation: str
-    protocol: str
-    provider: str | None = None
-    unmistakable: bool = False
-    facts: Facts = {}  # noqa: RUF012 - never written to
-    sign: str | None = None
+    __slots__ = ()
+
+    protocol: Any
 
     def route(self, facts: Facts | None = None) -> Route:
         """Load the protocol; `facts` are what the path says besides."""
         module, _, name = self.protocol.partition(":")
-        protocol = getattr(import_module(f"{__package__}.{module}"), name)
         return Route(
             self.operation,
-            cast("Protocol", protocol),
+            getattr(import_module(f"{__package__}.{module}"), name),
             self.provider,
-            self.unmistakable,
-            {**self.facts, **facts} if facts else self.facts,
+            unmistakable=self.unmistakable,
+            facts={**self.facts, **facts} if facts else self.facts,
             sign=self.sign,
         )
 
 
-class PathRoute(NamedTuple):
+class PathRoute:
     """A route whose path holds facts: ``models/NAME:generateContent``, ``model/NAME/converse``.
 
     Attributes:
@@ -77,9 +103,17 @@ class PathRoute(NamedTuple):
             counts.
     """
 
-    route: Row
-    read: Callable[[str], Facts | None]
-    models: tuple[tuple[str, Row], ...] = ()
+    __slots__ = ("models", "read", "route")
+
+    def __init__(
+        self,
+        route: Row,
+        read: Callable[[str], Facts | None],
+        models: tuple[tuple[str, Row], ...] = (),
+    ) -> None:
+        self.route = route
+        self.read = read
+        self.models = models
 
 
 ANTHROPIC_MESSAGES: Final = "anthropic_messages:ANTHROPIC_MESSAGES"
@@ -172,12 +206,12 @@ _CONVERSES = Row("chat", MISTRAL_CONVERSATIONS, "mistral_ai", sign="inputs")
 
 _CONVERSE = Row("chat", BEDROCK_CONVERSE, "aws.bedrock", unmistakable=True)
 _INVOKE = Row("chat", BEDROCK_INVOKE, "aws.bedrock", unmistakable=True)
-_PICTURES = _INVOKE._replace(operation="generate_content", facts={"output_type": "image"})
+_PICTURES = _INVOKE.but(operation="generate_content", facts={"output_type": "image"})
 _INVOKED = (
-    ("embed", _INVOKE._replace(operation="embeddings", protocol=BEDROCK_EMBEDDINGS)),
-    ("rerank", _INVOKE._replace(operation="rerank")),
-    ("titan-text", _INVOKE._replace(operation="text_completion")),
-    ("titan-tg1", _INVOKE._replace(operation="text_completion")),
+    ("embed", _INVOKE.but(operation="embeddings", protocol=BEDROCK_EMBEDDINGS)),
+    ("rerank", _INVOKE.but(operation="rerank")),
+    ("titan-text", _INVOKE.but(operation="text_completion")),
+    ("titan-tg1", _INVOKE.but(operation="text_completion")),
     ("titan-image", _PICTURES),
     ("nova-canvas", _PICTURES),
     ("stability.", _PICTURES),
@@ -185,7 +219,7 @@ _INVOKED = (
 
 
 _CLAUDE = (
-    PathRoute(_MESSAGES._replace(provider="gcp.vertex_ai", unmistakable=True), paths.vertex_claude),
+    PathRoute(_MESSAGES.but(provider="gcp.vertex_ai", unmistakable=True), paths.vertex_claude),
 )
 
 # Models of two companies answer to the same verbs, in their own formats.
@@ -307,5 +341,5 @@ def _fetched(path: str) -> Route | None:
     """Read ``responses/ID``: what was, or is being, made in the background is asked for."""
     before, _, identity = path.partition("?")[0].rstrip("/").rpartition("/")
     if identity and (before.endswith("/responses") or before == "responses"):
-        return _FETCH._replace(unmistakable=identity.startswith("resp_")).route()
+        return _FETCH.but(unmistakable=identity.startswith("resp_")).route()
     return None
