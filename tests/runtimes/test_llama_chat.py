@@ -155,6 +155,18 @@ def test_what_the_app_registers(chat, registered, stream):
     assert (call.facts["output_tokens"], len(engine.passes)) == (2 + 3, 2)
 
 
+def test_a_handler_of_the_apps_own_may_say_why_it_ends_before_the_engine_stops(chat):
+    def handle(llama, messages, **kwargs):
+        for number, _ in enumerate(llama.generate(llama.tokenize(b"und"), temp=0)):
+            reason = "stop" if number == 2 else None
+            yield {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+            if reason:
+                return
+
+    _, call, _ = chat(handler=handle, stream=True)
+    assert call.facts["finish_reasons"] == ["stop"]
+
+
 @pytest.mark.parametrize("kind", ["json_object", "json_schema", "text"])
 def test_a_response_format(chat, kind):
     answer, call, _ = chat(

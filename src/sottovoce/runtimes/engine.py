@@ -20,7 +20,7 @@ from sottovoce.runtimes import failures
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from sottovoce.call import Recorder
+    from sottovoce.call import Facts, Recorder
     from sottovoce.guard import ImportHooks
     from sottovoce.runtimes.identity import Identity
 
@@ -45,7 +45,7 @@ class EngineCall(Call):
     Subclasses say what is read of each piece and of the whole answer, and which facts follow.
     """
 
-    __slots__ = ("busy_ns", "first_ns", "made", "started_ns")
+    __slots__ = ("busy_ns", "first_ns", "made", "reads", "started_ns")
 
     def __init__(
         self,
@@ -61,6 +61,8 @@ class EngineCall(Call):
         self.busy_ns = self.first_ns = self.started_ns = 0
         # Tokens that the engine generated, as it counts them itself.
         self.made = 0
+        # Whether the next piece of the stream may say anything.
+        self.reads = True
         # Here and below not by way of `super`, which looks for the class each time.
         Call.__init__(
             self,
@@ -107,48 +109,43 @@ class EngineCall(Call):
         if not self._open:
             return
         try:
-            self._settle_engine()
+            facts, busy_ns, first_ns, made = self.facts, self.busy_ns, self.first_ns, self.made
+            facts["engine_duration_s"] = busy_ns * NS
+            if first_ns:
+                facts["time_to_first_token_s"] = first_ns * NS
+                if type(made) is int and made > 1:
+                    per_token = (busy_ns - first_ns) / (made - 1) * NS
+                    facts["time_per_output_token_s"] = per_token if per_token > 0 else 0.0
             self.settle()
-            self._settle_pace()
+            # Of a batch no rates follow: its sequences are read and written side by side.
+            if facts.get("batch_size", 1) <= 1:
+                _settle_pace(facts)
         except Exception:  # noqa: BLE001 - written out: `never_raise` costs a call more
             failed("runtime.settle")
-
-    def _settle_engine(self) -> None:
-        facts, first_ns, made = self.facts, self.first_ns, self.made
-        facts["engine_duration_s"] = self.busy_ns * NS
-        if first_ns:
-            facts["time_to_first_token_s"] = first_ns * NS
-            if type(made) is int and made > 1:
-                per_token = (self.busy_ns - first_ns) / (made - 1) * NS
-                facts["time_per_output_token_s"] = per_token if per_token > 0 else 0.0
-
-    def _settle_pace(self) -> None:
-        """Write the rates and how full the context is, where a runtime has not and they follow.
-
-        Of a batch they do not: its sequences are read and written side by side.
-        """
-        facts = self.facts
-        if facts.get("batch_size", 1) > 1:
-            return
-        per_token = facts.get("time_per_output_token_s")
-        if per_token and "decode_rate" not in facts:
-            facts["decode_rate"] = 1 / per_token
-        read = facts.get("input_tokens")
-        if read is None or facts.get("passes", 1) > 1:
-            return
-        first = facts.get("time_to_first_token_s")
-        fresh = read - facts.get("cache_read_tokens", 0)
-        # A single token is not read but decoded.
-        if first and fresh > 1 and "prefill_rate" not in facts:
-            facts["prefill_rate"] = fresh / first
-        size, made = facts.get("context_size"), facts.get("output_tokens")
-        if size and made is not None and "context_fill" not in facts:
-            filled = (read + made) / size
-            facts["context_fill"] = filled if filled < 1 else 1.0
 
     @never_raise("runtime.blame")
     def _blamed(self, error: BaseException) -> BaseException | str:
         return self.blame(error)
+
+
+def _settle_pace(facts: Facts) -> None:
+    """Write the rates and how full the context is, where a runtime has not and they follow."""
+    per_token = facts.get("time_per_output_token_s")
+    if per_token and "decode_rate" not in facts:
+        facts["decode_rate"] = 1 / per_token
+    read = facts.get("input_tokens")
+    if read is None or facts.get("passes", 1) > 1:
+        return
+    if "time_to_first_token_s" in facts and "prefill_rate" not in facts:
+        first, fresh = facts["time_to_first_token_s"], read
+        if "cache_read_tokens" in facts:
+            fresh -= facts["cache_read_tokens"]
+        # A single token is not read but decoded.
+        if fresh > 1 and first:
+            facts["prefill_rate"] = fresh / first
+    if "context_size" in facts and "output_tokens" in facts and "context_fill" not in facts:
+        filled = (read + facts["output_tokens"]) / facts["context_size"]
+        facts["context_fill"] = filled if filled < 1 else 1.0
 
 
 _loading: ContextVar[bool] = ContextVar("sottovoce_loading", default=False)
@@ -165,7 +162,7 @@ class Runtime:
         # Recorders of the contract need not have these.
         self._loading = getattr(recorder, "loading", None)
         self._loaded = getattr(recorder, "loaded", None)
-        self._enabled = getattr(recorder, "enabled", None)
+        self._enabled: Callable[[], bool] | None = getattr(recorder, "enabled", None)
 
     @property
     def active(self) -> bool:
@@ -175,7 +172,8 @@ class Runtime:
     @property
     def recording(self) -> bool:
         """Whether a call that begins now is recorded: the app may have suppressed it."""
-        return self._hooks.active and (self._enabled is None or bool(self._enabled()))
+        enabled = self._enabled
+        return self._hooks.active and (enabled is None or enabled())
 
     def run(
         self,
@@ -183,10 +181,15 @@ class Runtime:
         function: Callable[..., T],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *,
+        enter: bool = True,
     ) -> T:
-        """Run what the app called, with `call` current; an exception fails it and is the app's."""
+        """Run what the app called, with `call` current; an exception fails it and is the app's.
+
+        `enter`: with its span current, too.
+        """
         current = current_call.set(call)
-        entered = self.recorder.enter(call)
+        entered = self.recorder.enter(call) if enter else None
         call.started_ns = perf_counter_ns()
         try:
             result = function(*args, **kwargs)
@@ -198,7 +201,8 @@ class Runtime:
             call.busy_ns += perf_counter_ns() - call.started_ns
             return result
         finally:
-            self.recorder.leave(entered)
+            if enter:
+                self.recorder.leave(entered)
             current_call.reset(current)
 
     def load(
@@ -313,10 +317,11 @@ def pass_on(  # noqa: C901, PLR0915 - flat, because it runs for every token
         thrown = None
         count()
         call.busy_ns += call.last_chunk_ns - started
-        try:
-            read(piece)
-        except Exception:  # noqa: BLE001 - a piece of another shape is the app's all the same
-            failed("runtime.read")
+        if call.reads:
+            try:
+                read(piece)
+            except Exception:  # noqa: BLE001 - a piece of another shape is the app's all the same
+                failed("runtime.read")
         try:
             sent = yield piece
         except GeneratorExit:

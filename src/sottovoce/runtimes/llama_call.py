@@ -16,7 +16,7 @@ from sottovoce import dropped
 from sottovoce.guard import failed
 from sottovoce.protocols.checks import checked
 from sottovoce.protocols.protocol import Seen
-from sottovoce.runtimes.engine import NS, EngineCall, pass_on
+from sottovoce.runtimes.engine import NS, EngineCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sottovoce.call import Recorder
     from sottovoce.runtimes.identity import Identity
 
+
+COMPLETION: Final = "text_completion"
 
 _REASONS: Final = frozenset({"stop", "length", "tool_calls", "function_call"})
 """Why llama-cpp-python's answers end."""
@@ -162,11 +164,13 @@ class LlamaCall(EngineCall):
 
     def begin_pass(self, tokens: int | None) -> None:
         """A pass of the engine begins, with that many tokens of prompt."""
-        self.drop_end()
+        if self.passes:
+            self.drop_end()
+            self.evaluated, self.exhausted, self.base = 0, False, self.made
+            self.mark_ns = self._clock()
         self.passes += 1
         self.prompt = None if tokens is None or self.prompt is None else self.prompt + tokens
-        self.asked, self.base, self.mark_ns = tokens, self.made, self._clock()
-        self.evaluated, self.exhausted = 0, False
+        self.asked = tokens
         self.drafting = self.engaged = _drafts(self.llama)
         self.in_pass = self.prefilling = self.watched = True
 
@@ -192,6 +196,8 @@ class LlamaCall(EngineCall):
     def prompt_read(self) -> None:
         """The prompt of a pass was evaluated."""
         self.prefilling, self.watched = False, self.drafting
+        # While it runs, a completion tells nothing.
+        self.reads = self.operation != COMPLETION
         # What was fed, images among it, was not counted as it went by, nor was it in the cache.
         if self.asked is not None and not self.fed:
             self.cached += max(0, self.asked - self.evaluated)
@@ -200,8 +206,10 @@ class LlamaCall(EngineCall):
     def end_pass(self) -> None:
         """The engine stopped, or will: the first time counts."""
         if self.in_pass:
-            self.decoded += max(0, self.made - self.base - 1)
-            self.in_pass, self.watched, self.engaged = False, True, False
+            decoded = self.made - self.base - 1
+            if decoded > 0:
+                self.decoded += decoded
+            self.in_pass, self.watched, self.engaged, self.reads = False, True, False, True
 
     def _clock(self) -> int:
         return self.busy_ns + perf_counter_ns() - self.started_ns
@@ -222,22 +230,10 @@ class LlamaCall(EngineCall):
                 self.facts["finish_reasons"] = [self.reason]
             if self.passes:
                 self.end_pass()
-                self._settle_context()
-                self.drop_end()
                 self._settle_tokens()
             self.llama = None
         if self.passes > 1:
             self._settle_times()
-
-    def _settle_context(self) -> None:
-        size = self.facts.get("context_size")
-        if size and self.asked is not None and not self.prefilling:
-            made = self.made - self.base
-            # The newest token was not evaluated any more, unless the engine wanted another one.
-            if made and not self.exhausted:
-                made -= 1
-            filled = (self.asked + made) / size
-            self.facts["context_fill"] = filled if filled < 1 else 1.0
 
     def _settle_times(self) -> None:
         """Write what a time is for each token: of many passes each has its prompt and its first."""
@@ -251,7 +247,15 @@ class LlamaCall(EngineCall):
             facts["prefill_rate"] = (self.prompt - self.cached) / (read_ns * NS)
 
     def _settle_tokens(self) -> None:
-        facts = self.facts
+        facts, size = self.facts, self.facts.get("context_size")
+        if size and self.asked is not None and not self.prefilling:
+            made = self.made - self.base
+            # The newest token was not evaluated any more, unless the engine wanted another one.
+            if made and not self.exhausted:
+                made -= 1
+            filled = (self.asked + made) / size
+            facts["context_fill"] = filled if filled < 1 else 1.0
+        self.drop_end()
         facts["output_tokens"] = self.made
         if self.prompt is not None:
             facts["input_tokens"] = self.prompt
@@ -264,22 +268,22 @@ class LlamaCall(EngineCall):
             facts["draft_accepted_share"] = min(1.0, accepted / self.guessed)
 
 
-def tokens(
+def count(
     inner: Generator[Any, Any, Any],
-    open_call: Callable[[], LlamaCall | None],
+    known: LlamaCall | Callable[[], LlamaCall | None],
     prompt: int | None,
 ) -> Generator[Any, Any, Any]:
-    """Pass on the tokens of a `generate` that the app called; what it sends goes on too."""
-    call = open_call()
+    """Pass on one pass of the engine, and what is sent to it, and count its tokens.
+
+    Args:
+        inner: the engine.
+        known: the call that they count for, or what gives it at the first token: None of a pass
+            that is not to be recorded.
+        prompt: how many tokens it has; None where that cannot be told.
+    """
+    call = known if isinstance(known, LlamaCall) else known()
     if call is None:
         return (yield from inner)
-    return (yield from pass_on(count(inner, call, prompt), call))
-
-
-def count(
-    inner: Generator[Any, Any, Any], call: LlamaCall, prompt: int | None
-) -> Generator[Any, Any, Any]:
-    """Pass on one pass of the engine and count its tokens for `call`."""
     call.begin_pass(prompt)
     drafting = call.drafting
     sent = None

@@ -26,7 +26,7 @@ from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_completions import OPENAI_COMPLETIONS
 from sottovoce.runtimes import identity, llama_call, llama_models
 from sottovoce.runtimes.engine import Arguments, Runtime, pass_on
-from sottovoce.runtimes.llama_call import LlamaCall
+from sottovoce.runtimes.llama_call import COMPLETION, LlamaCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ class _LlamaCpp(Runtime):
 
     def create_completion(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `Llama.create_completion`."""
-        return self._answer(original, "text_completion", OPENAI_COMPLETIONS.request)
+        return self._answer(original, COMPLETION, OPENAI_COMPLETIONS.request)
 
     def create_chat_completion(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `Llama.create_chat_completion`."""
@@ -104,7 +104,9 @@ class _LlamaCpp(Runtime):
                 result = original(*args, **kwargs)
                 lazy = self.active and type(result) is GeneratorType
                 return llama_call.unrecorded(result) if lazy else result
-            result = self.run(call, original, args, kwargs)
+            # A completion that is a stream does nothing yet.
+            lazy = call.stream and operation == COMPLETION
+            result = self.run(call, original, args, kwargs, enter=not lazy)
             if call.stream and type(result) is GeneratorType:
                 stream = pass_on(result, call, primed=True)
                 # To its first yield, so that a stream that is never read ends its call too.
@@ -178,10 +180,14 @@ class _LlamaCpp(Runtime):
                 if call.serves(llama):
                     return inner
 
-            def open_call() -> LlamaCall | None:
-                return self._open("text_completion", {"self": llama, "stream": True})
+            opened: LlamaCall | None = None
 
-            return llama_call.tokens(inner, open_call, prompt)
+            def open_call() -> LlamaCall | None:
+                nonlocal opened
+                opened = self._open(COMPLETION, {"self": llama, "stream": True})
+                return opened
+
+            return pass_on(llama_call.count(inner, lambda: opened, prompt), open_call)
 
         return generate
 
@@ -271,36 +277,29 @@ class _LlamaCpp(Runtime):
         """Open a call, if it is to be recorded. Never raises."""
         # Written out: `never_raise` costs a call more.
         try:
-            if self.recording and not llama_call.unwanted.get():
-                return self._opened(operation, named, read_request)
+            if not self.recording or llama_call.unwanted.get():
+                return None
+            llama = named.get("self")
+            facts: Facts = read_request(named) if read_request is not None else {}
+            # Names nobody: the app's own word for the model, which answers repeat.
+            facts.pop("request_model", None)
+            if facts.get("request_max_tokens") == 0:
+                del facts["request_max_tokens"]  # no limit
+            # Opened last: what fails above must not leave a call behind that nobody ends.
+            call = LlamaCall(
+                self.recorder,
+                operation=operation,
+                provider=self.provider,
+                identity=llama_models.LOADED.get(llama) or self.identify(llama),
+                stream=bool(named.get("stream")),
+                llama=llama,
+                ends=self._ends,
+                tools="request_tool_count" in facts,
+            )
+            call.facts.update(facts)
         except Exception:  # noqa: BLE001 - as it does
             failed("llama_cpp.open")
-        return None
-
-    def _opened(
-        self,
-        operation: str,
-        named: dict[str, Any],
-        read_request: Callable[[dict[str, Any]], Facts] | None,
-    ) -> LlamaCall:
-        llama = named.get("self")
-        facts: Facts = read_request(named) if read_request is not None else {}
-        # Names nobody: the app's own word for the model, which answers repeat.
-        facts.pop("request_model", None)
-        if facts.get("request_max_tokens") == 0:
-            del facts["request_max_tokens"]  # no limit
-        # Opened last: what fails above must not leave a call behind that nobody ends.
-        call = LlamaCall(
-            self.recorder,
-            operation=operation,
-            provider=self.provider,
-            identity=llama_models.LOADED.get(llama) or self.identify(llama),
-            stream=bool(named.get("stream")),
-            llama=llama,
-            ends=self._ends,
-            tools="request_tool_count" in facts,
-        )
-        call.facts.update(facts)
+            return None
         return call
 
     def _ends(self, llama: Any, token: Any) -> bool:
