@@ -31,7 +31,7 @@ _TENANT_SUFFIXES: Final = (
     "cloudflare.com",
     "endpoints.huggingface.cloud",
 )
-_LOOPBACK: Final = Pattern(r"localhost|127(?:\.\d{1,3}){3}|::1|\[::1\]")
+_LOOPBACK: Final = Pattern(r"127(?:\.\d{1,3}){3}")
 _AUTHORITY: Final = Pattern(
     r"(?:https?://(?:[^/?#@]*@)?)?(\[[0-9a-fA-F:.]+\]|[^/?#:@\s]+)(?::\d{1,5})?(?:[/?#]|$)"
 )
@@ -48,7 +48,8 @@ _PRIVATE: Final = Pattern(
 
 def is_loopback(address: str) -> bool:
     """Whether `address` is this machine by name or number."""
-    return _LOOPBACK.fullmatch(address.lower()) is not None
+    name = address.lower()
+    return name in _HERE or (name[:4] == "127." and _LOOPBACK.fullmatch(name) is not None)
 
 
 def is_own(address: str, own_hosts: tuple[str, ...]) -> bool:
@@ -61,6 +62,9 @@ def is_own(address: str, own_hosts: tuple[str, ...]) -> bool:
 
 def host_of(address: str) -> str:
     """The host of `address`, which may be a URL or have a port: other instrumentations write so."""
+    if address.replace(".", "").replace("-", "").isalnum():
+        # Nearly always: a name, or a number with dots.
+        return address
     found = _AUTHORITY.match(address)
     return found[1] if found is not None else address
 
@@ -72,7 +76,7 @@ def host(address: str, pseudonyms: Pseudonyms) -> str:
     name = host_of(address).lower().rstrip(".")
     if name in PROVIDER_HOSTS or name in _HERE or pseudonyms.has_made(name):
         return name
-    if _LOOPBACK.fullmatch(name):
+    if is_loopback(name):
         # Nine digits to choose freely: which of them it is stays here.
         return "127.0.0.1"
     for suffix in _TENANT_SUFFIXES:

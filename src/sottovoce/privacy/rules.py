@@ -171,16 +171,19 @@ def _drop(
 
 def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[str], Verdict]:
     shape = _SHAPES.get(name)
+    words = WORDS_OF.get(name, frozenset())
     if name == "sottovoce.hook.place":
         # Our own words, of which there is no list: those that were counted.
         return lambda value: value if value in guard.failures else SHAPE
 
     if name == _INSTANCE:
-        return lambda value: _instance(value) if shape and shape.fullmatch(value) else SHAPE
+        return lambda value: _instance(value, shape)
 
     def keep(value: str) -> Verdict:
         if values is not None:
             return value if value in values else DROPPED
+        if value in words:
+            return value
         verdict = _printable(value)
         if verdict is not value:
             return verdict
@@ -191,10 +194,13 @@ def _keep(name: str, values: frozenset[str] | None, _: Pseudonyms) -> Callable[[
     return keep
 
 
-def _instance(value: str) -> Verdict:
+def _instance(value: str, shape: Pattern | None) -> Verdict:
     from sottovoce.privacy import instance  # noqa: PLC0415 - once for a resource
 
-    return value if instance.is_ours(value) else Changed(instance.current(), "shape")
+    if instance.is_ours(value):
+        return value
+    known = shape is not None and shape.fullmatch(value)
+    return Changed(instance.current(), "shape") if known else SHAPE
 
 
 UNNAMED: Final = "unknown_service"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sottovoce.protocols.outline import outline
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -43,6 +41,8 @@ def request_facts(
     """
     try:
         if len(body) > MAX_PARSED_REQUEST:
+            from sottovoce.protocols.outline import outline  # noqa: PLC0415 - heavy, and seldom
+
             known, complete, lacks = outline(body)
             if complete:
                 return protocol.request(known)

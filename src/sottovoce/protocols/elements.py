@@ -31,11 +31,14 @@ class Elements:
             says nothing.
 
     Attributes:
+        counted: its pieces begin with their length.
         broken: brackets are nested too deeply; none is looked at any more.
         oversized: an object was larger than `limit`.
     """
 
     __slots__ = ("_depth", "_escaped", "_held", "_in_string", "_limit", "broken", "oversized")
+
+    counted: Final = False
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -17,8 +17,6 @@ from functools import lru_cache
 from struct import Struct
 from typing import Final
 
-CONTENT_TYPE: Final = "application/vnd.amazon.eventstream"
-
 _PRELUDE: Final = 12
 _AROUND: Final = 16  # bytes of a frame besides headers and payload
 _SIZES: Final = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
@@ -44,11 +42,14 @@ class Frames:
             says nothing.
 
     Attributes:
+        counted: its pieces begin with their length.
         broken: the bytes are no event stream, or no longer; none is looked at any more.
         oversized: a frame was larger than `limit`.
     """
 
     __slots__ = ("_held", "_limit", "_need", "_skip", "broken", "oversized")
+
+    counted: Final = True
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -23,7 +23,8 @@ UNNAMED_ERROR: Final = "_OTHER"
 """The code of an error that brings none that can be used."""
 
 _MAX_TOOLS = 1024
-_CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}").fullmatch
+# Compiled by the first error, and kept by `re`.
+_CODE: Final = r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}"
 
 
 def error_code(*candidates: Any) -> str:
@@ -33,7 +34,8 @@ def error_code(*candidates: Any) -> str:
     """
     for value in candidates:
         if isinstance(value, str):
-            if _CODE(value) or (value.isascii() and value.isdigit() and len(value) == 3):  # noqa: PLR2004 - HTTP status
+            status = len(value) == 3 and value.isascii() and value.isdigit()  # noqa: PLR2004 - HTTP's
+            if status or re.fullmatch(_CODE, value):
                 return value
         elif type(value) is int and 100 <= value <= 599:  # noqa: PLR2004 - HTTP status
             return str(value)

@@ -19,10 +19,6 @@ from sottovoce.protocols import usual
 from sottovoce.protocols.bodies import parsed
 from sottovoce.protocols.checks import checked
 from sottovoce.protocols.clip import HEAD, TAIL, Clip
-from sottovoce.protocols.edges import shape
-from sottovoce.protocols.elements import Elements
-from sottovoce.protocols.eventstream import CONTENT_TYPE as FRAMES
-from sottovoce.protocols.eventstream import Frames
 from sottovoce.protocols.protocol import Seen
 
 if TYPE_CHECKING:
@@ -30,6 +26,8 @@ if TYPE_CHECKING:
 
     from sottovoce.call import Call
     from sottovoce.protocols.bodies import Reason
+    from sottovoce.protocols.elements import Elements
+    from sottovoce.protocols.eventstream import Frames
     from sottovoce.protocols.protocol import Protocol
 
 MAX_EVENT: Final = 1 << 20
@@ -37,6 +35,8 @@ MAX_EVENT: Final = 1 << 20
 
 _CUT: Final = "http.client.IncompleteRead"
 """The error of a stream that was cut off where HTTP itself cannot tell."""
+
+_FRAMES: Final = "application/vnd.amazon.eventstream"
 
 _FIRST_EVENTS = 4
 _SHORT = 32
@@ -53,6 +53,19 @@ _LINES = frozenset(
     }
 )
 """Content types of streams with an event on each line."""
+
+
+# Loaded by the first answer that is made of them: most apps get none.
+def _frames() -> Frames:
+    from sottovoce.protocols.eventstream import Frames  # noqa: PLC0415
+
+    return Frames(MAX_EVENT)
+
+
+def _elements() -> Elements:
+    from sottovoce.protocols.elements import Elements  # noqa: PLC0415
+
+    return Elements(MAX_EVENT)
 
 
 class Reader:
@@ -117,17 +130,17 @@ class Reader:
         self._lines = kind in _LINES
         self.json = kind == "application/json" or (kind.endswith("+json") and not self._lines)
         self._frames: Frames | Elements | None = None
-        if kind == FRAMES:
-            self._frames = Frames(MAX_EVENT)
+        if kind == _FRAMES:
+            self._frames = _frames()
         elif self.json and protocol.array and call.stream:
-            self._frames = Elements(MAX_EVENT)
+            self._frames = _elements()
             self.json = False
         self.streaming = self._lines or kind == "text/event-stream" or self._frames is not None
         self.done = self.cut = False
         self.error: str | None = None
         self._seen = Seen()
         # How many more may be parsed for the model's name: an event in a frame says what it is.
-        self._first = 0 if kind == FRAMES else _FIRST_EVENTS
+        self._first = 0 if kind == _FRAMES else _FIRST_EVENTS
         # Nothing is held of an event that has not ended; a frame may look like anything.
         self._clean = self._frames is None
         self._at_start = True
@@ -239,7 +252,7 @@ class Reader:
         """Read a complete JSON body, whatever the content type says."""
         try:
             if self._protocol.array and body[:_SHORT].lstrip()[:1] == b"[":
-                self._split_frames(Elements(MAX_EVENT), body)
+                self._split_frames(_elements(), body)
                 return
             if len(body) <= self._protocol.parse_up_to:
                 self._answer(parsed(self._protocol, body, self._on_malformed))
@@ -298,7 +311,7 @@ class Reader:
         """Whether lines come where frames were told of: cohere's SDK makes some of them."""
         first, self._at_start = self._at_start, False
         # A frame begins with its length.
-        if first and type(self._frames) is Frames and chunk[:1] == b"{":
+        if first and self._frames is not None and self._frames.counted and chunk[:1] == b"{":
             self._frames, self._lines = None, True
         return self._lines
 
@@ -346,7 +359,7 @@ class Reader:
     def _bare(self, line: bytes) -> bool:
         """Take a line of JSON between events: Google writes an error so, over several lines."""
         if self._frames is None and line[:1] == b"{":
-            self._frames, self._clean = Elements(MAX_EVENT), False
+            self._frames, self._clean = _elements(), False
         if self._frames is None:
             return False
         self._split_frames(self._frames, line)
@@ -456,6 +469,8 @@ class Reader:
             self._call.facts.update(self._protocol.response(body, self._on_malformed))
 
     def _shape(self, head: bytes, tail: bytes) -> dict[str, Any]:
+        from sottovoce.protocols.edges import shape  # noqa: PLC0415 - for what is very long
+
         several = "request_choice_count" in self._call.facts
         return shape(self._protocol, head, tail, several=several)
 

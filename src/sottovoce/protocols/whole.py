@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sottovoce.protocols.bodies import parsed
-from sottovoce.protocols.edges import ending
 from sottovoce.protocols.reader import Reader
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ def read_json(
             if found is None:
                 return None
         else:
+            from sottovoce.protocols.edges import ending  # noqa: PLC0415 - for what is very long
+
             found, complete = ending(protocol, body[-_END:])
             if not complete:
                 reader = Reader(call, protocol, "application/json", on_malformed)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final, cast
 from sottovoce import dropped, exchange, guard
 from sottovoce.protocols.reader import Reader
 from sottovoce.protocols.whole import read_json
-from sottovoce.transports import codings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -146,7 +145,7 @@ def watch(
     )
     decompress = None
     try:
-        decompress = codings.decompress(coding)
+        decompress = _decompress(coding)
     except Exception:  # noqa: BLE001 - it is a module of the app's choice that is asked
         guard.undecodable["encoding"] += 1
         reader = None
@@ -201,7 +200,7 @@ def read_whole(
     stand_in = _Buffered(call)
     reader = Reader(cast("Call", stand_in), route.protocol, kind, _malformed)
     try:
-        decompress = codings.decompress(coding)
+        decompress = _decompress(coding)
         if reader.json and decompress is None:
             reader.whole(body)
             return reader.error
@@ -214,6 +213,14 @@ def read_whole(
     reader.finish()
     call.stream = call.stream or stand_in.stream
     return reader.error
+
+
+def _decompress(coding: str | None) -> Decompress | None:
+    if not coding:
+        return None
+    from sottovoce.transports import codings  # noqa: PLC0415 - most libraries undo them
+
+    return codings.decompress(coding)
 
 
 class _Buffered:
