@@ -90,7 +90,8 @@ OURS = {
         "spans",
         "steps",
     },
-    "spans": {"guard", "privacy"},
+    "starter": set(),
+    "spans": {"guard", "privacy", "starter"},
     "own_counters": {"guard", "pages", "registry"},
 }
 NO_OPENTELEMETRY = {

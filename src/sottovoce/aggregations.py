@@ -39,7 +39,7 @@ def ways(instrument: Any, attributes: dict[str, Any]) -> list[Way]:
     for match in _matches(instrument):
         counting = Series(match, attributes)
         now = counting.aggregation()
-        if match._reset_on_collect:  # noqa: SLF001
+        if match._reset_on_collect:
             found.append((counting, False, _has_gaps(now)))
         else:
             found.append((now, _is_known(now), _has_gaps(now)))
@@ -66,13 +66,13 @@ def series(instrument: Any, attributes: dict[str, Any]) -> list[Series]:
 def _matches(instrument: Any) -> list[Any]:
     return [
         match
-        for storage in instrument._measurement_consumer._reader_storages.values()  # noqa: SLF001
-        for match in storage._get_or_init_view_instrument_match(instrument)  # noqa: SLF001
+        for storage in instrument._measurement_consumer._reader_storages.values()
+        for match in storage._get_or_init_view_instrument_match(instrument)
     ]
 
 
 def _kept(match: Any, attributes: dict[str, Any]) -> dict[str, Any]:
-    keys = match._view._attribute_keys  # noqa: SLF001
+    keys = match._view._attribute_keys
     if keys is None:
         return dict(attributes)
     return {name: value for name, value in attributes.items() if name in keys}
@@ -91,27 +91,27 @@ class Series:
 
         self._match = match
         self._attributes = _kept(match, attributes)
-        self._key = sdk._hash_attributes(self._attributes)  # noqa: SLF001
+        self._key = sdk._hash_attributes(self._attributes)
 
     def takes_many(self) -> bool:
         """Whether `add` knows what counts here. May raise."""
         # The SDK keeps one of each kind, that counts nothing, to tell kinds apart by.
-        return _is_known(self._match._aggregation)  # noqa: SLF001
+        return _is_known(self._match._aggregation)
 
     def takes_gaps(self) -> bool:
         """Whether `merge` knows what counts here, and its buckets are those of `Gaps`. May raise."""
-        return _has_gaps(self._match._aggregation)  # noqa: SLF001
+        return _has_gaps(self._match._aggregation)
 
     def aggregation(self) -> Any:
         """The one that counts now."""
-        with self._match._lock:  # noqa: SLF001
-            return self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
+        with self._match._lock:
+            return self._match._get_or_create_aggregation(self._key, self._attributes)
 
     def aggregate(self, measurement: Measurement, sampled: bool) -> None:
         """Hand a measurement to the one that counts now."""
         # Held meanwhile: what was collected is thrown away.
-        with self._match._lock:  # noqa: SLF001
-            now = self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
+        with self._match._lock:
+            now = self._match._get_or_create_aggregation(self._key, self._attributes)
             now.aggregate(measurement, sampled)
 
     def add(self, told: Sequence[Told], attributes: Mapping[str, Any]) -> None:
@@ -121,14 +121,14 @@ class Series:
             told: the measurements, in their order.
             attributes: of them all, for exemplars.
         """
-        with self._match._lock:  # noqa: SLF001
-            now = self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
+        with self._match._lock:
+            now = self._match._get_or_create_aggregation(self._key, self._attributes)
             _add(now, told, attributes)
 
     def merge(self, gaps: Gaps) -> None:
         """Add `gaps` to the one that counts now."""
-        with self._match._lock:  # noqa: SLF001
-            now = self._match._get_or_create_aggregation(self._key, self._attributes)  # noqa: SLF001
+        with self._match._lock:
+            now = self._match._get_or_create_aggregation(self._key, self._attributes)
             merge(now, gaps)
 
 
@@ -137,7 +137,7 @@ def _is_known(aggregation: Any) -> bool:
     from opentelemetry.sdk.metrics._internal import aggregation as sdk  # noqa: PLC0415
     from opentelemetry.sdk.metrics._internal.exemplar import exemplar_reservoir  # noqa: PLC0415
 
-    if type(aggregation) is not sdk._ExplicitBucketHistogramAggregation:  # noqa: SLF001
+    if type(aggregation) is not sdk._ExplicitBucketHistogramAggregation:
         return False
     reservoir = getattr(aggregation, "_reservoir", None)
     return (
@@ -145,8 +145,8 @@ def _is_known(aggregation: Any) -> bool:
         and vars(exemplar_reservoir.ExemplarBucket()).keys() == _EXEMPLAR
         and vars(aggregation).keys() >= _AGGREGATION
         and vars(reservoir).keys() >= _RESERVOIR
-        and aggregation._record_min_max is True  # noqa: SLF001
-        and tuple(reservoir._boundaries) == aggregation._boundaries  # noqa: SLF001
+        and aggregation._record_min_max is True
+        and tuple(reservoir._boundaries) == aggregation._boundaries
     )
 
 
@@ -163,46 +163,46 @@ def aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) ->
 
     There, each of a call's measurements looks for its bucket twice, and for its span.
     """
-    place = bisect_left(aggregation._boundaries, value)  # noqa: SLF001
+    place = bisect_left(aggregation._boundaries, value)
     told = point.exemplar
     if sampled and told is None:
         told = point.exemplar = _exemplar(point.attributes, point.span, time_ns())
     # What is collected, exemplars included, is collected under this lock as well.
-    with aggregation._lock:  # noqa: SLF001
-        counts = aggregation._value  # noqa: SLF001
+    with aggregation._lock:
+        counts = aggregation._value
         if counts is None:
-            counts = aggregation._value = aggregation._get_empty_bucket_counts()  # noqa: SLF001
+            counts = aggregation._value = aggregation._get_empty_bucket_counts()
         counts[place] += 1
-        aggregation._sum += value  # noqa: SLF001
-        if value < aggregation._min:  # noqa: SLF001
-            aggregation._min = value  # noqa: SLF001
-        if value > aggregation._max:  # noqa: SLF001
-            aggregation._max = value  # noqa: SLF001
+        aggregation._sum += value
+        if value < aggregation._min:
+            aggregation._min = value
+        if value > aggregation._max:
+            aggregation._max = value
         if sampled:
             told["_ExemplarBucket__value"] = value  # type: ignore[index]
-            aggregation._reservoir._reservoir_storage[place].__dict__.update(told)  # noqa: SLF001
+            aggregation._reservoir._reservoir_storage[place].__dict__.update(told)
 
 
 def _add(aggregation: Any, told: Sequence[Told], attributes: Mapping[str, Any]) -> None:
-    bounds = aggregation._boundaries  # noqa: SLF001
+    bounds = aggregation._boundaries
     values = [value for value, _, _ in told]
     places = [bisect_left(bounds, value) for value in values]
     # A bucket's newest measurement is its exemplar.
     newest = {place: each for place, each in zip(places, told, strict=True) if each[1] is not None}
     total, least, most = sum(values), min(values), max(values)
-    with aggregation._lock:  # noqa: SLF001
-        counts = aggregation._value  # noqa: SLF001
+    with aggregation._lock:
+        counts = aggregation._value
         if counts is None:
-            counts = aggregation._value = aggregation._get_empty_bucket_counts()  # noqa: SLF001
+            counts = aggregation._value = aggregation._get_empty_bucket_counts()
         for place in places:
             counts[place] += 1
-        aggregation._sum += total  # noqa: SLF001
-        if least < aggregation._min:  # noqa: SLF001
-            aggregation._min = least  # noqa: SLF001
-        if most > aggregation._max:  # noqa: SLF001
-            aggregation._max = most  # noqa: SLF001
+        aggregation._sum += total
+        if least < aggregation._min:
+            aggregation._min = least
+        if most > aggregation._max:
+            aggregation._max = most
         for place, (value, span, at_ns) in newest.items():
-            bucket = aggregation._reservoir._reservoir_storage[place]  # noqa: SLF001
+            bucket = aggregation._reservoir._reservoir_storage[place]
             vars(bucket).update(_exemplar(attributes, span, at_ns), _ExemplarBucket__value=value)  # type: ignore[arg-type]
 
 
@@ -227,7 +227,7 @@ def offered(instrument: Any) -> str | None:
         TraceBasedExemplarFilter,
     )
 
-    kind = type(instrument._measurement_consumer._sdk_config.exemplar_filter)  # noqa: SLF001
+    kind = type(instrument._measurement_consumer._sdk_config.exemplar_filter)
     table: dict[type, str] = {
         TraceBasedExemplarFilter: TRACED,
         AlwaysOnExemplarFilter: ALL,
@@ -241,21 +241,21 @@ def _has_gaps(aggregation: Any) -> bool:
     from opentelemetry.sdk.metrics._internal import aggregation as sdk  # noqa: PLC0415
 
     return (
-        type(aggregation) is sdk._ExplicitBucketHistogramAggregation  # noqa: SLF001
-        and aggregation._boundaries == CHUNK_BOUNDS_S  # noqa: SLF001
-        and aggregation._record_min_max is True  # noqa: SLF001
+        type(aggregation) is sdk._ExplicitBucketHistogramAggregation
+        and aggregation._boundaries == CHUNK_BOUNDS_S
+        and aggregation._record_min_max is True
     )
 
 
 def merge(aggregation: Any, gaps: Gaps) -> None:
     """Add `gaps` (nanoseconds) to a histogram of seconds whose buckets are theirs."""
-    with aggregation._lock:  # noqa: SLF001
-        counts = aggregation._value  # noqa: SLF001
+    with aggregation._lock:
+        counts = aggregation._value
         if counts is None:
-            counts = aggregation._value = aggregation._get_empty_bucket_counts()  # noqa: SLF001
+            counts = aggregation._value = aggregation._get_empty_bucket_counts()
         for bucket, count in enumerate(gaps.counts):
             if count:
                 counts[bucket] += count
-        aggregation._sum += sum(gaps.sums) * _NS  # noqa: SLF001
-        aggregation._min = min(aggregation._min, gaps.minimum * _NS)  # noqa: SLF001
-        aggregation._max = max(aggregation._max, gaps.maximum * _NS)  # noqa: SLF001
+        aggregation._sum += sum(gaps.sums) * _NS
+        aggregation._min = min(aggregation._min, gaps.minimum * _NS)
+        aggregation._max = max(aggregation._max, gaps.maximum * _NS)

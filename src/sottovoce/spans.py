@@ -4,7 +4,8 @@ Where the gate follows it judges everything; what is judged here for other provi
 have judged alike.
 
 A span is started with its first attributes, for samplers and for processors that look at them.
-The SDK checks and copies each for long, so where nobody can look they are `put` there right after.
+The SDK checks and copies each for long, so where nobody can look `starter` starts the span, or
+they are `put` there right after.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from opentelemetry import trace
 from sottovoce.guard import failed
 from sottovoce.privacy import buckets
 from sottovoce.privacy.gated import gates, ignores, is_gated
+from sottovoce.starter import starter_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanKind, Tracer
 
     from sottovoce.privacy.policy import Policy
+    from sottovoce.starter import Starter
 
 _FANS_OUT: Final = {
     ("opentelemetry.sdk.trace", "SynchronousMultiSpanProcessor"),
@@ -40,13 +43,14 @@ class Spans:
         policy: says what leaves.
     """
 
-    __slots__ = ("_policy", "_processors", "_sampler", "_tracer", "_unseen")
+    __slots__ = ("_policy", "_processors", "_sampler", "_starter", "_tracer", "_unseen")
 
     def __init__(self, tracer: Tracer, policy: Policy) -> None:
         self._tracer = tracer
         self._policy = policy
         # Whether nobody sees a span's first attributes, and of whom that was found.
         self._unseen = False
+        self._starter: Starter | None = None
         self._sampler: Any = None
         self._processors: Any = None
 
@@ -70,10 +74,15 @@ class Spans:
             first = self._policy.attributes(said, "span")
             if self._policy.coarse_span_times and not gates(self._tracer):
                 start_ns = buckets.instant(start_ns)
+        span: Span | None = None
         if self._are_unseen():
-            span = self._tracer.start_span(name, context=parent, kind=kind, start_time=start_ns)
-            if span.is_recording():
-                put(span, first)
+            starter = self._starter
+            if starter is not None and _are_clean(first):
+                span = starter.start(name, first, parent, kind=kind, start_ns=start_ns)
+            if span is None:
+                span = self._tracer.start_span(name, context=parent, kind=kind, start_time=start_ns)
+                if span.is_recording():
+                    put(span, first)
         else:
             span = self._tracer.start_span(
                 name, context=parent, kind=kind, attributes=dict(first), start_time=start_ns
@@ -127,6 +136,7 @@ class Spans:
                 and _is_heedless(sampler)
                 and all(ignores(processor, "on_start") for processor in processors)
             )
+            self._starter = starter_of(tracer) if unseen else None
             self._unseen, self._sampler, self._processors = unseen, sampler, processors
         except AttributeError:
             # Another SDK, or none yet.

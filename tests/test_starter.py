@@ -1,0 +1,231 @@
+"""A span that is started the short way is the span that its tracer would have started."""
+
+import functools
+import itertools
+
+import pytest
+from opentelemetry.context import Context
+from opentelemetry.sdk import trace as sdk
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    DEFAULT_ON,
+    Decision,
+    ParentBased,
+    ParentBasedTraceIdRatio,
+    Sampler,
+    SamplingResult,
+    StaticSampler,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
+
+from sottovoce import spans
+from sottovoce.privacy import gate
+from sottovoce.privacy.policy import Policy
+from sottovoce.settings import Settings
+from sottovoce.starter import starter_of
+
+SAID = {"gen_ai.operation.name": "chat", "server.port": 443}
+
+
+class Counting(RandomIdGenerator):
+    """Ids that two providers make alike."""
+
+    def __init__(self, *, random=True):
+        self.numbers = itertools.count(1)
+        self.random = random
+
+    def generate_trace_id(self):
+        return next(self.numbers)
+
+    def generate_span_id(self):
+        return next(self.numbers)
+
+    def is_trace_id_random(self):
+        return self.random
+
+
+def under(flags, *, remote, state=None):
+    context = SpanContext(7, 8, is_remote=remote, trace_flags=TraceFlags(flags), trace_state=state)
+    return set_span_in_context(NonRecordingSpan(context), Context())
+
+
+PARENTS = {
+    "root": Context(),
+    "invalid": set_span_in_context(INVALID_SPAN, Context()),
+    **{
+        f"{'remote' if remote else 'local'} {flags}": under(flags, remote=remote)
+        for remote in (True, False)
+        for flags in (0, 1, 2, 3)
+    },
+    "with state": under(1, remote=True, state=TraceState([("a", "b")])),
+}
+
+
+class Named(Sampler):
+    """An app's own."""
+
+    def should_sample(self, parent_context, trace_id, name, *_, **__):
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, {"seen": name})
+
+    def get_description(self):
+        return "Named"
+
+
+SAMPLERS = {
+    "on": (ALWAYS_ON, True),
+    "off": (ALWAYS_OFF, False),
+    "recorded alone": (StaticSampler(Decision.RECORD_ONLY), False),
+    "parent": (DEFAULT_ON, True),
+    "ratio": (TraceIdRatioBased(0.5), False),
+    "parent ratio": (ParentBasedTraceIdRatio(0.5), True),
+    "parent, children off": (ParentBased(ALWAYS_ON, local_parent_sampled=ALWAYS_OFF), False),
+    "the app's": (Named(), False),
+}
+TOLD = {"_name", "_context", "_kind", "_parent", "_start_time", "_end_time", "_limits"}
+LIMITS = [SpanLimits(), SpanLimits(max_span_attributes=1, max_events=1, max_links=1)]
+
+
+def bench(sampler, limits=LIMITS[0], *, random=True):
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(
+        sampler, Resource({"service.name": "a"}), span_limits=limits,
+        id_generator=Counting(random=random),
+    )  # fmt: skip
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider, exporter
+
+
+def lived(span):
+    """Do to a span what can be done to one."""
+    span.set_attribute("a", 1)
+    span.set_attributes({"b": ["x", "y"], "c": 2.5, "d": 1 + 2j})
+    for name in ("first", "second"):
+        span.add_event(name, {"k": "v"}, timestamp=5)
+    span.add_link(SpanContext(1, 2, is_remote=True), {"k": "v"})
+    span.update_name("renamed")
+    span.record_exception(ValueError("x"), timestamp=6)
+    span.set_status(Status(StatusCode.ERROR, "why"))
+    during = {key: repr(value) for key, value in vars(span).items() if key in TOLD}
+    span.end(9)
+    span.end(10)
+    span.set_attribute("late", 1)
+    return during, span.is_recording()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("parent", PARENTS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("random", [True, False])
+def test_a_span_is_as_its_tracer_would_have_started_it(sampler, parent, limits, random):
+    made, told = [], []
+    for short in (True, False):
+        provider, exporter = bench(SAMPLERS[sampler][0], limits, random=random)
+        tracer = provider.get_tracer("app", "1")
+        if short:
+            ours = spans.Spans(tracer, Policy(Settings()))
+            ours.begin("before", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+            provider.id_generator.numbers = itertools.count(1)
+            span, _ = ours.begin("n", SAID, PARENTS[parent], kind=SpanKind.CLIENT, start_ns=3)
+        else:
+            span = tracer.start_span(
+                "n", PARENTS[parent], kind=SpanKind.CLIENT, attributes=SAID, start_time=3
+            )
+        made.append(vars(span).keys())
+        told.append((lived(span), [each.to_json() for each in exporter.get_finished_spans()]))
+    assert made[0] == made[1]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_which_samplers_need_not_be_asked(sampler):
+    chosen, known = SAMPLERS[sampler]
+    assert (starter_of(bench(chosen)[0].get_tracer("app")) is not None) is known
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_who_looks_at_a_span_when_it_starts_sees_it_started(gated):
+    class Looking(SpanProcessor):
+        seen = ()
+
+        def on_start(self, span, parent_context=None):
+            self.seen += (dict(span.attributes),)
+
+    policy, looking = Policy(Settings()), Looking()
+    provider = gate.gated_tracer_provider(policy) if gated else TracerProvider()
+    ours = spans.Spans(provider.get_tracer("app"), policy)
+    ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    provider.add_span_processor(looking)
+    ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    assert looking.seen == (SAID,)
+
+
+def test_a_tracer_that_is_switched_off_starts_none():
+    provider, _ = bench(ALWAYS_ON)
+    tracer = provider.get_tracer("app")
+    ours = spans.Spans(tracer, Policy(Settings()))
+    for enabled in (True, False):
+        tracer._tracer_config.is_enabled = enabled
+        span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+        assert span.is_recording() is enabled
+
+
+def test_a_resource_that_changes_is_that_of_the_next_span():
+    # As after a fork.
+    provider, exporter = bench(ALWAYS_ON)
+    ours = spans.Spans(provider.get_tracer("app"), Policy(Settings()))
+    for number in (1, 2):
+        span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+        span.end()
+        provider._update_resource(Resource({"process.pid": number}))
+    assert [
+        span.resource.attributes.get("process.pid") for span in exporter.get_finished_spans()
+    ] == [
+        None,
+        1,
+    ]
+
+
+def test_a_span_of_another_make_is_left_to_its_tracer():
+    class Odd:
+        sampler = ALWAYS_ON
+
+        class _tracer_metrics:  # noqa: N801 - as the SDK calls it
+            pass
+
+    assert starter_of(Odd()) is None
+    assert starter_of(object()) is None
+
+
+@pytest.mark.parametrize(("owner", "method"), [("Tracer", "start_span"), ("Span", "start")])
+def test_what_others_put_around_a_spans_start_is_run(owner, method, monkeypatch):
+    started, kind = [], getattr(sdk, owner)
+    original = getattr(kind, method)
+
+    @functools.wraps(original)
+    def around(self, *args, **kwargs):
+        started.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, method, around)
+    ours = spans.Spans(bench(ALWAYS_ON)[0].get_tracer("app"), Policy(Settings()))
+    span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    assert started
+    assert dict(span.attributes) == SAID
