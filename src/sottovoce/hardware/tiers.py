@@ -46,7 +46,10 @@ def built_in(gib: float | None) -> str:
 
 def in_use(size: float | None) -> str | None:
     """The tier of an amount of memory in bytes that something takes; None for what is no amount."""
-    return IN_USE[bisect_right(EDGES, size / GIB)] if _is_amount(size) else None
+    # `_is_amount`, written out: this is asked for every call of an engine.
+    if (type(size) is int or type(size) is float) and 0 < size < math.inf:
+        return IN_USE[bisect_right(EDGES, size / GIB)]
+    return None
 
 
 def _is_amount(value: float | None) -> TypeGuard[float]:

@@ -7,12 +7,11 @@ Seen in mlx-lm 0.28.4 to 0.32.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sottovoce import dropped
 from sottovoce.call import Call
-from sottovoce.guard import failed, never_raise
+from sottovoce.guard import failed
 from sottovoce.hardware import tiers
 from sottovoce.runtimes import identity, mlx_call, mlx_models
 from sottovoce.runtimes.engine import NS
@@ -29,18 +28,21 @@ PROVIDER: Final = "mlx"
 _OPERATIONS: Final = {"chat": "chat", "text": "text_completion"}
 """Type of mlx-lm's request → operation."""
 
-_SAMPLING: Final = {
-    # Fact → where the request's arguments have it, and whether 0 turns it off.
-    "request_temperature": ("sampling", "temperature", False),
-    "request_top_p": ("sampling", "top_p", False),
-    "request_top_k": ("sampling", "top_k", True),
-    "request_frequency_penalty": ("logits", "frequency_penalty", True),
-    "request_presence_penalty": ("logits", "presence_penalty", True),
+_SETTINGS: Final = {
+    # Where the request's arguments have them → fact, name, and whether 0 turns it off.
+    "sampling": (
+        ("request_temperature", "temperature", False),
+        ("request_top_p", "top_p", False),
+        ("request_top_k", "top_k", True),
+    ),
+    "logits": (
+        ("request_frequency_penalty", "frequency_penalty", True),
+        ("request_presence_penalty", "presence_penalty", True),
+    ),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A request for a completion, as `ResponseGenerator.generate` gets it.
 
     Attributes:
@@ -74,7 +76,6 @@ class Answer(Call):
     reason: Any
     drafts: Sequence[Drafts]
 
-    @never_raise("mlx_answer.began")
     def began(
         self,
         asked: Asked,
@@ -90,21 +91,27 @@ class Answer(Call):
             prompt: its tokens, of which the number is taken.
             loads: of a `ModelProvider`, from when to when it loaded the model that it has.
         """
-        self.began_ns = at_ns
-        if isinstance(prompt, list):
-            self.prompt = len(prompt)
-        facts = self.facts
-        facts["queue_s"] = (at_ns - asked.asked_ns) * NS
-        from_ns, to_ns = loads.get(asked.engine.model_provider, (0, 0))
-        if to_ns > asked.asked_ns:
-            facts["load_s"] = (to_ns - max(from_ns, asked.asked_ns)) * NS
-        self._join(key_of(asked.engine))
+        # Written out, as below: `never_raise` costs a call more.
+        try:
+            self.began_ns = at_ns
+            if isinstance(prompt, list):
+                self.prompt = len(prompt)
+            facts = self.facts
+            facts["queue_s"] = (at_ns - asked.asked_ns) * NS
+            from_ns, to_ns = loads.get(asked.engine.model_provider, (0, 0))
+            if to_ns > asked.asked_ns:
+                facts["load_s"] = (to_ns - max(from_ns, asked.asked_ns)) * NS
+            self._join(key_of(asked.engine))
+        except Exception:  # noqa: BLE001 - as it does
+            failed("mlx_answer.began")
 
     def _join(self, engine: int) -> None:
         # Prompts are read side by side, and those of many wait inside the engine.
-        present = [each for of, each in list(_open.values()) if of == engine]
-        others = [each for each in present if each.reason is None]
+        present = list(_open.values())
         _open[key_of(self)] = engine, self
+        if not present:
+            return
+        others = [each for of, each in present if of == engine and each.reason is None]
         for each in (self, *others) if others else ():
             if not each.first_chunk_ns:
                 each.began_ns = None
@@ -120,18 +127,24 @@ class Answer(Call):
             if reason is not None:
                 self.reason = reason
 
-    @never_raise("mlx_answer.read_context")
     def read_context(self, context: Any) -> None:
         """Take the count that the other thread wrote before the first token. Never raises."""
-        cached = getattr(context, "prompt_cache_count", -1)
-        self.cached = cached if type(cached) is int else -1
+        try:
+            cached = getattr(context, "prompt_cache_count", -1)
+            self.cached = cached if type(cached) is int else -1
+        except Exception:  # noqa: BLE001 - as `never_raise` does
+            failed("mlx_answer.read_context")
 
-    @never_raise("mlx_answer.gather")
     def gather(self) -> None:
         """Write what is known of the answer. Never raises."""
         _open.pop(key_of(self), None)
-        if not self.is_open:
-            return
+        if self.is_open:
+            try:
+                self._gather()
+            except Exception:  # noqa: BLE001 - as `never_raise` does
+                failed("mlx_answer.gather")
+
+    def _gather(self) -> None:
         facts, made = self.facts, self.chunks
         if self.prompt >= 0:
             facts["input_tokens"] = self.prompt
@@ -170,7 +183,6 @@ _open: Final[dict[int, tuple[int, Answer]]] = {}
 """Answers that are being read, and whose: by `key_of` both."""
 
 
-@never_raise("mlx_answer.open")
 def opened(
     recorder: Recorder, asked: Asked, known: identity.Identity | None = None
 ) -> Answer | None:
@@ -181,46 +193,53 @@ def opened(
         asked: the request.
         known: who answers; None of a request that the engine refused or has not begun with.
     """
-    name = asked.arguments.model.model
-    facts = _facts(asked)
-    model = known.name if known else _hub_id(asked.engine.model_provider, name)
-    # Opened last: what fails above must not leave a call behind that nobody ends.
-    call = Answer(
-        recorder,
-        operation=_OPERATIONS.get(asked.request.request_type, "text_completion"),
-        provider=PROVIDER,
-        model=model,
-        in_process=True,
-        served=asked.handler is not None,
-        local=True,
-        start_ns=asked.started_ns,
-    )
-    call.began_ns = asked.asked_ns
-    call.prompt = call.cached = -1
-    call.reason = None
-    call.drafts = ()
-    call.stream = asked.handler is None or getattr(asked.handler, "stream", False) is True
-    call.facts.update(facts)
-    if known:
-        call.facts.update(known.facts)
-    dropped.keep(call)
+    try:
+        name = asked.arguments.model.model
+        facts = _facts(asked)
+        model = known.name if known else _hub_id(asked.engine.model_provider, name)
+        # Opened last: what fails above must not leave a call behind that nobody ends.
+        call = Answer(
+            recorder,
+            operation=_OPERATIONS.get(asked.request.request_type, "text_completion"),
+            provider=PROVIDER,
+            model=model,
+            in_process=True,
+            served=asked.handler is not None,
+            local=True,
+            start_ns=asked.started_ns,
+        )
+        call.began_ns = asked.asked_ns
+        call.prompt = call.cached = -1
+        call.reason = None
+        call.drafts = ()
+        call.stream = asked.handler is None or getattr(asked.handler, "stream", False) is True
+        call.facts.update(facts)
+        if known:
+            call.facts.update(known.facts)
+        dropped.keep(call)
+    except Exception:  # noqa: BLE001 - as `never_raise` does
+        failed("mlx_answer.open")
+        return None
     return call
 
 
-@never_raise("mlx_answer.identity")
 def known(asked: Asked) -> identity.Identity | None:
     """Say who answers, unless another request had its model loaded since. Never raises."""
-    provider, name = asked.engine.model_provider, asked.arguments.model.model
-    key = provider.model_key
-    names = {name}
-    # The server's own model is known by its place as `default_model` (until 0.30), or the
-    # other way round.
-    for table in ("default_model_map", "_model_map"):
-        names.add(getattr(provider, table, {}).get(name, name))
-    model, tokenizer = provider.model, provider.tokenizer
-    if model is None or key is None or key[0] not in names:
-        return None
-    return mlx_models.known(model, tokenizer)
+    try:
+        provider, name = asked.engine.model_provider, asked.arguments.model.model
+        key, model = provider.model_key, provider.model
+        if model is None or key is None:
+            return None
+        # The server's own model is known by its place as `default_model` (until 0.30), or the
+        # other way round.
+        if key[0] == name or any(
+            getattr(provider, table, {}).get(name) == key[0]
+            for table in ("default_model_map", "_model_map")
+        ):
+            return mlx_models.known(model, provider.tokenizer)
+    except Exception:  # noqa: BLE001 - as `never_raise` does
+        failed("mlx_answer.identity")
+    return None
 
 
 def _hub_id(provider: Any, asked: Any) -> str | None:
@@ -234,10 +253,12 @@ def _facts(asked: Asked) -> Facts:
     """Say what was asked for, the server's defaults included."""
     arguments = asked.arguments
     facts: dict[str, Any] = {}
-    for fact, (group, name, zero_is_off) in _SAMPLING.items():
-        value = getattr(getattr(arguments, group, None), name, None)
-        if type(value) in {int, float} and (value or not zero_is_off):
-            facts[fact] = value
+    for group, settings in _SETTINGS.items():
+        given = getattr(arguments, group, None)
+        for fact, name, zero_is_off in settings:
+            value = getattr(given, name, None)
+            if (type(value) is float or type(value) is int) and (value or not zero_is_off):
+                facts[fact] = value
     limit = arguments.max_tokens
     if type(limit) is int and limit > 0:
         facts["request_max_tokens"] = limit

@@ -20,9 +20,9 @@ see `mlx_handler.py`.
 from __future__ import annotations
 
 import functools
-import inspect
 from threading import current_thread
 from time import perf_counter_ns
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -40,6 +40,7 @@ from sottovoce.runtimes import (
     mlx_request,
 )
 from sottovoce.runtimes.engine import Arguments, Runtime
+from sottovoce.runtimes.identity import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -74,7 +75,7 @@ class _Server(Runtime):
         super().__init__(provider, recorder, hooks)
         # From when to when the model was loaded: the server holds one at a time.
         self._loads: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
-        # Requests that the engine has not begun with, by the `id` of what is asked.
+        # Requests that the engine has not begun with, by `key_of` what is asked.
         self._queued: dict[int, mlx_request.Request] = {}
 
     def patch(self, module: ModuleType, patches: Patches) -> None:
@@ -147,14 +148,14 @@ class _Server(Runtime):
             # Of one by hand there is no handler.
             of = mlx_request.current.get() or mlx_request.Request(None)
             of.ask(named.get("self"), asked, arguments)
-            self._queued[id(asked)] = of
+            self._queued[key_of(asked)] = of
             try:
                 result = original(*args, **kwargs)
             except BaseException as error:
                 self._refused(of, error)
                 raise
             finally:
-                self._queued.pop(id(asked), None)
+                self._queued.pop(key_of(asked), None)
             return self._answered(of, result)
 
         return generate
@@ -172,7 +173,7 @@ class _Server(Runtime):
                 mlx_batch.suppressed.set(True)
             # After the tokenizer comes what is asked.
             for asked in args[1:2]:
-                self._queued.pop(id(asked), None)
+                self._queued.pop(key_of(asked), None)
             return original(engine, *args, **kwargs)
 
         return _tokenize
@@ -196,7 +197,7 @@ class _Server(Runtime):
     @never_raise("mlx_server.of")
     def _of(self, request: Any) -> mlx_request.Request | None:
         # Where it is answered, what is asked, how.
-        return self._queued.get(id(request[1]))
+        return self._queued.get(key_of(request[1]))
 
     def load_on_demand(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `ModelProvider.load`: a request may wait for it."""
@@ -300,13 +301,11 @@ class _Server(Runtime):
         began_ns = perf_counter_ns()
         asked = of.taken()
         # What is no context and generator is the app's as it is.
-        if (
-            asked is None
-            or not isinstance(result, tuple)
-            or [*map(inspect.isgenerator, result)] != [False, True]
-        ):
+        if asked is None or not isinstance(result, tuple) or len(result) != 2:  # noqa: PLR2004
             return result
         context, tokens = result
+        if type(tokens) is not GeneratorType or type(context) is GeneratorType:
+            return result
 
         def opened() -> mlx_answer.Answer | None:
             call = self._opened(of, asked)
@@ -358,9 +357,8 @@ def _tokens(
     return None
 
 
-@never_raise("mlx_server.end")
 def _end(call: mlx_answer.Answer | None) -> None:
-    """The answer is complete."""
+    """The answer is complete. Never raises."""
     if call is not None:
         call.gather()
         call.end()
