@@ -1,6 +1,7 @@
 """Rows of facts: what is found key by key is what the rows say one by one."""
 
 from importlib import import_module
+from itertools import combinations
 from types import MappingProxyType
 
 import pytest
@@ -56,6 +57,24 @@ def test_what_is_found_key_by_key_is_what_the_rows_say(table, data):
     assert read(table, body).keys() == one_by_one.keys()
     assert learnt(table, body, told.append) == checked(one_by_one, said.append)
     assert told == said
+
+
+def test_of_several_rows_for_a_fact_the_first_counts_wherever_they_look():
+    pairs = 0
+    for table in TABLES:
+        paths = [(fact, vars(find).get("path", (key,))) for fact, key, find in table]
+        for (fact, first), (other, second) in combinations(paths, 2):
+            if fact != other or second[: len(first)] == first or first[: len(second)] == second:
+                continue
+            body = {}
+            for path in (second, first):
+                place = body
+                for name in path[:-1]:
+                    place = place.setdefault(name, {})
+                place[path[-1]] = pairs = pairs + 1
+            for each in (body, dict(reversed(body.items()))):
+                assert read(table, each) == read(table, MappingProxyType(each)), (fact, body)
+    assert pairs > 100
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ MAX_INDEX: Final = 128
 _MAX_MODEL = 512  # model ids can be paths; the gate never lets them through as they are
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,63}").fullmatch
 
+_USUAL: Final = frozenset({"stop", "length", "tool_calls", "end_turn", "tool_use", "STOP", "float"})
+"""Words that are nearly always the only one of a list."""
+
 
 def count(value: Any) -> int | None:
     """Keep a whole number that counts something."""
@@ -62,6 +65,8 @@ def _model(value: Any) -> str | None:
 
 
 def _words(value: Any) -> list[str] | None:
+    if type(value) is list and len(value) == 1 and type(value[0]) is str and value[0] in _USUAL:
+        return [value[0]]
     if not isinstance(value, list) or not 0 < list.__len__(value) <= MAX_INDEX:
         return None
     words: list[str] = []

@@ -12,7 +12,18 @@ from typing import Any, Final
 
 from sottovoce.protocols.checks import MAX_INDEX
 from sottovoce.protocols.protocol import Protocol, Seen, error_code, names
-from sottovoce.protocols.tables import Body, Candidates, Table, at, length, of, read, rows, used
+from sottovoce.protocols.tables import (
+    Body,
+    Candidates,
+    Table,
+    at,
+    length,
+    of,
+    read,
+    rows,
+    together,
+    used,
+)
 from sottovoce.protocols.timings import TIMINGS
 
 PERSON_BLOCKS: Final = frozenset(
@@ -114,44 +125,36 @@ def _format(body: Body) -> str | None:
     return OUTPUT_TYPES.get(kind) if isinstance(kind, str) else None
 
 
-@of("choices")
-def _reasons(body: Body) -> list[str] | None:
+def _chosen(body: Body) -> Candidates:
+    """Find why the choices of a whole answer ended, and which tools they call."""
     choices = _choices(body)
+    found: Candidates = {}
     if len(choices) == 1 and choices[0].get("index", 0) == 0:
         # Nearly always: one choice, and its reason.
         reason = choices[0].get("finish_reason")
-        return [reason[:MAX_INDEX]] if isinstance(reason, str) else None
-    seen = Seen()
+        if isinstance(reason, str):
+            found["finish_reasons"] = [reason[:MAX_INDEX]]
+    else:
+        seen = Seen()
+        for choice in choices:
+            seen.finished(choice.get("index", 0), choice.get("finish_reason"))
+        found.update(seen.candidates())
+    calls: list[Any] = []
     for choice in choices:
-        seen.finished(choice.get("index", 0), choice.get("finish_reason"))
-    return seen.candidates().get("finish_reasons")
-
-
-def _calls(body: Body) -> list[Any]:
-    found: list[Any] = []
-    for choice in _choices(body):
         message = choice.get("message")
         if type(message) is dict or isinstance(message, Mapping):
-            calls = message.get("tool_calls")
-            if isinstance(calls, list):
-                found.extend(calls)
+            several = message.get("tool_calls")
+            if isinstance(several, list):
+                calls.extend(several)
                 continue
             called = message.get("function_call")
             if called is not None and isinstance(called, Mapping):
                 # What one call was before there were several; some local servers write both.
-                found.append({"function": called})
+                calls.append({"function": called})
+    if calls:
+        found["tool_call_count"] = len(calls)
+        found["tool_names"] = names(*map(_tool_name, calls))
     return found
-
-
-@of("choices")
-def _tool_calls(body: Body) -> int | None:
-    return len(_calls(body)) or None
-
-
-@of("choices")
-def _tool_names(body: Body) -> list[str] | None:
-    calls = _calls(body)
-    return names(*map(_tool_name, calls)) if calls else None
 
 
 def _tool_name(call: Any) -> Any:
@@ -209,10 +212,8 @@ CHUNK: Final[Table] = (
     + TIMINGS
 )
 
-ANSWERED: Final[Table] = CHUNK + rows(
-    ("finish_reasons", _reasons),
-    ("tool_call_count", _tool_calls),
-    ("tool_names", _tool_names),
+ANSWERED: Final[Table] = CHUNK + together(
+    "choices", _chosen, "finish_reasons", "tool_call_count", "tool_names"
 )
 
 MAY_HOLD_FACT: Final = re.compile(

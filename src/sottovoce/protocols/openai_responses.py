@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
 from sottovoce.protocols.protocol import Protocol, Seen, error_code, names
-from sottovoce.protocols.tables import Body, Candidates, Table, at, length, of, read, rows
+from sottovoce.protocols.tables import Body, Candidates, Table, at, length, of, read, rows, together
 from sottovoce.protocols.timings import TIMINGS
 
 REASONS: Final = {"max_output_tokens": "length"}
@@ -40,22 +40,21 @@ def _user_turn(body: Body) -> bool | None:
 def _items(body: Body) -> list[Mapping[str, Any]]:
     output = body.get("output")
     items = output if isinstance(output, list) else ()
-    return [item for item in items if isinstance(item, Mapping)]
+    return [item for item in items if type(item) is dict or isinstance(item, Mapping)]
 
 
 def _item_types(body: Body) -> list[str]:
     return [str(item.get("type")) for item in _items(body)]
 
 
-@of("output")
-def _tool_calls(body: Body) -> int | None:
-    return sum(kind.endswith("_call") for kind in _item_types(body)) or None
-
-
-@of("output")
-def _tool_names(body: Body) -> list[str] | None:
-    calls = (item for item in _items(body) if str(item.get("type")).endswith("_call"))
-    return names(*(call.get("name") for call in calls))
+def _called(body: Body) -> Candidates:
+    calls = [item for item in _items(body) if str(item.get("type")).endswith("_call")]
+    if not calls:
+        return {}
+    return {
+        "tool_call_count": len(calls),
+        "tool_names": names(*(call.get("name") for call in calls)),
+    }
 
 
 @of("status")
@@ -107,7 +106,7 @@ ASKED: Final[Table] = rows(
     ("user_turn", _user_turn),
 )
 
-ANSWERED: Final[Table] = rows(
+ANSWERED: Final[Table] = together("output", _called, "tool_call_count", "tool_names") + rows(
     ("response_model", at("model")),
     ("response_service_tier", at("service_tier")),
     ("input_tokens", at("usage", "input_tokens")),
@@ -116,8 +115,6 @@ ANSWERED: Final[Table] = rows(
     ("cache_write_tokens", at("usage", "input_tokens_details", "cache_write_tokens")),
     ("reasoning_tokens", at("usage", "output_tokens_details", "reasoning_tokens")),
     ("finish_reasons", _reasons),
-    ("tool_call_count", _tool_calls),
-    ("tool_names", _tool_names),
 )
 
 OPENAI_RESPONSES: Final = Protocol(

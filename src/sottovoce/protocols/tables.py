@@ -96,6 +96,19 @@ def of(key: str) -> Callable[[Find], Find]:
     return mark
 
 
+def together(key: str, look: Callable[[Body], Candidates], *facts: str) -> Table:
+    """Make rows of facts that one look at a body finds all of, which is nothing without `key`."""
+
+    def row(fact: str) -> Row:
+        def find(body: Body) -> Any:
+            return look(body).get(fact)
+
+        find.__dict__.update(key=key, look=look)
+        return fact, key, find
+
+    return tuple(row(fact) for fact in facts)
+
+
 def rows(*entries: tuple[str, Find]) -> Table:
     """Make a table of (fact, how to find its value)."""
     return tuple((fact, find.__dict__["key"], find) for fact, find in entries)
@@ -126,10 +139,15 @@ _Row: TypeAlias = tuple[str, "_Check | None", "int | None", Find]
 where values are taken as they are, no place where no other row finds the fact."""
 _Value: TypeAlias = tuple[str, "_Check | None", "int | None", bool]
 """The same of a fact that a key's value itself is, and whether 0 says nothing."""
-_Key: TypeAlias = tuple[tuple[_Value, ...], "_Plan", tuple[_Row, ...], tuple[_Row, ...]]
+_Several: TypeAlias = tuple[Callable[[Body], Candidates], "_Plan"]
+"""A function that finds several facts, and what is looked for in what it gives: each by its name."""
+_Key: TypeAlias = tuple[
+    tuple[_Value, ...], "_Plan", tuple[_Row, ...], tuple[_Several, ...], tuple[_Row, ...]
+]
 """What is looked for under one key of a mapping: facts that its value is; what is looked for in the
-value, where that is a mapping; rows whose function looks for itself; the rows that the first two
-stand for. Plain tuples, which are taken apart much faster than named ones."""
+value, where that is a mapping; rows whose function looks for itself; functions that find several
+facts; the rows that the first two stand for. Plain tuples, which are taken apart much faster than
+named ones."""
 _Plan: TypeAlias = dict[str, _Key]
 
 # `id` raises an audit event, which costs more than all this where somebody listens (filelock does).
@@ -171,6 +189,11 @@ def _plan(rows_: list[_Row], depth: int) -> _Plan:
 
 def _key(group: list[_Row], depth: int) -> _Key:
     pathed = [row for row in group if "path" in row[3].__dict__]
+    several: dict[Callable[[Body], Candidates], _Plan] = {}
+    for fact, check, place, find in group:
+        if "look" in find.__dict__:
+            told = several.setdefault(find.__dict__["look"], {})
+            told[fact] = ((fact, check, place, False),), {}, (), (), ()
     deeper = [row for row in pathed if len(row[3].__dict__["path"]) > depth + 1]
     return (
         tuple(
@@ -179,7 +202,8 @@ def _key(group: list[_Row], depth: int) -> _Key:
             if len(find.__dict__["path"]) == depth + 1
         ),
         _plan(deeper, depth + 1),
-        tuple(row for row in group if "path" not in row[3].__dict__),
+        tuple(row for row in group if {"path", "look"}.isdisjoint(row[3].__dict__)),
+        tuple(several.items()),
         tuple(pathed),
     )
 
@@ -249,7 +273,7 @@ def _look(  # noqa: C901, PLR0912 - flat, because it runs for every body
         looked_for = plan.get(key)
         if looked_for is None:
             continue
-        values, inner, finds, rows_ = looked_for
+        values, inner, finds, several, rows_ = looked_for
         if value is not None:
             for fact, check, place, used_only in values:
                 if used_only and not value:
@@ -275,7 +299,10 @@ def _look(  # noqa: C901, PLR0912 - flat, because it runs for every body
                 else:
                     finds = (*rows_, *finds)
         for fact, check, place, find in finds:
-            given = _asked(find, body)
+            try:
+                given = find(body)
+            except Exception:  # noqa: BLE001 - a body may hold objects of the app
+                given = _WRONG
             if given is None:
                 continue
             if place is not None:
@@ -288,25 +315,29 @@ def _look(  # noqa: C901, PLR0912 - flat, because it runs for every body
                 found[fact] = good
             elif is_wrong(given):
                 wrong = True
+        for look, told in several:
+            try:
+                facts = look(body)
+            except Exception:  # noqa: BLE001 - same
+                facts = dict.fromkeys(told, _WRONG)
+            wrong = _look(told, facts, found, places, body) or wrong
     return wrong
-
-
-def _asked(find: Find, body: Body) -> Any:
-    try:
-        return find(body)
-    except Exception:  # noqa: BLE001 - a body may hold objects of the app
-        return _WRONG
 
 
 def _read_rows(table: Table, body: Body) -> Candidates:
     """Apply the rows one by one."""
     found: Candidates = {}
     for fact, key, find in table:
+        if fact in found:
+            continue
         try:
             there = key in body
         except Exception:  # noqa: BLE001 - a body may be an object of the app
             there = True
-        value = _asked(find, body) if there and fact not in found else None
+        try:
+            value = find(body) if there else None
+        except Exception:  # noqa: BLE001 - same
+            value = _WRONG
         if value is not None:
             found[fact] = value
     return found
