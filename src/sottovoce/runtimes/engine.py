@@ -94,7 +94,7 @@ class EngineCall(Call):
         """The engine is done, or failed with `error`. Never raises."""
         self.gather()
         if error is None:
-            self.end()
+            self._end("completed", None, None)
         else:
             self.fail(self._blamed(error) or error)
 

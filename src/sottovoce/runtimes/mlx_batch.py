@@ -186,13 +186,16 @@ def _insert(runtime: Runtime, original: Callable[..., Any]) -> Callable[..., Any
     def insert(*args: Any, **kwargs: Any) -> Any:
         uids = original(*args, **kwargs)
         if not suppressed.get() and runtime.recording:
-            _begin(runtime, arguments.named(args, kwargs), uids)
+            # Written out: `never_raise` costs a call more.
+            try:
+                _begin(runtime, arguments.named(args, kwargs), uids)
+            except Exception:  # noqa: BLE001 - as it does
+                failed("mlx.insert")
         return uids
 
     return insert
 
 
-@never_raise("mlx.insert")
 def _begin(runtime: Runtime, named: dict[str, Any], uids: list[Any]) -> None:
     generator = named["self"]
     prompts = named["segments"] if "segments" in named else named["prompts"]

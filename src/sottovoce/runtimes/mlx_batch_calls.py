@@ -35,7 +35,7 @@ class Clock(Protocol):
 class Batch(MlxCall):
     """A call for many prompts: counts of all, and the finish reason of each."""
 
-    __slots__ = ("fed", "prompt", "reasons", "sizes", "steps")
+    __slots__ = ("reasons", "sizes", "steps")
 
     def __init__(
         self,
@@ -46,14 +46,12 @@ class Batch(MlxCall):
         held: Held,
         asked: dict[str, Any],
     ) -> None:
-        # Whether the generator inside is found; how long its prompts are, how long each sequence
-        # is, and why it ended.
-        self.fed = False
-        self.prompt = 0
+        # How long each sequence is, and why it ended.
         self.sizes: dict[Any, int] = {}
         self.reasons: dict[Any, str] = {}
         self.steps = 0
         MlxCall.__init__(self, runtime, identity=identity, stream=False, held=held, asked=asked)
+        self.prompt = 0
         self.facts["batch_size"] = size
 
     def settle(self) -> None:
@@ -89,7 +87,7 @@ class Batch(MlxCall):
 class Sequence(MlxCall):
     """One sequence that the app inserted into a generator of its own."""
 
-    __slots__ = ("alone", "batch", "began_ns", "prompt", "reason")
+    __slots__ = ("alone", "batch", "began_ns")
 
     def __init__(
         self,
@@ -106,9 +104,8 @@ class Sequence(MlxCall):
         # Its clock, until nothing more is asked of it.
         self.batch: Clock | None = batch
         self.began_ns = batch.busy_ns
-        self.prompt = prompt
-        self.reason: Any = None
         MlxCall.__init__(self, runtime, identity=identity, stream=True, held=held, asked=asked)
+        self.prompt = prompt
 
     def gather(self) -> None:
         """Take the time on the generator's clock, too. Never raises."""

@@ -39,7 +39,7 @@ class MlxCall(EngineCall):
         operation: what the conventions call it.
     """
 
-    __slots__ = ("cached", "peak")
+    __slots__ = ("cached", "fed", "peak", "prompt", "reason")
 
     def __init__(
         self,
@@ -57,6 +57,11 @@ class MlxCall(EngineCall):
         self.cached = held.tokens
         # The most bytes that arrays ever took in this process, as mlx has them.
         self.peak: Any = None
+        # Tokens of the prompt, and why the answer ended, as the engine tells them; whether what
+        # generates inside a whole is found.
+        self.prompt: Any = None
+        self.reason: Any = None
+        self.fed = False
         EngineCall.__init__(
             self,
             runtime.recorder,
@@ -100,22 +105,7 @@ def peak() -> int | None:
 class Generation(MlxCall):
     """One generation: the engine's counts as the latest response has them."""
 
-    __slots__ = ("fed", "prompt", "reason")
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        *,
-        identity: Identity | None,
-        stream: bool,
-        held: Held,
-        asked: dict[str, Any],
-    ) -> None:
-        # Whether the stream inside `generate` is found.
-        self.fed = False
-        self.prompt: Any = None
-        self.reason: Any = None
-        MlxCall.__init__(self, runtime, identity=identity, stream=stream, held=held, asked=asked)
+    __slots__ = ()
 
     def read(self, piece: Any) -> None:
         """Take the counts of a response; may raise."""

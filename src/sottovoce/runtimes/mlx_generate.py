@@ -55,7 +55,7 @@ def stream_generate(
         if isinstance(whole, Generation) and not whole.stream and not whole.fed:
             whole.fed = True
             return _feed(inner, whole.read)
-        return pass_on(inner, lambda: opened(args, kwargs, True))
+        return pass_on(inner, functools.partial(opened, args, kwargs, True))
 
     return stream_generate
 
