@@ -38,6 +38,8 @@ T = TypeVar("T")
 class EngineCall(Call):
     """A call in process.
 
+    Made for every call, hence by place: by keyword, a class is handed a dict.
+
     Args:
         identity: who runs, as far as is known.
         stream: whether the app gets the answer piece by piece.
@@ -50,7 +52,6 @@ class EngineCall(Call):
     def __init__(
         self,
         recorder: Recorder,
-        *,
         operation: str,
         provider: str,
         identity: Identity | None,

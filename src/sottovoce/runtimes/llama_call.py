@@ -70,10 +70,9 @@ class LlamaCall(EngineCall):
         "watched",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - as `EngineCall`
         self,
         recorder: Recorder,
-        *,
         operation: str,
         provider: str,
         identity: Identity | None,
@@ -106,9 +105,7 @@ class LlamaCall(EngineCall):
         self.mark_ns = self.later_ns = 0
         # The newest token, until it is known not to be an end-of-generation token.
         self.last: Any = None
-        EngineCall.__init__(
-            self, recorder, operation=operation, provider=provider, identity=identity, stream=stream
-        )
+        EngineCall.__init__(self, recorder, operation, provider, identity, stream)
 
     def serves(self, llama: Any) -> bool:
         """Whether what `llama` does now is part of this call."""

@@ -288,13 +288,13 @@ class _LlamaCpp(Runtime):
             # Opened last: what fails above must not leave a call behind that nobody ends.
             call = LlamaCall(
                 self.recorder,
-                operation=operation,
-                provider=self.provider,
-                identity=llama_models.LOADED.get(llama) or self.identify(llama),
-                stream=bool(named.get("stream")),
-                llama=llama,
-                ends=self._ends,
-                tools="request_tool_count" in facts,
+                operation,
+                self.provider,
+                llama_models.LOADED.get(llama) or self.identify(llama),
+                bool(named.get("stream")),
+                llama,
+                self._ends,
+                "request_tool_count" in facts,
             )
             call.facts.update(facts)
         except Exception:  # noqa: BLE001 - as it does

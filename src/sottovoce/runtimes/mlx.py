@@ -131,8 +131,8 @@ def _open(runtime: Runtime, named: dict[str, Any], stream: bool) -> Generation:
     kind = Generation if alone else Speculation
     return kind(
         runtime,
-        identity=mlx_models.known(model, named.get("tokenizer")),
-        stream=stream,
-        held=mlx_cache.held(named.get("prompt_cache"), model, window),
-        asked=named,
+        mlx_models.known(model, named.get("tokenizer")),
+        stream,
+        mlx_cache.held(named.get("prompt_cache"), model, window),
+        named,
     )

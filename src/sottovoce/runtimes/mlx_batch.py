@@ -159,10 +159,10 @@ def _batch_generate(runtime: Runtime, original: Callable[..., Any]) -> Callable[
         held = [mlx_cache.held(cache, model, window) for cache in caches]
         return Batch(
             runtime,
-            identity=mlx_models.known(model, named.get("tokenizer")),
-            size=len(_sized(named.get("prompts"))),
-            held=Held(sum(each.tokens for each in held), held[0].window),
-            asked=named,
+            len(_sized(named.get("prompts"))),
+            mlx_models.known(model, named.get("tokenizer")),
+            Held(sum(each.tokens for each in held), held[0].window),
+            named,
         )
 
     @functools.wraps(original)
@@ -226,11 +226,11 @@ def _begin(runtime: Runtime, named: dict[str, Any], uids: list[Any]) -> None:
     for uid, prompt, cache, limit, sampler, processors in each:
         call = batch.calls[uid] = Sequence(
             runtime,
-            identity=known,
-            batch=batch,
-            prompt=_length(prompt),
-            held=mlx_cache.held(cache, model, window),
-            asked={"max_tokens": limit, "sampler": sampler, "logits_processors": processors},
+            batch,
+            _length(prompt),
+            known,
+            mlx_cache.held(cache, model, window),
+            {"max_tokens": limit, "sampler": sampler, "logits_processors": processors},
         )
     if call is not None:
         first, batch.first = batch.first, None

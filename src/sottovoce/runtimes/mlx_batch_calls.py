@@ -40,7 +40,6 @@ class Batch(MlxCall):
     def __init__(
         self,
         runtime: Runtime,
-        *,
         size: int,
         identity: Identity | None,
         held: Held,
@@ -50,7 +49,7 @@ class Batch(MlxCall):
         self.sizes: dict[Any, int] = {}
         self.reasons: dict[Any, str] = {}
         self.steps = 0
-        MlxCall.__init__(self, runtime, identity=identity, stream=False, held=held, asked=asked)
+        MlxCall.__init__(self, runtime, identity, False, held, asked)
         self.prompt = 0
         self.facts["batch_size"] = size
 
@@ -89,10 +88,9 @@ class Sequence(MlxCall):
 
     __slots__ = ("alone", "batch", "began_ns")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - as `EngineCall`
         self,
         runtime: Runtime,
-        *,
         batch: Clock,
         prompt: int,
         identity: Identity | None,
@@ -104,7 +102,7 @@ class Sequence(MlxCall):
         # Its clock, until nothing more is asked of it.
         self.batch: Clock | None = batch
         self.began_ns = batch.busy_ns
-        MlxCall.__init__(self, runtime, identity=identity, stream=True, held=held, asked=asked)
+        MlxCall.__init__(self, runtime, identity, True, held, asked)
         self.prompt = prompt
 
     def gather(self) -> None:

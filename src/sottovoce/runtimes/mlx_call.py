@@ -41,10 +41,9 @@ class MlxCall(EngineCall):
 
     __slots__ = ("cached", "fed", "peak", "prompt", "reason")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - as `EngineCall`
         self,
         runtime: Runtime,
-        *,
         identity: Identity | None,
         stream: bool,
         held: Held,
@@ -62,14 +61,7 @@ class MlxCall(EngineCall):
         self.prompt: Any = None
         self.reason: Any = None
         self.fed = False
-        EngineCall.__init__(
-            self,
-            runtime.recorder,
-            operation=operation,
-            provider=runtime.provider,
-            identity=identity,
-            stream=stream,
-        )
+        EngineCall.__init__(self, runtime.recorder, operation, runtime.provider, identity, stream)
         facts = self.facts
         if settings:
             facts.update(settings)
@@ -135,9 +127,16 @@ class Speculation(Generation):
 
     __slots__ = ("drafts",)
 
-    def __init__(self, runtime: Runtime, *, asked: dict[str, Any], **known: Any) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        identity: Identity | None,
+        stream: bool,
+        held: Held,
+        asked: dict[str, Any],
+    ) -> None:
         self.drafts = Drafts(asked)
-        super().__init__(runtime, asked=asked, **known)
+        MlxCall.__init__(self, runtime, identity, stream, held, asked)
 
     def read(self, piece: Any) -> None:
         """Take whether the token was drafted, too."""
