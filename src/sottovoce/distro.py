@@ -87,6 +87,8 @@ def apply_defaults(chosen: Settings) -> None:
     default("OTEL_PROPAGATORS", "tracecontext")
     if address := chosen.endpoint or (settings.LOCAL_ENDPOINT if chosen.local else None):
         default("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+    if chosen.local and not chosen.endpoint:
+        _ask_for_receiver(settings.LOCAL_ENDPOINT)
     # OpenTelemetry for Python exports nothing until told to. What has no destination stays
     # unset. Logs need to be asked for by name: without its text, which the gate removes, a
     # record says little and would cost a request all the same.
@@ -200,6 +202,22 @@ def _report_to_family(name: str, warning: str) -> None:
     if name not in told:
         os.environ[settings.TOLD] = " ".join((*told, name))
         report([warning])
+
+
+@never_raise("distro.receiver")
+def _ask_for_receiver(address: str) -> None:
+    """Say what to start when nothing listens there: the SDK's own errors name no command."""
+    import errno  # noqa: PLC0415 - of use only here
+    import socket  # noqa: PLC0415
+
+    host, _, port = address.partition("://")[2].partition(":")
+    with socket.socket() as probe:
+        # On this machine it is known at once.
+        probe.settimeout(0.1)
+        if probe.connect_ex((host, int(port))) != errno.ECONNREFUSED:
+            return
+    told = f"SOTTOVOCE_LOCAL: nothing listens at {address} yet; start it with `sottovoce local`."
+    _report_to_family("local", told)
 
 
 class SottovoceConfigurator:

@@ -62,10 +62,22 @@ def test_parent_and_child_each_deliver_their_own(child):
     assert ran.err == ""
     assert ran.code == 0
     assert sorted(sink.span_names) == ["chat", "embeddings", "text_completion"]
+    # What the end of a child takes is one request a signal, all at once.
+    paths = [path for path, _ in sink.requests]
+    assert (paths.count("/v1/metrics"), paths.count("/v1/traces")) == (2, 2)
     instances = {span.name: resource["service.instance.id"] for resource, _, span in sink.spans}
     assert instances["chat"] == instances["text_completion"] != instances["embeddings"]
     assert all("process.pid" not in resource for resource, _, _ in sink.spans)
     assert b"planted" not in sink.bytes
+
+
+def test_a_child_that_records_nothing_sends_nothing():
+    children = (CHILDREN["that falls off the end"], CHILDREN["of multiprocessing"])
+    silent = "\n".join(children).replace('call("embeddings")', "pass").replace("=call", "=str")
+    with Sink() as sink:
+        ran = run(PROGRAM.replace("CHILD", silent), OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint)
+    assert (ran.err, ran.code) == ("", 0)
+    assert sorted(path for path, _ in sink.requests) == ["/v1/metrics", "/v1/traces"]
 
 
 def test_a_child_whose_collector_is_dead_ends_within_the_deadline():

@@ -74,6 +74,30 @@ def test_the_destination_can_be_given_in_code_but_the_environments_wins():
         assert mine.span_names == ["chat"]
 
 
+LOCAL = """
+import sottovoce
+from sottovoce import settings
+settings.LOCAL_ENDPOINT = ADDRESS
+sottovoce.start(local=True)
+sottovoce.start(local=True).shutdown()
+"""
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_who_sends_to_the_local_receiver_is_told_how_to_start_it(launched):
+    address = dead_endpoint()
+    ran = run(LOCAL.replace("ADDRESS", repr(address)), launcher=launched)
+    told = f"nothing listens at {address} yet; start it with `sottovoce local`."
+    assert ran.err.count("sottovoce local") == ran.err.count(told) == 1
+
+
+def test_nothing_is_said_where_it_runs_or_is_not_asked_for():
+    with Sink() as sink:
+        for address, start in ((sink.endpoint, "local=True"), (dead_endpoint(), "")):
+            program = LOCAL.replace("ADDRESS", repr(address)).replace("local=True", start)
+            assert "sottovoce local" not in run(program, launcher=False).err
+
+
 def test_code_may_tighten_and_never_loosen():
     ran = go("""
 import sottovoce
