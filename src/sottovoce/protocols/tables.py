@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from sottovoce.protocols.checks import CHECKS, MAX_COUNT, checked, count, is_wrong
+from sottovoce.protocols.checks import CHECKS, MAX_COUNT, checked, count
 
 if TYPE_CHECKING:
     from sottovoce.call import Facts
@@ -133,22 +133,19 @@ def without(table: Table, key: str) -> Table:
     return tuple(row for row in table if row[0] not in lacking)
 
 
-_Check: TypeAlias = Callable[[Any], Any]
-_Row: TypeAlias = tuple[str, "_Check | None", "int | None", Find]
-"""A fact, its check, the row's place among those of its fact, how to find it. There is no check
-where values are taken as they are, no place where no other row finds the fact."""
-_Value: TypeAlias = tuple[str, "_Check | None", "int | None", bool]
-"""The same of a fact that a key's value itself is, and whether 0 says nothing."""
-_Several: TypeAlias = tuple[Callable[[Body], Candidates], "_Plan"]
-"""A function that finds several facts, and what is looked for in what it gives: each by its name."""
-_Key: TypeAlias = tuple[
-    tuple[_Value, ...], "_Plan", tuple[_Row, ...], tuple[_Several, ...], tuple[_Row, ...]
-]
-"""What is looked for under one key of a mapping: facts that its value is; what is looked for in the
-value, where that is a mapping; rows whose function looks for itself; functions that find several
-facts; the rows that the first two stand for. Plain tuples, which are taken apart much faster than
-named ones."""
-_Plan: TypeAlias = dict[str, _Key]
+class _Used(str):
+    """A fact that is a count, and says nothing where it is 0."""
+
+    __slots__ = ()
+
+
+_Step: TypeAlias = tuple[Any, Any, "Callable[[Body], Any] | None"]
+"""A fact, its check, how to find it. No check: its value is taken as it is. No way to find it: it is
+the key's own value. No fact, but a plan in the place of the check: what is found holds several."""
+_Node: TypeAlias = "str | _Plan | tuple[_Step, ...]"
+"""What is looked for under one key of a mapping: the fact, of a lone count, as most facts are; a
+plan, where the value holds facts and nothing else is looked for; else the steps to take."""
+_Plan: TypeAlias = dict[str, _Node]
 
 # `id` raises an audit event, which costs more than all this where somebody listens (filelock does).
 _key_of: Final = object.__hash__
@@ -158,68 +155,58 @@ _checked_plans: Final[dict[int, tuple[Table, _Plan]]] = {}
 """The same of `learnt`."""
 
 
-def _planned(table: Table, *, checked: bool) -> _Plan:
+def _planned(table: Table, *, checks: bool) -> _Plan:
     """Group the rows of a table by the keys on their paths, so that each is looked up once."""
-    facts = [fact for fact, _, _ in table]
-    plan = _plan(
-        [
-            (
-                fact,
-                CHECKS[fact] if checked else None,
-                place if facts.count(fact) > 1 else None,
-                find,
-            )
-            for place, (fact, _, find) in enumerate(table)
-        ],
-        0,
-    )
-    plans = _checked_plans if checked else _plans
+    plan = _plan(table, 0, checks=checks)
+    plans = _checked_plans if checks else _plans
     if len(plans) < _MOST_PLANS:
         plans[_key_of(table)] = table, plan
     return plan
 
 
-def _plan(rows_: list[_Row], depth: int) -> _Plan:
-    by_key: dict[str, list[_Row]] = {}
-    for row in rows_:
-        path = row[3].__dict__.get("path")
-        by_key.setdefault(path[depth] if path else row[3].__dict__["key"], []).append(row)
-    return {key: _key(group, depth) for key, group in by_key.items()}
+def _plan(table: Table, depth: int, *, checks: bool) -> _Plan:
+    by_key: dict[str, list[Row]] = {}
+    for row in table:
+        path = vars(row[2]).get("path")
+        by_key.setdefault(path[depth] if path else row[1], []).append(row)
+    return {key: _node(group, depth + 1, checks=checks) for key, group in by_key.items()}
 
 
-def _key(group: list[_Row], depth: int) -> _Key:
-    pathed = [row for row in group if "path" in row[3].__dict__]
-    several: dict[Callable[[Body], Candidates], _Plan] = {}
-    for fact, check, place, find in group:
-        if "look" in find.__dict__:
-            told = several.setdefault(find.__dict__["look"], {})
-            told[fact] = ((fact, check, place, False),), {}, (), (), ()
-    deeper = [row for row in pathed if len(row[3].__dict__["path"]) > depth + 1]
-    return (
-        tuple(
-            (fact, check, place, "used" in find.__dict__)
-            for fact, check, place, find in pathed
-            if len(find.__dict__["path"]) == depth + 1
-        ),
-        _plan(deeper, depth + 1),
-        tuple(row for row in group if {"path", "look"}.isdisjoint(row[3].__dict__)),
-        tuple(several.items()),
-        tuple(pathed),
-    )
+def _node(group: list[Row], depth: int, *, checks: bool) -> _Node:
+    steps: list[_Step] = []
+    deeper: list[Row] = []
+    together_: dict[Any, _Plan] = {}
+    for row in group:
+        fact, _, find = row
+        marks = vars(find)
+        check = CHECKS[fact] if checks else None
+        if "look" in marks:
+            told = together_.setdefault(marks["look"], {})
+            told[fact] = fact if check is count else ((fact, check, None),)
+        elif len(marks.get("path", ())) > depth:
+            deeper.append(row)
+        else:
+            steps.append((fact, check, None if "path" in marks and "used" not in marks else find))
+    inner = _plan(tuple(deeper), depth, checks=checks)
+    if inner and not steps and not together_:
+        return inner
+    if len(group) == 1 and "path" in vars(group[0][2]) and steps and steps[0][1] is count:
+        fact, _, asked = steps[0]
+        return str(fact) if asked is None else _Used(fact)
+    if inner:
+        steps.append((None, inner, None))
+    return (*steps, *((None, told, look) for look, told in together_.items()))
 
 
 def read(table: Table, body: Body) -> Candidates:
     """Apply every row of `table` to `body`. Never raises: a row that cannot be read is absent."""
-    if type(body) is not dict:
-        return _read_rows(table, body)
-    known = _plans.get(_key_of(table))
-    plan = known[1] if known and known[0] is table else _planned(table, checked=False)
-    found: Candidates = {}
-    try:
-        _look(plan, body, found, {}, body)
-    except Exception:  # noqa: BLE001 - a body may hold objects of the app
-        return _read_rows(table, body)
-    return found
+    if type(body) is dict:
+        known = _plans.get(_key_of(table))
+        plan = known[1] if known and known[0] is table else _planned(table, checks=False)
+        found: Candidates = {}
+        if _found(plan, body, found):
+            return found
+    return _read_rows(table, body)
 
 
 def learnt(table: Table, body: Body, on_malformed: Callable[[str], None] | None = None) -> Facts:
@@ -227,101 +214,72 @@ def learnt(table: Table, body: Body, on_malformed: Callable[[str], None] | None 
 
     Never raises; `on_malformed` is told ``type`` once however many values were of another type.
     """
-    if type(body) is not dict:
-        return checked(_read_rows(table, body), on_malformed)
-    known = _checked_plans.get(_key_of(table))
-    plan = known[1] if known and known[0] is table else _planned(table, checked=True)
-    facts: Candidates = {}
-    places: dict[str, int] = {}
+    if type(body) is dict:
+        known = _checked_plans.get(_key_of(table))
+        plan = known[1] if known and known[0] is table else _planned(table, checks=True)
+        facts: Any = {}
+        if _found(plan, body, facts):
+            return facts  # type: ignore[no-any-return]
+    return checked(_read_rows(table, body), on_malformed)
+
+
+def _found(plan: _Plan, body: Body, found: Candidates) -> bool:
     try:
-        wrong = _look(plan, body, facts, places, body)
+        return _look(plan, body, found, body)
     except Exception:  # noqa: BLE001 - a body may hold objects of the app
-        return checked(_read_rows(table, body), on_malformed)
-    for fact in places:
-        # Of these it is only known now which value counts.
-        value = facts[fact]
-        if type(value) is int and 0 <= value <= MAX_COUNT and CHECKS[fact] is count:
-            continue
-        good = CHECKS[fact](value)
-        if good is None:
-            del facts[fact]
-            wrong = wrong or is_wrong(value)
-        else:
-            facts[fact] = good
-    if wrong and on_malformed is not None:
-        on_malformed("type")
-    return facts  # type: ignore[return-value]
+        return False
 
 
-def _look(  # noqa: C901, PLR0912 - flat, because it runs for every body
-    plan: _Plan, part: dict[str, Any], found: Candidates, places: dict[str, int], body: Body
-) -> bool:
-    """Apply `plan` to a part of `body`.
+def _look(plan: _Plan, part: Mapping[str, Any], found: Candidates, body: Body) -> bool:  # noqa: C901, PLR0912 - flat, because it runs for every body
+    """Apply `plan` to a part of `body`, as long as all is as it nearly always is.
 
     Args:
         plan: what is looked for.
         part: where, of the body.
-        found: gets what is found; a fact that several rows may find is not checked.
-        places: of the rows that found such facts.
+        found: gets what is found.
         body: all of it.
 
     Returns:
-        Whether something was of a wrong type.
+        Whether it was. Where a value is not of its fact's type, where rows disagree about a fact,
+        and where a row cannot be read, the rows are to be asked one by one.
     """
-    wrong = False
     for key, value in part.items():
-        looked_for = plan.get(key)
-        if looked_for is None:
+        node: Any = plan.get(key)
+        if node is None:
             continue
-        values, inner, finds, several, rows_ = looked_for
-        if value is not None:
-            for fact, check, place, used_only in values:
-                if used_only and not value:
+        kind = type(node)
+        if kind is str or kind is _Used:
+            if type(value) is int and 0 <= value <= MAX_COUNT:
+                if value or kind is str:
+                    if node in found and found[node] != value:
+                        return False
+                    found[node] = value
+            elif value is not None:
+                return False
+        elif kind is dict:
+            if type(value) is dict:
+                if not _look(node, value, found, body):
+                    return False
+            elif value is not None:
+                return False
+        else:
+            for fact, check, find in node:
+                given = value if find is None else find(body)
+                if given is None:
                     continue
-                if place is not None:
-                    if places.get(fact, place) >= place:
-                        places[fact] = place
-                        found[fact] = value
-                elif check is None or (
-                    check is count and type(value) is int and 0 <= value <= MAX_COUNT
-                ):
-                    # Most facts are counts.
-                    found[fact] = value
-                else:
-                    good = check(value)
-                    if good is not None:
-                        found[fact] = good
-                    elif is_wrong(value):
-                        wrong = True
-            if inner:
-                if type(value) is dict:
-                    wrong = _look(inner, value, found, places, body) or wrong
-                else:
-                    finds = (*rows_, *finds)
-        for fact, check, place, find in finds:
-            try:
-                given = find(body)
-            except Exception:  # noqa: BLE001 - a body may hold objects of the app
-                given = _WRONG
-            if given is None:
-                continue
-            if place is not None:
-                if places.get(fact, place) >= place:
-                    places[fact] = place
-                    found[fact] = given
-                continue
-            good = given if check is None else check(given)
-            if good is not None:
+                if fact is None:
+                    if type(given) is not dict or not _look(check, given, found, body):
+                        return False
+                    continue
+                good = given if check is None else check(given)
+                if good is None or (fact in found and not _same(good, found[fact])):
+                    return False
                 found[fact] = good
-            elif is_wrong(given):
-                wrong = True
-        for look, told in several:
-            try:
-                facts = look(body)
-            except Exception:  # noqa: BLE001 - same
-                facts = dict.fromkeys(told, _WRONG)
-            wrong = _look(told, facts, found, places, body) or wrong
-    return wrong
+    return True
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
 
 
 def _read_rows(table: Table, body: Body) -> Candidates:
