@@ -6,6 +6,8 @@ from importlib.metadata import distribution
 import pytest
 
 from delivery.launcher import run
+from delivery.sink import Sink
+from servers.provider import ProviderServer
 
 pytestmark = pytest.mark.e2e
 
@@ -126,3 +128,26 @@ def test_a_call_loads_the_wire_format_that_it_speaks_alone():
     assert {"sottovoce.protocols.openai_chat", "sottovoce.protocols.reader"} <= set(names)
     others = ("anthropic_messages", "bedrock_invoke", "cohere", "gemini", "huggingface", "ollama")
     assert not {f"sottovoce.protocols.{other}" for other in others} & set(names)
+
+
+GATED_CALL = """
+import openai, sottovoce
+sottovoce.start()
+from sottovoce.privacy import tripwire
+with openai.OpenAI(api_key="k", base_url=PROVIDER + "/v1") as client:
+    client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "hi"}])
+assert not tripwire._search.cache_info().currsize
+"""
+
+
+def test_a_first_call_loads_and_compiles_nothing_that_most_calls_do_without():
+    with Sink() as sink, ProviderServer() as server:
+        program = GATED_CALL.replace("PROVIDER", repr(server.url)) + LOADED
+        remote = {"SOTTOVOCE_ENDPOINTS": "127.0.0.1=openai:remote"}
+        endpoint = sink.endpoint
+        names = loaded(program, launcher=False, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **remote)
+        assert sink.span_names
+    seldom = ("privacy.catalogue", "privacy.dialects", "protocols.edges", "protocols.elements",
+              "protocols.eventstream", "protocols.outline", "protocols.skeleton",
+              "registry._dialects", "registry._rare", "transports.codings")  # fmt: skip
+    assert not {f"sottovoce.{name}" for name in seldom} & set(names)

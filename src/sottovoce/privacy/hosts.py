@@ -37,7 +37,7 @@ _AUTHORITY: Final = Pattern(
 )
 CLASSES: Final = frozenset({"private", "public_other"})
 """What is said of a host that may not be named, alone or with its pseudonym."""
-_HERE: Final = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
+HERE: Final = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
 _PRIVATE: Final = Pattern(
     r"10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}"
     r"|169\.254(?:\.\d{1,3}){2}|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])(?:\.\d{1,3}){2}"
@@ -49,7 +49,7 @@ _PRIVATE: Final = Pattern(
 def is_loopback(address: str) -> bool:
     """Whether `address` is this machine by name or number."""
     name = address.lower()
-    return name in _HERE or (name[:4] == "127." and _LOOPBACK.fullmatch(name) is not None)
+    return name in HERE or (name[:4] == "127." and _LOOPBACK.fullmatch(name) is not None)
 
 
 def is_own(address: str, own_hosts: tuple[str, ...]) -> bool:
@@ -74,7 +74,7 @@ def host(address: str, pseudonyms: Pseudonyms) -> str:
     if address in PROVIDER_HOSTS:
         return address
     name = host_of(address).lower().rstrip(".")
-    if name in PROVIDER_HOSTS or name in _HERE or pseudonyms.has_made(name):
+    if name in PROVIDER_HOSTS or name in HERE or pseudonyms.has_made(name):
         return name
     if is_loopback(name):
         # Nine digits to choose freely: which of them it is stays here.

@@ -208,7 +208,7 @@ UNNAMED: Final = "unknown_service"
 _UNNAMED: Final = frozenset({UNNAMED, f"{UNNAMED}:python"})
 
 WORDS_OF: Final = {
-    "server.address": hosts.PROVIDER_HOSTS,
+    "server.address": hosts.PROVIDER_HOSTS | hosts.HERE,
     "service.name": _UNNAMED,
     "telemetry.sdk.name": frozenset({"opentelemetry"}),
 }
