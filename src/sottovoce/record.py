@@ -25,7 +25,7 @@ from sottovoce._version import __version__
 from sottovoce.instruments import PACE, Latest, Legacy
 from sottovoce.points import NOWHERE, Point
 from sottovoce.privacy import policy, propagation
-from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
+from sottovoce.privacy.rules import FRAMES
 from sottovoce.registry import SCHEMA_URLS
 from sottovoce.spans import Spans
 from sottovoce.steps import current_conversation

@@ -18,8 +18,8 @@ from sottovoce import loaded
 from sottovoce.instruments import Engine
 from sottovoce.pages import Words
 from sottovoce.points import NOWHERE, Point
-from sottovoce.privacy.frames import ATTRIBUTE as FRAMES
 from sottovoce.privacy.propagation import WITHHOLD
+from sottovoce.privacy.rules import FRAMES
 from sottovoce.record import (
     ATTRIBUTE_OF,
     ERROR_TYPE,

@@ -147,7 +147,7 @@ def test_a_first_call_loads_and_compiles_nothing_that_most_calls_do_without():
         endpoint = sink.endpoint
         names = loaded(program, launcher=False, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **remote)
         assert sink.span_names
-    seldom = ("privacy.catalogue", "privacy.dialects", "protocols.edges", "protocols.elements",
+    seldom = ("privacy.catalogue", "privacy.dialects", "privacy.frames", "privacy.paths", "protocols.edges", "protocols.elements",
               "protocols.eventstream", "protocols.outline", "protocols.skeleton",
               "registry._dialects", "registry._rare", "transports.codings")  # fmt: skip
     assert not {f"sottovoce.{name}" for name in seldom} & set(names)

@@ -18,13 +18,14 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
+from sottovoce.privacy import rules
 from sottovoce.privacy.patterns import Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType, TracebackType
 
-ATTRIBUTE: Final = "sottovoce.exception.frames"
+ATTRIBUTE: Final = rules.FRAMES
 
 MOST: Final = 16
 """Frames that are told of one exception: the innermost ones."""

@@ -15,8 +15,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import TraceFlags
 
 from sottovoce import guard
-from sottovoce.privacy.frames import ATTRIBUTE
 from sottovoce.privacy.origin import Origins, emptied, is_id, is_time
+from sottovoce.privacy.rules import FRAMES
 from sottovoce.registry import EVENTS
 
 if TYPE_CHECKING:
@@ -160,13 +160,14 @@ class LogGate(SynchronousMultiLogRecordProcessor):
 
     def _said(self, record: LogRecord) -> dict[str, Any]:
         said: dict[str, Any] = dict(record.attributes or {})
-        if self.policy.frames and EXCEPTION in said:
+        told = self.policy.frames
+        if told and EXCEPTION in said:
             # `LogRecord.exception` as in opentelemetry-api 1.45; handlers of `logging` write
             # attributes alone, while the exception is being handled.
-            error, told = getattr(record, "exception", None), self.policy.frames
+            error = getattr(record, "exception", None)
             found = told.handled(said[EXCEPTION]) if error is None else told.of(error)
             if found:
-                said[ATTRIBUTE] = found
+                said[FRAMES] = found
         return said
 
     def _sane(self, number: Any, sane: bool) -> Any:

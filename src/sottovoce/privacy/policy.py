@@ -20,7 +20,6 @@ from sottovoce import settings as settings_
 from sottovoce.privacy import errors, hosts, rules
 from sottovoce.privacy.compiled import Choice, Names, compile_profile
 from sottovoce.privacy.drops import Drops
-from sottovoce.privacy.frames import Frames
 from sottovoce.privacy.identities import ADDRESS, Identities
 from sottovoce.privacy.judging import Judge
 from sottovoce.privacy.pseudonyms import Pseudonyms, from_settings
@@ -31,11 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
 
     from sottovoce.privacy.compiled import Compiled
+    from sottovoce.privacy.frames import Frames
     from sottovoce.settings import Settings
 
 PORT: Final = "server.port"
-
-_NO_FRAMES: Final = Frames()
 
 
 class Policy:
@@ -51,11 +49,11 @@ class Policy:
         # Made now rather than at the first model: a forked worker must have the same secret. With
         # telemetry off none is kept on disk.
         self._pseudonyms = Pseudonyms(os.urandom(32)) if off else from_settings(settings)
-        self._frames = Frames(settings.stack_frames)
+        self._frames = _frames(settings.stack_frames)
         self._allowed: dict[str, Container[Any]] = {
             kind: Names(settings.allow, kind) for kind in settings_.ALLOWED_KINDS
         }
-        self._allowed["frames"] = self._frames
+        self._allowed["frames"] = self._frames or ()
         self.coarse_span_times = settings.coarse_span_times
         self.choice = Choice(self._compiled("off" if off else settings.profile))
         self._identities = Identities(settings, self._pseudonyms)
@@ -144,9 +142,9 @@ class Policy:
             return rules.OTHER
 
     @property
-    def frames(self) -> Frames:
+    def frames(self) -> Frames | None:
         """The frames of exceptions that may be told: none unless asked for, and none in `strict`."""
-        return _NO_FRAMES if self.choice.now.coarse else self._frames
+        return None if self.choice.now.coarse else self._frames
 
     def address(self, host: str | None, *, local: bool) -> str | None:
         """The `server.address` of a host. `local`: the host is this machine or the operator's own."""
@@ -193,6 +191,14 @@ class Policy:
             del kept[PORT]
             self.count(signal, "drop")
         return kept
+
+
+def _frames(packages: tuple[str, ...]) -> Frames | None:
+    if not packages:
+        return None
+    from sottovoce.privacy.frames import Frames  # noqa: PLC0415 - few operators want any
+
+    return Frames(packages)
 
 
 _process = threading.RLock()

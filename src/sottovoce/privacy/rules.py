@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard, registry
-from sottovoce.privacy import errors, frames, hosts, paths, tripwire
+from sottovoce.privacy import errors, hosts, tripwire
 from sottovoce.privacy.patterns import Pattern
 from sottovoce.registry import SCOPES, SHAPES
 
@@ -68,6 +68,9 @@ _CHANGING: Final = frozenset({"sottovoce.hook.place", _INSTANCE})
 _ROTATING: Final = frozenset({"hash_rot", "hash_user"})
 """Rules with another verdict every week."""
 
+FRAMES: Final = "sottovoce.exception.frames"
+"""The attribute of `frames`."""
+
 KINDS_OF_NAMES: Final = {
     "gen_ai.tool.name": "tool",
     "sottovoce.response.tool_calls.names": "tool",
@@ -75,7 +78,7 @@ KINDS_OF_NAMES: Final = {
     "http.route": "route",
     "service.name": "service",
     "url.template": "route",
-    frames.ATTRIBUTE: "frames",
+    FRAMES: "frames",
 }
 """Attribute of rule *allow12* → how `SOTTOVOCE_ALLOW` calls its names; the others are ``name``."""
 
@@ -277,6 +280,8 @@ def _host_class(
 
 
 def _route(*_: Any) -> Callable[[str], Verdict]:
+    from sottovoce.privacy import paths  # noqa: PLC0415 - of use to servers alone
+
     def judge(value: str) -> Verdict:
         if len(value) > LONGEST:
             return TOO_LONG

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import (
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from sottovoce import guard
-from sottovoce.privacy import buckets, frames
+from sottovoce.privacy import buckets
 from sottovoce.privacy.gated import ignores
 from sottovoce.privacy.origin import Origins, emptied, is_time
 from sottovoce.privacy.rules import OTHER
@@ -81,8 +81,11 @@ class SpanGate(SynchronousMultiSpanProcessor):
         """Show every processor a facade of the span that was started."""
         if not self._span_processors or not self.policy.choice.now.spans:
             return
-        if self.policy.frames:
-            frames.told_by(span, self.policy.frames)
+        told = self.policy.frames
+        if told:
+            from sottovoce.privacy.frames import told_by  # noqa: PLC0415 - loaded where asked for
+
+            told_by(span, told)
         facade = None
         for processor in self._heeds()[1]:
             facade = facade or Facade(span, self._peek)
