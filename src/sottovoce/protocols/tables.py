@@ -133,16 +133,19 @@ def without(table: Table, key: str) -> Table:
     return tuple(row for row in table if row[0] not in lacking)
 
 
-class _Used(str):
-    """A fact that is a count, and says nothing where it is 0."""
+class _Used:
+    """A fact that is a lone count, and says nothing where it is 0, as it nearly always is."""
 
-    __slots__ = ()
+    __slots__ = ("fact",)
+
+    def __init__(self, fact: str) -> None:
+        self.fact = fact
 
 
 _Step: TypeAlias = tuple[Any, Any, "Callable[[Body], Any] | None"]
 """A fact, its check, how to find it. No check: its value is taken as it is. No way to find it: it is
 the key's own value. No fact, but a plan in the place of the check: what is found holds several."""
-_Node: TypeAlias = "str | _Plan | tuple[_Step, ...]"
+_Node: TypeAlias = "str | _Used | _Plan | tuple[_Step, ...]"
 """What is looked for under one key of a mapping: the fact, of a lone count, as most facts are; a
 plan, where the value holds facts and nothing else is looked for; else the steps to take."""
 _Plan: TypeAlias = dict[str, _Node]
@@ -192,7 +195,7 @@ def _node(group: list[Row], depth: int, *, checks: bool) -> _Node:
         return inner
     if len(group) == 1 and "path" in vars(group[0][2]) and steps and steps[0][1] is count:
         fact, _, asked = steps[0]
-        return str(fact) if asked is None else _Used(fact)
+        return fact if asked is None else _Used(fact)
     if inner:
         steps.append((None, inner, None))
     return (*steps, *((None, told, look) for look, told in together_.items()))
@@ -204,8 +207,14 @@ def read(table: Table, body: Body) -> Candidates:
         known = _plans.get(_key_of(table))
         plan = known[1] if known and known[0] is table else _planned(table, checks=False)
         found: Candidates = {}
-        if _found(plan, body, found):
-            return found
+        doubted: list[str] = []
+        try:
+            _look(plan, body, found, doubted, body)
+        except Exception:  # noqa: BLE001 - a body may hold objects of the app
+            return _read_rows(table, body)
+        if doubted:
+            found.update(_read_rows(_of(table, doubted), body))
+        return found
     return _read_rows(table, body)
 
 
@@ -218,64 +227,73 @@ def learnt(table: Table, body: Body, on_malformed: Callable[[str], None] | None 
         known = _checked_plans.get(_key_of(table))
         plan = known[1] if known and known[0] is table else _planned(table, checks=True)
         facts: Any = {}
-        if _found(plan, body, facts):
-            return facts  # type: ignore[no-any-return]
+        doubted: list[str] = []
+        try:
+            _look(plan, body, facts, doubted, body)
+        except Exception:  # noqa: BLE001 - a body may hold objects of the app
+            return checked(_read_rows(table, body), on_malformed)
+        if doubted:
+            for fact in doubted:
+                facts.pop(fact, None)
+            facts.update(checked(_read_rows(_of(table, doubted), body), on_malformed))
+        return facts  # type: ignore[no-any-return]
     return checked(_read_rows(table, body), on_malformed)
 
 
-def _found(plan: _Plan, body: Body, found: Candidates) -> bool:
-    try:
-        return _look(plan, body, found, body)
-    except Exception:  # noqa: BLE001 - a body may hold objects of the app
-        return False
+def _of(table: Table, facts: list[str]) -> Table:
+    return tuple(row for row in table if row[0] in facts)
 
 
-def _look(plan: _Plan, part: Mapping[str, Any], found: Candidates, body: Body) -> bool:  # noqa: C901, PLR0912 - flat, because it runs for every body
-    """Apply `plan` to a part of `body`, as long as all is as it nearly always is.
+def _look(  # noqa: C901, PLR0912 - flat, because it runs for every body
+    plan: _Plan, part: Mapping[str, Any], found: Candidates, doubted: list[str], body: Body
+) -> None:
+    """Apply `plan` to a part of `body`.
 
     Args:
         plan: what is looked for.
         part: where, of the body.
         found: gets what is found.
+        doubted: gets the facts whose rows have to be asked one by one: they disagree, or what one
+            found is not of the fact's type.
         body: all of it.
 
-    Returns:
-        Whether it was. Where a value is not of its fact's type, where rows disagree about a fact,
-        and where a row cannot be read, the rows are to be asked one by one.
+    Raises:
+        Exception: when all rows have to be.
     """
     for key, value in part.items():
         node: Any = plan.get(key)
         if node is None:
             continue
         kind = type(node)
-        if kind is str or kind is _Used:
+        if kind is str:
             if type(value) is int and 0 <= value <= MAX_COUNT:
-                if value or kind is str:
-                    if node in found and found[node] != value:
-                        return False
-                    found[node] = value
+                if node in found and found[node] != value:
+                    doubted.append(node)
+                found[node] = value
             elif value is not None:
-                return False
+                doubted.append(node)
         elif kind is dict:
             if type(value) is dict:
-                if not _look(node, value, found, body):
-                    return False
+                _look(node, value, found, doubted, body)
             elif value is not None:
-                return False
+                raise TypeError
+        elif kind is _Used:
+            if value:
+                _look({key: node.fact}, {key: value}, found, doubted, body)
         else:
             for fact, check, find in node:
                 given = value if find is None else find(body)
                 if given is None:
                     continue
                 if fact is None:
-                    if type(given) is not dict or not _look(check, given, found, body):
-                        return False
+                    if type(given) is not dict:
+                        raise TypeError
+                    _look(check, given, found, doubted, body)
                     continue
                 good = given if check is None else check(given)
                 if good is None or (fact in found and not _same(good, found[fact])):
-                    return False
+                    doubted.append(fact)
                 found[fact] = good
-    return True
 
 
 def _same(one: Any, other: Any) -> bool:
