@@ -104,8 +104,8 @@ class _Door(Door):
         super().__init__(recorder, hooks, own_hosts)
         self._providers = providers
         # By the identity of a client's base URL, which cannot be changed: asking it for its parts
-        # takes longer than all the rest.
-        self._servers: dict[int, tuple[Any, Server]] = {}
+        # takes longer than all the rest. With the class of the client, which may know better.
+        self._answering: dict[int, tuple[Any, type[Any], Server, str | None]] = {}
 
     def asked(self, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
         # `request(cast_to, options, …)` in every version seen.
@@ -114,30 +114,32 @@ class _Door(Door):
         if route is None or route.sign is not None:
             # OpenAI's conversations, say: what they hold asks no model.
             return None
-        # The SDKs let a path be given as a whole URL, which may lead elsewhere.
+        # What `base_url` gives, seen in all; in openai 3.52 by an import each time.
+        base = getattr(client, "_base_url", None) or client.base_url
+        # Not `id`, which raises an audit event: it costs where somebody listens (filelock does).
+        known = self._answering.get(object.__hash__(base))
+        if known is None or known[0] is not base or known[1] is not type(client):
+            known = self._learn(base, type(client))
+        _, _, server, provider = known
         if "://" in options.url:
-            server = self._server(urlsplit(options.url), keep=False)
-        else:
-            # What `base_url` gives, seen in all; in openai 3.52 by an import each time.
-            base = getattr(client, "_base_url", None) or client.base_url
-            server = self._server(base, keep=True)
+            # The SDKs let a path be given as a whole URL, which may lead elsewhere.
+            server = self._server(urlsplit(options.url))
         facts = _facts(route, options)
         if kwargs.get("stream"):
             # What is fetched, or uploaded as a form, has no body that says so.
             facts.setdefault("request_stream", True)
-        return Asked(route, facts, server, _named_provider(client, self._providers))
+        return Asked(route, facts, server, provider)
 
-    def _server(self, url: Any, *, keep: bool) -> Server:
-        # Not `id`, which raises an audit event: it costs where somebody listens (filelock does).
-        key = object.__hash__(url)
-        known = self._servers.get(key)
-        if known is not None and known[0] is url:
-            return known[1]
+    def _learn(self, base: Any, client: type[Any]) -> tuple[Any, type[Any], Server, str | None]:
+        """Say who answers where a client of this class asks, and remember it."""
+        found = base, client, self._server(base), _named_provider(client, self._providers)
+        if len(self._answering) < _MOST_CLIENTS:
+            self._answering[object.__hash__(base)] = found
+        return found
+
+    def _server(self, url: Any) -> Server:
         host = url.hostname if isinstance(url, SplitResult) else url.host
-        server = exchange.server(url.scheme, host, url.port, url.path, self._own_hosts)
-        if keep and len(self._servers) < _MOST_CLIENTS:
-            self._servers[key] = url, server
-        return server
+        return exchange.server(url.scheme, host, url.port, url.path, self._own_hosts)
 
 
 def _facts(route: Route, options: Any) -> Facts:
@@ -155,11 +157,9 @@ def _facts(route: Route, options: Any) -> Facts:
     return route.protocol.request({**body, **extra} if isinstance(extra, dict) else body)
 
 
-def _named_provider(client: Any, providers: Mapping[str, str]) -> str | None:
+def _named_provider(client: type[Any], providers: Mapping[str, str]) -> str | None:
     """Say who answers by the client's class, where that is known better than by the host."""
-    if not providers:
-        return None
-    for base in type(client).__mro__:
+    for base in client.__mro__:
         if base.__name__ in providers:
             return providers[base.__name__]
     return None

@@ -142,9 +142,10 @@ def begin(
     tries: bool,
 ) -> Sending | None:
     """Do what `Transport.begin` says, for a request that could be a call's. May raise."""
-    route = _meant(route, method, body)
-    if route is None:
-        return None
+    if route is None or route.sign is not None:
+        route = _meant(route, method, body)
+        if route is None:
+            return None
     current = exchange.current()
     if current is not None:
         if not isinstance(current, exchange.HTTPCall):
@@ -170,13 +171,11 @@ def begin(
 
 
 def _meant(route: Route | None, method: str, body: Any) -> Route | None:
-    """What a request asks for, whose path does not say it or is used by others as well.
+    """What a request asks for whose path does not say it, or is used by others as well.
 
     A client knows it; else the body tells: AWS's other services are asked at no path, too.
     """
     sign = None if route is None else route.sign
-    if route is not None and sign is None:
-        return route
     told = route if sign is not None and _names(body, sign) else None
     return exchange.expected(method) or told
 
