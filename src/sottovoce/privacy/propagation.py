@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as context_api
@@ -20,6 +21,7 @@ from opentelemetry.propagators.textmap import (
 from sottovoce import guard
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from opentelemetry.context import Context
@@ -121,10 +123,7 @@ def caller(headers: Headers, by: TextMapPropagator | None = None) -> trace.Span:
         headers: of the request.
         by: reads them; the global propagator when absent.
     """
-    if by is None:
-        from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
-
-        by = propagate.get_global_textmap()
+    by = _global()() if by is None else by
     if _reads_traceparent_alone(by):
         return _named(headers.get(_TRACEPARENT))
     found = by.extract(headers, context_api.Context(), _SPAN_ALONE)
@@ -132,6 +131,14 @@ def caller(headers: Headers, by: TextMapPropagator | None = None) -> trace.Span:
     return trace.NonRecordingSpan(
         trace.SpanContext(named.trace_id, named.span_id, named.is_remote, named.trace_flags)
     )
+
+
+@lru_cache(maxsize=1)
+def _global() -> Callable[[], TextMapPropagator]:
+    """Give what gives the global propagator."""
+    from opentelemetry import propagate  # noqa: PLC0415 - it looks for plugins
+
+    return propagate.get_global_textmap
 
 
 _TRACEPARENT: Final = "traceparent"

@@ -63,18 +63,49 @@ class Asked(NamedTuple):
 
 
 class Answer(Call):
-    """One request for a completion; its chunks are the tokens."""
+    """One request for a completion; its chunks are the tokens.
+
+    Args:
+        recorder: what turns the call into telemetry.
+        operation: what the conventions call it.
+        known: who answers, as far as is known.
+        model: the public id of who is to answer, where nobody is known.
+        served: whether a request over HTTP asks.
+        start_ns: `time.perf_counter_ns` at which the request came.
+    """
 
     __slots__ = ("began_ns", "cached", "drafts", "prompt", "reason")
 
-    # When the engine began with it (None: with others beside it); how many tokens its prompt has
-    # and how many of them a cache held (-1: not told); what ended it; what counts the work of
-    # its draft model.
-    began_ns: int | None
-    prompt: int
-    cached: int
-    reason: Any
-    drafts: Sequence[Drafts]
+    def __init__(  # noqa: PLR0917 - as `EngineCall`
+        self,
+        recorder: Recorder,
+        operation: str,
+        known: identity.Identity | None,
+        model: str | None,
+        served: bool,
+        start_ns: int,
+    ) -> None:
+        # When the engine began with it; None: with others beside it.
+        self.began_ns: int | None = 0
+        # How many tokens its prompt has and how many of them a cache held; -1: not told.
+        self.prompt = self.cached = -1
+        # What ended it; what counts the work of its draft model.
+        self.reason: Any = None
+        self.drafts: Sequence[Drafts] = ()
+        Call.__init__(
+            self,
+            recorder,
+            operation=operation,
+            provider=PROVIDER,
+            model=known.name if known else model,
+            in_process=True,
+            served=served,
+            local=True,
+            start_ns=start_ns,
+        )
+        if known:
+            self.facts.update(known.facts)
+        dropped.keep(self)
 
     def began(
         self,
@@ -194,29 +225,22 @@ def opened(
         known: who answers; None of a request that the engine refused or has not begun with.
     """
     try:
-        name = asked.arguments.model.model
-        facts = _facts(asked)
-        model = known.name if known else _hub_id(asked.engine.model_provider, name)
+        facts, handler = _facts(asked), asked.handler
+        model = None
+        if known is None:
+            model = _hub_id(asked.engine.model_provider, asked.arguments.model.model)
         # Opened last: what fails above must not leave a call behind that nobody ends.
         call = Answer(
             recorder,
-            operation=_OPERATIONS.get(asked.request.request_type, "text_completion"),
-            provider=PROVIDER,
-            model=model,
-            in_process=True,
-            served=asked.handler is not None,
-            local=True,
-            start_ns=asked.started_ns,
+            _OPERATIONS.get(asked.request.request_type, "text_completion"),
+            known,
+            model,
+            handler is not None,
+            asked.started_ns,
         )
         call.began_ns = asked.asked_ns
-        call.prompt = call.cached = -1
-        call.reason = None
-        call.drafts = ()
-        call.stream = asked.handler is None or getattr(asked.handler, "stream", False) is True
+        call.stream = handler is None or getattr(handler, "stream", False) is True
         call.facts.update(facts)
-        if known:
-            call.facts.update(known.facts)
-        dropped.keep(call)
     except Exception:  # noqa: BLE001 - as `never_raise` does
         failed("mlx_answer.open")
         return None

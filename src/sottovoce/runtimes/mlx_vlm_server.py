@@ -98,10 +98,9 @@ class Seen(mlx_answer.Answer):
 class _Start:
     """The engine of a request's model is being made for it."""
 
-    __slots__ = ("_request", "_runtime", "_within")
+    __slots__ = ("_request", "_within")
 
-    def __init__(self, runtime: Runtime, request: mlx_request.Request) -> None:
-        self._runtime = runtime
+    def __init__(self, request: mlx_request.Request) -> None:
         self._request = request
         self._within = copy_context()
 
@@ -110,9 +109,7 @@ class _Start:
         """Open the call before it is known who answers. Never raises."""
         request = self._request
         if request.call is None:
-            request.call = self._within.run(
-                _opened, self._runtime, recorder, request, None, request.started_ns
-            )
+            request.call = self._within.run(_opened, recorder, request, None, request.started_ns)
         return request.call
 
     @never_raise("mlx_vlm.start")
@@ -208,7 +205,7 @@ def _made(
     def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
         request = mlx_request.current.get()
         if request is not None and request.call is None and runtime.active:
-            starts[id(engine)] = _Start(runtime, request)
+            starts[id(engine)] = _Start(request)
         try:
             original(engine, *args, **kwargs)
         except BaseException:
@@ -241,7 +238,6 @@ def _initialized(
 
 
 def _opened(
-    runtime: Runtime,
     recorder: Recorder,
     request: mlx_request.Request | None,
     known: identity.Identity | None,
@@ -249,20 +245,13 @@ def _opened(
 ) -> Seen:
     call = Seen(
         recorder,
-        operation="chat" if request is not None else "text_completion",
-        provider=runtime.provider,
-        model=known.name if known else None,
-        in_process=True,
-        served=request is not None,
-        local=True,
-        start_ns=start_ns,
+        "chat" if request is not None else "text_completion",
+        known,
+        None,
+        request is not None,
+        start_ns,
     )
-    call.began_ns = call.tokens = 0
-    call.prompt = call.cached = -1
-    call.reason, call.drafts, call.drafted = None, (), (None, None)
-    if known:
-        call.facts.update(known.facts)
-    dropped.keep(call)
+    call.tokens, call.drafted = 0, (None, None)
     return call
 
 
@@ -274,7 +263,7 @@ def _call_of(
 ) -> Seen:
     """Open the call of an answer, or say of one that is open who answers."""
     if request is None:
-        return _opened(runtime, runtime.recorder, None, known, asked_ns)
+        return _opened(runtime.recorder, None, known, asked_ns)
     call = request.call
     if isinstance(call, Seen) and not call.began_ns:
         if known is not None:
@@ -282,7 +271,7 @@ def _call_of(
         return call
     # Of a request that asks for more than one answer only the first waited since it came.
     start_ns = request.started_ns if call is None else asked_ns
-    request.call = call = _opened(runtime, runtime.recorder, request, known, start_ns)
+    request.call = call = _opened(runtime.recorder, request, known, start_ns)
     return call
 
 
