@@ -167,7 +167,7 @@ BEDROCK_INVOKE: Final = Protocol(
     tail_keys=("usage", "inputTextTokenCount", "stop_reason", "stopReason", "finish_reason"),
 )
 
-BEDROCK_EMBEDDINGS: Final = BEDROCK_INVOKE._replace(
+BEDROCK_EMBEDDINGS: Final = BEDROCK_INVOKE.but(
     name="bedrock_embeddings",
     # One vector costs as many float objects as it has numbers when parsed; the count comes last.
     parse_up_to=4096,

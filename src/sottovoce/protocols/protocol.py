@@ -8,7 +8,7 @@ name anything that can hold content.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.protocols.checks import MAX_INDEX, word
 from sottovoce.protocols.tables import certain, learnt, read, without
@@ -99,7 +99,7 @@ def as_answered(table: Table) -> Callable[[Body, Seen], Candidates]:
     return lambda body, _seen: read(table, body)
 
 
-class Protocol(NamedTuple):
+class Protocol:
     """One wire format.
 
     Attributes:
@@ -126,22 +126,54 @@ class Protocol(NamedTuple):
         batch: a whole answer may be a list with an item for each input, of which the first counts.
     """
 
-    name: str
-    asked: Table
-    answered: Table
-    event: Callable[[Body, Seen], Candidates]
-    error: Callable[[Body], str | None]
-    may_hold_fact: re.Pattern[bytes]
-    last_data: bytes = b"[DONE]"
-    last_types: frozenset[str] = frozenset()
-    last: Callable[[Body], bool] | None = None
-    tail_keys: tuple[str, ...] = ("usage",)
-    parse_up_to: int = 256 * 1024
-    flat: bool = False
-    array: bool = False
-    opaque: bool = False
-    batch: bool = False
-    streams_as: str = "text/event-stream"
+    # No NamedTuple: to make it would be a tenth of what a first call takes.
+
+    __slots__ = (
+        "answered", "array", "asked", "batch", "error", "event", "flat", "last", "last_data",
+        "last_types", "may_hold_fact", "name", "opaque", "parse_up_to", "streams_as", "tail_keys",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        asked: Table,
+        answered: Table,
+        event: Callable[[Body, Seen], Candidates],
+        error: Callable[[Body], str | None],
+        may_hold_fact: re.Pattern[bytes],
+        last_data: bytes = b"[DONE]",
+        last_types: frozenset[str] = frozenset(),
+        last: Callable[[Body], bool] | None = None,
+        tail_keys: tuple[str, ...] = ("usage",),
+        parse_up_to: int = 256 * 1024,
+        flat: bool = False,
+        array: bool = False,
+        opaque: bool = False,
+        batch: bool = False,
+        streams_as: str = "text/event-stream",
+    ) -> None:
+        self.name = name
+        self.asked = asked
+        self.answered = answered
+        self.event = event
+        self.error = error
+        self.may_hold_fact = may_hold_fact
+        self.last_data = last_data
+        self.last_types = last_types
+        self.last = last
+        self.tail_keys = tail_keys
+        self.parse_up_to = parse_up_to
+        self.flat = flat
+        self.array = array
+        self.opaque = opaque
+        self.batch = batch
+        self.streams_as = streams_as
+
+    def but(self, **changes: Any) -> Protocol:
+        """Give the same with other values."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in Protocol.__slots__}
+        return Protocol(**{**values, **changes})
 
     def request(self, body: Body) -> Facts:
         """Read the facts of a request's JSON object. Never raises; never content."""
