@@ -141,40 +141,24 @@ class Gaps:
         maximum: the longest gap, in nanoseconds.
     """
 
-    __slots__ = ("_bucket", "_chunks", "_since_ns", "counts", "maximum", "minimum", "sums")
+    __slots__ = ("counts", "maximum", "minimum", "sums", "waiting")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
         self.sums = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
         self.minimum = 1 << 62
         self.maximum = 0
-        # Since then, after as many chunks, all gaps fell into one bucket, and wait to be added.
-        self._bucket = self._chunks = self._since_ns = 0
+        # The last gaps fell into one bucket and are yet to be added: to which, after how many
+        # chunks they began and when; and the bucket's shortest and longest gap.
+        self.waiting = (0, 0, 0, 1, 0)
 
     def settle(self, chunks: int, at_ns: int) -> None:
-        """Add what waits: the gaps of all chunks so far, the last of which came at `at_ns`."""
-        bucket = self._bucket
-        self.counts[bucket] += chunks - self._chunks
-        self.sums[bucket] += at_ns - self._since_ns
-        self._chunks, self._since_ns = chunks, at_ns
-
-    def begin(self, gap: int, chunks: int, at_ns: int) -> tuple[int, int]:
-        """Let a gap of another kind wait, which begins at `at_ns`, after so many chunks.
-
-        Returns:
-            The shortest and the longest gap that can wait together with it, none of which is
-            shorter or longer than all before.
-        """
-        if self._chunks:
-            self.settle(chunks, at_ns)
-        else:
-            self._chunks, self._since_ns = chunks, at_ns
-        self._bucket = bucket = bisect_left(_CHUNK_BOUNDS_NS, gap)
-        self.minimum = minimum = min(gap, self.minimum)
-        self.maximum = maximum = max(gap, self.maximum)
-        low = _CHUNK_BOUNDS_NS[bucket - 1] + 1 if bucket else 0
-        high = maximum if bucket == len(_CHUNK_BOUNDS_NS) else _CHUNK_BOUNDS_NS[bucket]
-        return max(minimum, low), min(maximum, high)
+        """Add what waits: the gaps before the last of so many chunks, which came at `at_ns`."""
+        bucket, after, since_ns, *bounds = self.waiting
+        if after:
+            self.counts[bucket] += chunks - after
+            self.sums[bucket] += at_ns - since_ns
+        self.waiting = (bucket, chunks, at_ns, *bounds)  # type: ignore[assignment]
 
 
 class Call:
@@ -285,14 +269,23 @@ class Call:
 
     def other_gap(self, gap: int) -> None:
         """The last chunk came after another gap than `shortest` to `longest`, or is the first."""
-        chunks, now = self.chunks, self.last_chunk_ns
-        if chunks == 1:
+        chunks, now = self.chunks - 1, self.last_chunk_ns
+        if not chunks:
             self.first_chunk_ns = now
             return
         gaps = self._gaps
         if gaps is None:
             gaps = self._gaps = Gaps()
-        self.shortest, self.longest = gaps.begin(gap, chunks - 1, now - gap)
+        gaps.minimum = minimum = min(gap, gaps.minimum)
+        gaps.maximum = maximum = max(gap, gaps.maximum)
+        _, _, _, low, high = gaps.waiting
+        if not low <= gap <= high:
+            bucket = bisect_left(_CHUNK_BOUNDS_NS, gap)
+            low = _CHUNK_BOUNDS_NS[bucket - 1] + 1 if bucket else 0
+            high = _CHUNK_BOUNDS_NS[bucket] if bucket < len(_CHUNK_BOUNDS_NS) else 1 << 62
+            gaps.settle(chunks, now - gap)
+            gaps.waiting = bucket, chunks, now - gap, low, high
+        self.shortest, self.longest = max(minimum, low), min(maximum, high)
 
     @property
     def gaps(self) -> Gaps | None:
@@ -339,6 +332,8 @@ class Call:
         error: BaseException | type[BaseException] | str | None,
         at_ns: int | None,
     ) -> bool:
+        if not self._open:
+            return False
         try:
             self._open.pop()
         except IndexError:

@@ -175,21 +175,20 @@ class Reader:
                 return
             self._usual = ()
             self._feed(chunk)
-            if self._clean and not self._first and self.streaming and not self.done:
-                self._resume(chunk)
+            if self._clean and self._beginning and not self.done:
+                self._usual = self._beginning
         except Exception:  # noqa: BLE001 - the promise of this class
             self._broken()
 
-    def _resume(self, chunk: bytes) -> None:
-        """Nothing is held after `chunk`: say how the next one usually begins."""
+    def _learn_usual(self, event: bytes) -> None:
+        """Learn from a whole event without a fact how the next ones begin."""
         known = self._beginning
-        if not known or not chunk.startswith(known):
-            known = usual.beginning(chunk, known)
+        if not known or not event.startswith(known):
+            known = usual.beginning(event, known)
             if self._gate(known) is None:
                 self._beginning = known
                 self._usual_size = len(known)
                 self._usual_lines = known.count(b"\n") + 1
-        self._usual = self._beginning or ()
 
     def _feed(self, chunk: bytes) -> None:
         if not self.streaming:
@@ -400,6 +399,8 @@ class Reader:
                 self._learn(body)
         else:
             self._call.chunk()
+            if start:
+                self._learn_usual(data)
 
     def _large(self, head: bytes, tail: bytes) -> None:
         self._tell("size")

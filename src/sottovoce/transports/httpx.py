@@ -194,23 +194,25 @@ class _Library:
         try:
             if not begun.answered(response.history, response.status_code):
                 return
-            content_type = response.headers.get("content-type")
-            if hasattr(response, "_content"):
-                begun.read(content_type, response.content)
+            # What `content` gives where it has been read.
+            body = getattr(response, "_content", None)
+            if body is not None:
+                begun.read(response.headers.get("content-type"), body)
             else:
-                self._watch(begun, response, content_type)
+                self._watch(begun, response)
         except Exception:  # noqa: BLE001 - never into the app
             guard.failed("httpx.answered")
 
-    def _watch(self, begun: Sending, response: Any, content_type: str | None) -> None:
+    def _watch(self, begun: Sending, response: Any) -> None:
         stream = response.stream
         for base, watched in zip(self._streams, self._watched, strict=True):
             if isinstance(stream, base):
-                headers = response.headers
+                # All at once: each question goes through all of them.
+                headers = dict(response.headers.items())
                 # Absent where the app answers with a transport of its own.
                 version = response.extensions.get("http_version", b"").decode()
                 watch = begun.watch(
-                    content_type,
+                    headers.get("content-type"),
                     headers.get("content-encoding"),
                     open_ended=begun.open_ended(headers, version),
                 )

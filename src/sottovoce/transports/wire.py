@@ -40,7 +40,15 @@ class Watch:
         open_ended: the body ends when the server closes the connection.
     """
 
-    __slots__ = ("_answered_ns", "_call", "_decompress", "_given_up", "_open_ended", "_reader")
+    __slots__ = (
+        "_answered_ns",
+        "_call",
+        "_decompress",
+        "_given_up",
+        "_open_ended",
+        "_over",
+        "_reader",
+    )
 
     def __init__(
         self,
@@ -55,6 +63,7 @@ class Watch:
         self._reader = reader
         self._decompress = decompress
         self._given_up = False
+        self._over = False  # the call has ended, or is left to its SDK
         self._open_ended = open_ended
         dropped.keep(call)
 
@@ -86,6 +95,7 @@ class Watch:
             if reader.error is not None:
                 self._call.fail(reader.error)
         self._call.end()
+        self._over = True
 
     @guard.never_raise("wire.broken")
     def broken(self, error: BaseException) -> None:
@@ -96,9 +106,15 @@ class Watch:
             exchange.end_cut_short(self._call, error)
         self._let_go()
 
-    @guard.never_raise("wire.closed")
     def closed(self) -> None:
         """The app closed the response; it need not have read all of it."""
+        # What was read to its end is closed all the same, more than once.
+        if not self._over:
+            self._close()
+
+    @guard.never_raise("wire.closed")
+    def _close(self) -> None:
+        self._over = True
         if not self._leaves_it_to_the_sdk():
             dropped.stop(self._call, self._answered_ns)
         self._let_go()
@@ -117,7 +133,7 @@ class Watch:
 
     def __del__(self) -> None:
         try:
-            if not self._given_up:
+            if not self._over and not self._given_up:
                 dropped.stop(self._call, self._answered_ns)
         except Exception:  # noqa: BLE001, S110 - half-built, or the interpreter is going away
             pass
