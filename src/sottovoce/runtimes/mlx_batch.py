@@ -131,7 +131,7 @@ _generators: Final[dict[int, _Generator]] = {}
 def _forget(key: int, _: object) -> None:
     """A generator died; this may run in the middle of anything."""
     generator = _generators.pop(key, None)
-    if generator is not None:
+    if generator is not None and generator.calls:
         generator.leave(list(generator.calls))
 
 
@@ -155,13 +155,17 @@ def _batch_generate(runtime: Runtime, original: Callable[..., Any]) -> Callable[
             return None
         named = arguments.named(args, kwargs)
         model, window = named.get("model"), named.get("max_kv_size")
-        caches = _sized(named.get("prompt_caches")) or (None,)
-        held = [mlx_cache.held(cache, model, window) for cache in caches]
+        held = mlx_cache.held(None, model, window)
+        caches = [
+            mlx_cache.held(each, model, window) for each in _sized(named.get("prompt_caches"))
+        ]
+        if caches:
+            held = Held(sum(each.tokens for each in caches), caches[0].window)
         return Batch(
             runtime,
             len(_sized(named.get("prompts"))),
             mlx_models.known(model, named.get("tokenizer")),
-            Held(sum(each.tokens for each in held), held[0].window),
+            held,
             named,
         )
 
