@@ -13,7 +13,18 @@ from typing import Any, Final
 
 from sottovoce.protocols import openai_chat
 from sottovoce.protocols.protocol import Protocol, Seen, error_code, names
-from sottovoce.protocols.tables import Body, Candidates, Table, at, length, of, read, rows, summed
+from sottovoce.protocols.tables import (
+    Body,
+    Candidates,
+    Table,
+    at,
+    length,
+    of,
+    read,
+    rows,
+    summed,
+    together,
+)
 
 PERSON_BLOCKS: Final = frozenset({"text", "image", "document", "search_result"})
 """Types of content blocks that a person's turn is made of."""
@@ -63,23 +74,23 @@ def _reasons(body: Body) -> list[Any] | None:
     return [reason] if isinstance(reason, str) and reason else None
 
 
-@of("content")
-def _tool_calls(body: Body) -> int | None:
+def _called(body: Body) -> Candidates:
     content = body.get("content")
-    blocks = content if isinstance(content, list) else ()
-    return sum(map(_is_tool_call, blocks)) or None
-
-
-@of("content")
-def _tool_names(body: Body) -> list[str] | None:
-    content = body.get("content")
-    blocks = content if isinstance(content, list) else ()
-    return names(*(block.get("name") for block in blocks if _is_tool_call(block)))
+    calls = (
+        [block for block in content if _is_tool_call(block)] if isinstance(content, list) else ()
+    )
+    if not calls:
+        return {}
+    return {
+        "tool_call_count": len(calls),
+        "tool_names": names(*(block.get("name") for block in calls)),
+    }
 
 
 def _is_tool_call(block: Any) -> bool:
     """Whether a block calls a tool: the app's, the provider's own or an MCP server's."""
-    kind = block.get("type") if isinstance(block, Mapping) else None
+    mapping = type(block) is dict or isinstance(block, Mapping)
+    kind = block.get("type") if mapping else None
     return isinstance(kind, str) and kind.endswith("tool_use")
 
 
@@ -151,11 +162,8 @@ NAMED: Final[Table] = rows(("response_model", at("model")))
 ANSWERED: Final[Table] = (
     COUNTED
     + NAMED
-    + rows(
-        ("finish_reasons", _reasons),
-        ("tool_call_count", _tool_calls),
-        ("tool_names", _tool_names),
-    )
+    + rows(("finish_reasons", _reasons))
+    + together("content", _called, "tool_call_count", "tool_names")
 )
 
 ANTHROPIC_MESSAGES: Final = Protocol(

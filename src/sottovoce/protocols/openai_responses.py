@@ -43,10 +43,6 @@ def _items(body: Body) -> list[Mapping[str, Any]]:
     return [item for item in items if type(item) is dict or isinstance(item, Mapping)]
 
 
-def _item_types(body: Body) -> list[str]:
-    return [str(item.get("type")) for item in _items(body)]
-
-
 def _called(body: Body) -> Candidates:
     calls = [item for item in _items(body) if str(item.get("type")).endswith("_call")]
     if not calls:
@@ -61,7 +57,10 @@ def _called(body: Body) -> Candidates:
 def _reasons(body: Body) -> list[Any] | None:
     status = body.get("status")
     if status == "completed" and isinstance(body.get("output"), list):
-        return ["stop" if HANDED_OVER.isdisjoint(_item_types(body)) else "tool_calls"]
+        for item in _items(body):
+            if str(item.get("type")) in HANDED_OVER:
+                return ["tool_calls"]
+        return ["stop"]
     if status == "incomplete":
         why = at("incomplete_details", "reason")(body)
         return [REASONS.get(why, why) if isinstance(why, str) else "incomplete"]

@@ -72,18 +72,19 @@ def length(key: str) -> Find:
 
 def summed(*paths: tuple[str, ...]) -> Find:
     """Find the sum of the counts at `paths`, of which the first has to be there."""
-    finds = [at(*path) for path in paths]
+    counts, *others = [at(*path) for path in paths]
 
     def find(body: Body) -> Any:
-        first, *others = [count(body) for count in finds]
-        # Anything but a count is for `checked` to refuse.
-        return first + sum(filter(_is_count, others)) if _is_count(first) else first
+        total = counts(body)
+        # Anything but a count is for the check to refuse.
+        if type(total) is int:
+            for other in others:
+                more = other(body)
+                if type(more) is int:
+                    total += more
+        return total
 
     return of(paths[0][0])(find)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int
 
 
 def of(key: str) -> Callable[[Find], Find]:
