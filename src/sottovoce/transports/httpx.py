@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import guard
 from sottovoce.transports import TRANSPORTS, context
@@ -91,12 +91,17 @@ def _wrap_async_single(original: Callable[..., Any]) -> Callable[..., Any]:
     return single
 
 
-class _Twin(NamedTuple):
+class _Twin:
     """What is sent in the place of a request, which the app may send again, even meanwhile."""
 
-    request: Any
-    carried: Mapping[str, str]
-    headers: list[tuple[bytes, bytes]]
+    __slots__ = ("carried", "headers", "request")
+
+    def __init__(
+        self, request: Any, carried: Mapping[str, str], headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        self.request = request
+        self.carried = carried
+        self.headers = headers
 
 
 def _carrying(request: Any) -> _Twin | None:
