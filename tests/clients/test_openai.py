@@ -567,6 +567,25 @@ def test_azure(driver, server, calls, endpoint):
     assert answered(calls.only, USAGE)
 
 
+def test_who_answers_is_said_for_each_class_of_client_that_asks_there(driver, server, calls):
+    named = openai.AsyncAzureOpenAI if driver.name == "async" else openai.AzureOpenAI
+    plain, _ = mocked(driver, server, base_url="https://gw.example.org/openai")
+    azure, _ = mocked(
+        driver,
+        server,
+        cls=named,
+        base_url=None,
+        azure_endpoint="https://gw.example.org",
+        api_version="2024-10-21",
+    )
+    # The very same address, as copies of a client have.
+    plain._base_url = azure._base_url
+    for client in (plain, azure, plain, azure):
+        driver.do(chat, client)
+    providers = [call.provider for call in calls.ended_calls]
+    assert providers == ["openai_compatible", "azure.ai.openai"] * 2
+
+
 def mocked(driver, server, **kwargs):
     """A client whose custom transport answers what the server would."""
     from servers.provider import chat as body
