@@ -1,7 +1,9 @@
 """What becomes of a sequence of keys is remembered, and none of the keys and values of others."""
 
 import gc
+import weakref
 
+import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -80,6 +82,42 @@ def test_no_key_of_others_is_kept(policy):
         each for each in gc.get_referrers(said) if isinstance(each, (tuple, list, dict, set))
     ]
     assert all(holder is locals() or "said" in holder for holder in holders)
+
+
+class Claiming(str):  # noqa: SLOT000 - it must be able to be watched
+    """A key of the app's that equals one of ours and says something else."""
+
+    def __eq__(self, other):
+        return other == "gen_ai.workflow.name"
+
+    def __hash__(self):
+        return hash("gen_ai.workflow.name")
+
+
+@pytest.mark.parametrize("profile", ["aggregate", "strict", "standard", "content"])
+def test_nor_is_one_that_only_claims_to_be_ours(profile):
+    said = Claiming("the quick brown fox")
+    for signal in ("span", "event", "log", "metric", "resource"):
+        left = fresh(profile).attributes({said: "shop"}, signal)
+        assert "fox" not in repr(left)
+    kept = weakref.ref(said)
+    del said
+    gc.collect()
+    assert kept() is None
+
+
+@given(st.permutations([*ATTRIBUTES, *DIALECTS]), PROFILES, SIGNALS)
+@hypothesis_settings(deadline=None, max_examples=5)
+def test_the_order_in_which_keys_are_met_changes_nothing(keys, profile, signal):
+    one, other = fresh(profile).choice.now.tables[signal], fresh(profile).choice.now.tables[signal]
+    told = [
+        [table.get(key) for key in order] for table, order in ((one, keys), (other, keys[::-1]))
+    ]
+    for first, second in zip(told[0], reversed(told[1]), strict=True):
+        assert (first is None) == (second is None)
+        if first is not None:
+            names = ("name", "kind", "rule", "foreign", "drops", "way", "bounds", "most")
+            assert all(getattr(first, name) == getattr(second, name) for name in names)
 
 
 def test_few_sequences_are_remembered(policy):
