@@ -41,7 +41,7 @@ Values = tuple["float | None", ...]
 
 
 class Words:
-    """What the columns from a certain one on say besides, and the pages where they say it.
+    """What the columns from a certain one on say besides, and the pages of one book where they say it.
 
     Args:
         said: attributes.

@@ -91,7 +91,7 @@ class Engines:
 
     def record(self, call: Call, point: Point, failed: Point) -> None:
         """Record what a call took in its engine; `failed` says its error too, if it has one."""
-        words = self._model_words(call.facts)
+        words = self._model_words(call.facts, in_process=call.in_process)
         if call.in_process:
             self._engine.record(call, point, failed, words)
         elif call.error is None:
@@ -123,7 +123,7 @@ class Engines:
             attributes: dict[str, Any] = {PROVIDER: provider}
             if "request_model" in facts:
                 attributes[REQUEST_MODEL] = self._policy.model(facts["request_model"], local=True)
-            attributes.update(self._model_words(facts).said)
+            attributes.update(self._model_words(facts, in_process=True).said)
             if error is not None:
                 kind = type(error) if isinstance(error, BaseException) else error
                 attributes[ERROR_TYPE] = self._policy.error(kind)
@@ -163,11 +163,12 @@ class Engines:
             span.update_name(f"{LOAD} {attributes[REQUEST_MODEL]}")
         self._spans.finish(span, attributes, {})
 
-    def _model_words(self, facts: Facts) -> Words:
+    def _model_words(self, facts: Facts, *, in_process: bool) -> Words:
         """What may be said, on metrics, of the model that ran."""
         known: Mapping[str, Any] = facts
-        # A tightened policy says less: what it made before is not asked for any more.
-        key = (self._policy.choice.now, *map(known.get, _MODEL))
+        # Engines behind HTTP have a book of their own. A tightened policy says less: what it made
+        # before is not asked for any more.
+        key = (in_process, self._policy.choice.now, *map(known.get, _MODEL))
         found = self._words.get(key)
         if found is None:
             if len(self._words) >= _REMEMBERED:

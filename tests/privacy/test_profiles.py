@@ -455,6 +455,25 @@ class TestAggregate:
         assert resource["service.name"] == "unknown_service"
         assert not {"service.instance.id", "os.version"} & set(resource)
 
+    def test_engines_here_and_behind_http_are_told_apart_by_their_metrics_alone(self):
+        bench = Bench("aggregate")
+        for place in ({"address": "localhost", "port": 8080}, {"in_process": True}) * 2:
+            bench.call(**{"provider": "llama_cpp", "address": None, "port": None, **place})
+        metrics = metrics_of(bench.sent())
+        counted = {
+            name: [(point.count, point.sum) for point in points_of(metrics[name])]
+            for name in (
+                "sottovoce.engine.prefill.throughput",
+                "gen_ai.server.request.duration",
+                "gen_ai.server.time_to_first_token",
+            )
+        }
+        assert counted == {
+            "sottovoce.engine.prefill.throughput": [(4, 4 * 2048.0)],
+            "gen_ai.server.request.duration": [(2, 2 * 2.56)],
+            "gen_ai.server.time_to_first_token": [(2, 2 * 0.75)],
+        }
+
     def test_points_say_the_hour_alone(self):
         bench = Bench("aggregate")
         bench.call()

@@ -110,7 +110,14 @@ def test_other_propagators_read_callers_themselves():
             ids = trace.SpanContext(int("d" * 32, 16), int(getter.get(carrier, "own")[0], 16), True)
             return trace.set_span_in_context(trace.NonRecordingSpan(ids), context)
 
-    for by in (Own(), CompositePropagator([TraceContextTextMapPropagator(), Own()])):
+    class Distrustful(Own, CompositePropagator):
+        """What an app makes of OpenTelemetry's own, to be the first to look."""
+
+    for by in (
+        Own(),
+        CompositePropagator([TraceContextTextMapPropagator(), Own()]),
+        Distrustful([TraceContextTextMapPropagator()]),
+    ):
         assert caller(headers, by).get_span_context().span_id == int("c" * 16, 16)
     alone = CompositePropagator([W3CBaggagePropagator()])
     assert not caller(headers, alone).get_span_context().is_valid

@@ -150,6 +150,7 @@ _NAMES_A_SPAN: Final = re.compile(
 _LONGEST: Final = 512
 _READS_IT: Final = "opentelemetry.trace.propagation.tracecontext.TraceContextTextMapPropagator"
 _ALONE: Final = {_READS_IT, "opentelemetry.baggage.propagation.W3CBaggagePropagator"}
+_ASKS_SEVERAL: Final = "opentelemetry.propagators.composite.CompositePropagator"
 _looked_at: Final[list[tuple[Any, bool]]] = [(None, False)]
 """The propagator that was asked last, and whether it is what nearly every process has."""
 
@@ -161,11 +162,15 @@ def _reads_traceparent_alone(by: TextMapPropagator) -> bool:
         return alone
     inner = by._inner if type(by) is GatedPropagator else by
     # As read in opentelemetry-api 1.30 to 1.45.
-    parts = getattr(inner, "_propagators", (inner,))
-    names = {f"{type(part).__module__}.{type(part).__name__}" for part in parts}
+    parts = inner._propagators if _name(inner) == _ASKS_SEVERAL else (inner,)  # type: ignore[attr-defined]
+    names = set(map(_name, parts))
     alone = _READS_IT in names and names <= _ALONE
     _looked_at[0] = by, alone
     return alone
+
+
+def _name(of: object) -> str:
+    return f"{type(of).__module__}.{type(of).__name__}"
 
 
 def _named(header: str | None) -> trace.Span:
