@@ -22,7 +22,8 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,63}").fullmatch
 _MOST_FINDS = 8
 _MOST_VALUE_BYTES = 4096
 
-_parse_first = json.JSONDecoder().raw_decode
+_parse_first: Any = vars(json.JSONDecoder())["scan_once"]
+"""Gives the value at a place of a text and where it ends; raises `StopIteration` where none is."""
 
 
 def shape(protocol: Protocol, head: bytes, tail: bytes, *, several: bool) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def ending(protocol: Protocol, tail: bytes) -> tuple[dict[str, Any], bool]:
     model = _MODEL.match(tail, max(0, tail.rfind(b'"model"')))
     if model is None:
         return found, False
-    found["model"] = json.loads(model[1])
+    found["model"], _ = _parse_first(model[1].decode("utf-8", "surrogatepass"), 0)
     return found, len(found) == len(told) + 1
 
 
@@ -75,8 +76,9 @@ def _value_of(key: str) -> re.Pattern[bytes]:
 def _last_value(key: str, tail: bytes) -> dict[str, Any] | str | int | None:
     """Find the last value of `key` that says something: a count, a word, an object of counts."""
     end = len(tail)
+    quoted = b'"%s"' % key.encode()
     for _ in range(_MOST_FINDS):
-        end = tail.rfind(b'"%s"' % key.encode(), 0, end)
+        end = tail.rfind(quoted, 0, end)
         if end < 0:
             return None
         match = _value_of(key).match(tail, end)
@@ -84,8 +86,8 @@ def _last_value(key: str, tail: bytes) -> dict[str, Any] | str | int | None:
             continue
         text = tail[match.end() : match.end() + _MOST_VALUE_BYTES].decode("utf-8", "replace")
         try:
-            value, _ = _parse_first(text)
-        except (ValueError, RecursionError):
+            value, _ = _parse_first(text, 0)
+        except (ValueError, RecursionError, StopIteration):
             continue
         # A tool's schema may have a property of this name; it holds no numbers.
         if type(value) is int or (isinstance(value, dict) and _counts(value)):
@@ -96,8 +98,9 @@ def _last_value(key: str, tail: bytes) -> dict[str, Any] | str | int | None:
 
 
 def _counts(value: dict[str, Any]) -> bool:
-    return any(
-        type(item) is int
-        or (isinstance(item, dict) and any(type(inner) is int for inner in item.values()))
-        for item in value.values()
-    )
+    for item in value.values():
+        if type(item) is int:
+            return True
+        if isinstance(item, dict) and any(type(inner) is int for inner in item.values()):
+            return True
+    return False
