@@ -264,7 +264,7 @@ class Runtime:
         self._loaded(self.provider, facts, waited_ns * NS, error, *begun)
 
 
-def pass_on(  # noqa: C901, PLR0915 - flat, because it runs for every token
+def pass_on(  # noqa: C901, PLR0912, PLR0915 - flat, because it runs for every token
     inner: Generator[Any, Any, Any],
     known: EngineCall | Callable[[], EngineCall | None],
     *,
@@ -297,7 +297,7 @@ def pass_on(  # noqa: C901, PLR0915 - flat, because it runs for every token
         except BaseException as error:  # noqa: BLE001 - thrown in by the app, for the engine
             thrown = error
     set_current, reset_current = current_call.set, current_call.reset
-    send, read, count = inner.send, call.read, call.chunk
+    send, read = inner.send, call.read
     while True:
         current = set_current(call)
         call.started_ns = started = perf_counter_ns()
@@ -316,8 +316,14 @@ def pass_on(  # noqa: C901, PLR0915 - flat, because it runs for every token
         finally:
             reset_current(current)
         thrown = None
-        count()
-        call.busy_ns += call.last_chunk_ns - started
+        # `Call.chunk`, written out: a call less for every token.
+        now = perf_counter_ns()
+        call.busy_ns += now - started
+        gap = now - call.last_chunk_ns
+        call.last_chunk_ns = now
+        call.chunks += 1
+        if not call.shortest <= gap <= call.longest:
+            call.other_gap(gap)
         if call.reads:
             try:
                 read(piece)
