@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +18,7 @@ from opentelemetry.propagators.textmap import (
 )
 
 from sottovoce import guard
+from sottovoce.privacy.patterns import Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,10 +142,10 @@ def _global() -> Callable[[], TextMapPropagator]:
 
 
 _TRACEPARENT: Final = "traceparent"
-_NAMES_A_SPAN: Final = re.compile(
+_NAMES_A_SPAN: Final = Pattern(
     r"[ \t]*(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
     r"(?:(-.*)|[ \t]*)$"
-).match
+)
 """What `traceparent` says, as OpenTelemetry's propagator reads it."""
 _LONGEST: Final = 512
 _READS_IT: Final = "opentelemetry.trace.propagation.tracecontext.TraceContextTextMapPropagator"
@@ -175,7 +175,7 @@ def _name(of: object) -> str:
 
 def _named(header: str | None) -> trace.Span:
     """Give the span that a `traceparent` names."""
-    found = _NAMES_A_SPAN(header) if header and len(header) <= _LONGEST else None
+    found = _NAMES_A_SPAN.match(header) if header and len(header) <= _LONGEST else None
     if found is None:
         return trace.INVALID_SPAN
     version, trace_id, span_id, flags, more = found.groups()
