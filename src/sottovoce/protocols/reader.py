@@ -184,11 +184,9 @@ class Reader:
         """Learn from a whole event without a fact how the next ones begin."""
         known = self._beginning
         if not known or not event.startswith(known):
-            known = usual.beginning(event, known)
-            if self._gate(known) is None:
-                self._beginning = known
-                self._usual_size = len(known)
-                self._usual_lines = known.count(b"\n") + 1
+            self._beginning = known = usual.beginning(event, known)
+            self._usual_size = len(known)
+            self._usual_lines = known.count(b"\n") + 1
 
     def _feed(self, chunk: bytes) -> None:
         if not self.streaming:
@@ -243,7 +241,8 @@ class Reader:
 
     def close(self) -> None:
         """Nobody reads on: let go of what is held. The call is left as it is."""
-        self._held = Clip(self._held.limit)
+        if self._held.size:
+            self._held = Clip(self._held.limit)
         self._data = None
         self._clean = True
 
