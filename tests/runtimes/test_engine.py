@@ -5,11 +5,10 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtimes.conftest import Recording
 from sottovoce import call as calls
 from sottovoce.call import Call
 from sottovoce.runtimes import engine
-
-from runtimes.conftest import Recording
 
 GAPS = st.one_of(
     st.integers(0, 10**12),
