@@ -1,5 +1,6 @@
 """What calls measure reaches whoever collects, as if each measurement had been recorded at once."""
 
+import gc
 import math
 import os
 import threading
@@ -92,6 +93,11 @@ rows = st.lists(
 )
 
 
+@pytest.fixture(autouse=True)
+def nothing_waits():
+    pages.add_all()
+
+
 @pytest.fixture
 def few_rows(monkeypatch):
     monkeypatch.setattr(pages, "MOST_ROWS", 4)
@@ -159,7 +165,16 @@ def test_rows_do_not_wait_in_numbers():
     for number in range(10 * MOST_ROWS):
         mine = point(a=number)
         bench.book.write((1.0, 2, None), mine, mine)
-        assert len(bench.book._rows) < MOST_ROWS
+        assert len(pages._rows) < MOST_ROWS
+
+
+def test_what_was_measured_outlives_who_measured_it():
+    bench = Bench()
+    mine = point()
+    bench.book.write((1.0, 2, None), mine, mine)
+    del bench.book
+    gc.collect()
+    assert [count for _, count, *_ in bench.points()["first"]] == [1]
 
 
 def test_a_reader_that_comes_later_gets_what_comes_later():
@@ -220,7 +235,7 @@ def test_a_meter_that_is_switched_off_keeps_nothing():
     bench.meters.get_meter("app")._meter_config._config = _MeterConfig(is_enabled=False)
     mine = point()
     bench.book.write((1.0, 2, None), mine, mine)
-    assert not bench.book._rows
+    assert not pages._rows
 
 
 @pytest.mark.parametrize("value", [-1, -0.5, math.nan, math.inf])
@@ -262,7 +277,7 @@ def test_a_forked_child_leaves_what_waits_to_its_parent():
     bench.book.write((1.0, None, None), mine, mine)
     child = os.fork()
     if not child:
-        os._exit(len(bench.book._rows))
+        os._exit(len(pages._rows))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [count for _, count, *_ in bench.points()["first"]] == [1]
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import weakref
 from collections import deque
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -114,10 +113,6 @@ class Book:
         self._gaps = gaps
         self._worded_from = len(columns) if worded_from is None else worded_from
         self._plain = Words({})
-        # Each its page, its values, the span of its exemplars if it is to have any, and when it
-        # was written, in nanoseconds since the epoch.
-        self._rows: deque[tuple[Page, Values, SpanContext | None, int]] = deque()
-        _books.add(self)
 
     def write(
         self,
@@ -158,35 +153,17 @@ class Book:
             both = zip(self._columns, values, strict=True)
             values = tuple([each.coarse(value) for each, value in both])
         sampled = point.sampled if page.offered == TRACED else page.offered == ALL
-        rows = self._rows
-        rows.append((page, values, point.span if sampled else None, time_ns()))
+        _rows.append((page, values, point.span if sampled else None, time_ns()))
         if gaps is not None:
             self._count(gaps, point, None if coarse else page.gaps)
-        if len(rows) >= MOST_ROWS:
-            self.add()
+        if len(_rows) >= MOST_ROWS:
+            add_all()
 
     def _count(self, gaps: Gaps, point: Point, counting: list[Series] | None = None) -> None:
         if counting is not None:
             _merge(counting, gaps)
         elif self._gaps is not None:
             self._gaps.record_gaps(gaps, point)
-
-    def add(self) -> None:
-        """Add what waits to the aggregations. Never raises."""
-        pages: dict[Page, list[Any]] = {}
-        take = self._rows.popleft
-        try:
-            while True:
-                row = take()
-                pages.setdefault(row[0], []).append(row)
-        except IndexError:
-            pass
-        for page, rows in pages.items():
-            _add(page, rows)
-
-    def forget(self) -> None:
-        """In a child process: the parent adds what waits."""
-        self._rows.clear()
 
     def _turn(self, values: Values, point: Point, words: Words) -> Page:
         """Find and remember the page of `point`. May raise."""
@@ -207,7 +184,7 @@ class Book:
     def _record(self, values: Values, point: Point, failed_point: Point, words: Words) -> None:
         """Record `values` one by one."""
         # First what came before: a bucket's exemplar is its newest measurement.
-        self.add()
+        add_all()
         worded = point.saying(words.said) if words.said else point
         points = (failed_point, *(point for _ in self._columns[1:]))
         for place, (measured, value) in enumerate(zip(self._columns, values, strict=True)):
@@ -219,6 +196,25 @@ class Book:
 def _merge(counting: list[Series], gaps: Gaps) -> None:
     for each in counting:
         each.merge(gaps)
+
+
+_rows: Final[deque[tuple[Page, Values, SpanContext | None, int]]] = deque()
+"""What waits, of all books, which may be gone: each row its page, its values, the span of its
+exemplars if it is to have any, and when it was written, in nanoseconds since the epoch."""
+
+
+def add_all() -> None:
+    """Add what waits to the aggregations. Never raises."""
+    pages: dict[Page, list[Any]] = {}
+    take = _rows.popleft
+    try:
+        while True:
+            row = take()
+            pages.setdefault(row[0], []).append(row)
+    except IndexError:
+        pass
+    for page, rows in pages.items():
+        _add(page, rows)
 
 
 @never_raise("pages.add")
@@ -240,19 +236,6 @@ def _add(page: Page, rows: list[Any]) -> None:
                 each.add(told, attributes)
 
 
-_books: Final[weakref.WeakSet[Book]] = weakref.WeakSet()
-
-
-def add_all() -> None:
-    """Add what waits in every book of the process. Never raises."""
-    for book in list(_books):
-        book.add()
-
-
-def _forked() -> None:
-    for book in list(_books):
-        book.forget()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    # The parent adds what waits.
+    os.register_at_fork(after_in_child=_rows.clear)
