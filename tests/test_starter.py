@@ -229,3 +229,22 @@ def test_what_others_put_around_a_spans_start_is_run(owner, method, monkeypatch)
     span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
     assert started
     assert dict(span.attributes) == SAID
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+@pytest.mark.parametrize("late", [True, False])
+def test_what_others_put_around_a_tracer_is_run_for_each_span(of_all, late, monkeypatch):
+    names, original = [], sdk.Tracer.start_span
+    tracer = bench(ALWAYS_ON)[0].get_tracer("app")
+    ours = spans.Spans(tracer, Policy(Settings()))
+
+    def around(*args, **kwargs):
+        names.append(args[-1])
+        return original(*(args if of_all else (tracer, *args)), **kwargs)
+
+    if late:
+        ours.begin("before", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    monkeypatch.setattr(sdk.Tracer if of_all else tracer, "start_span", around)
+    for name in ("one", "two"):
+        ours.begin(name, SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    assert names == ["one", "two"]

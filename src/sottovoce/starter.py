@@ -62,7 +62,7 @@ class Starter:
     """
 
     __slots__ = (
-        "_attributes", "_attributes_type", "_flags", "_list_type", "_most_events", "_most_links", "_roots", "_span", "_span_type", "_state", "_tracer"
+        "_attributes", "_attributes_type", "_flags", "_list_type", "_most_events", "_most_links", "_roots", "_span", "_span_type", "_start_span", "_state", "_tracer"
     )  # fmt: skip
 
     def __init__(self, tracer: Any) -> None:
@@ -70,7 +70,7 @@ class Starter:
         if (
             not children
             or type(tracer._tracer_metrics).__name__ != "NoOpTracerMetrics"
-            or not _is_untouched(type(tracer).start_span)
+            or not _is_untouched(getattr(tracer.start_span, "__func__", None))
         ):
             raise ValueError
         # Never ended, so it goes nowhere.
@@ -90,7 +90,7 @@ class Starter:
             and model._context.trace_flags == TraceFlags.SAMPLED
         ):
             raise ValueError
-        self._tracer = tracer
+        self._tracer, self._start_span = tracer, tracer.start_span
         self._span_type, self._span = type(model), own
         self._attributes_type, self._attributes = type(attributes), vars(attributes)
         self._list_type = type(lists[0])
@@ -125,6 +125,8 @@ class Starter:
         if (
             type(parent) is not SpanContext
             or not tracer._tracer_config.is_enabled
+            # Somebody put something around it since.
+            or tracer.start_span != self._start_span
             or (most is not None and len(said) > most)
         ):
             return None
