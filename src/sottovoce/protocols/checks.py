@@ -22,7 +22,9 @@ MAX_INDEX: Final = 128
 _MAX_MODEL = 512  # model ids can be paths; the gate never lets them through as they are
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,63}").fullmatch
 
-_USUAL: Final = frozenset({"stop", "length", "tool_calls", "end_turn", "tool_use", "STOP", "base64"})
+_USUAL: Final = frozenset(
+    {"stop", "length", "tool_calls", "end_turn", "tool_use", "STOP", "base64"}
+)
 """Words that are nearly always the only one of a list."""
 
 
