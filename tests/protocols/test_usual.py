@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sottovoce.protocols import usual
 from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
 from sottovoce.protocols.gemini import GEMINI
+from sottovoce.protocols.ollama import OLLAMA_CHAT
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
 from sottovoce.protocols.openai_responses import OPENAI_RESPONSES
 from sottovoce.protocols.reader import MAX_EVENT
@@ -33,6 +34,11 @@ def part(text=CANARY, **more):
 def piece(number=7, text=CANARY, **more):
     kind = "response.output_text.delta"
     return {"type": kind, "sequence_number": number, "item_id": "msg_1", "delta": text, **more}
+
+
+def line(text=CANARY, calls=(), **more):
+    message = {"role": "assistant", "tool_calls": list(calls), "content": text}
+    return {"model": "llama3", "message": message, "done": False, **more}
 
 
 USAGE = {"prompt_tokens": 19, "completion_tokens": 10, "total_tokens": 29}
@@ -75,6 +81,15 @@ STREAMS = {
         {"usageMetadata": {"promptTokenCount": 3}},
         {**part(), "usageMetadata": {"promptTokenCount": 3}, "modelVersion": "gemini-2.5-flash"},
         {"error": {"code": 503, "message": CANARY, "status": "UNAVAILABLE"}},
+    ],
+    # As a proxy may pass it on.
+    OLLAMA_CHAT: [
+        line(),
+        line(calls=[{"function": {"name": "f", "arguments": {}}}]),
+        line(calls=[{"function": {"arguments": {"id": CANARY}, "name": "g"}}]),
+        line(created_at="2025-01-01T00:00:00Z"),
+        line("", done=True, done_reason="stop", eval_count=7),
+        {"error": CANARY},
     ],
     OPENAI_RESPONSES: [
         {"type": "response.created", "response": {"id": "resp_1", "model": "gpt-4o"}},
@@ -180,6 +195,10 @@ def test_how_events_begin_is_a_beginning_that_holds_no_sentence(data):
         ({"content": "word", "id": "1"}, b"data: {"),
         ({"text": "word", "id": "1"}, b"data: {"),
         ({"delta": "word", "id": "1"}, b"data: {"),
+        ({"index": 0, "arguments": {"id": "word", "age": 42}}, b'data: {"index": 0,'),
+        ({"choices": [{"index": 0, "logprobs": {"word": 0}}]}, b'data: {"choices": [{"index": 0,'),
+        ({"message": {"tool_calls": [], "content": "word"}}, b'data: {"message": {'),
+        ({"index": 1, "token": {"id": 5432, "text": "word"}}, b'data: {"index": 1,'),
     ],
 )  # fmt: skip
 def test_what_is_compared_ends_where_content_may_begin(event, known):

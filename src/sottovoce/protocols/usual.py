@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _match() -> Callable[[bytes], re.Match[bytes] | None]:
-    # Compiled by the first stream. Strings are taken of keys that hold no content alone, and end
-    # where something was opened or the next key comes: no key of a fact is cut in two.
+    # Compiled by the first stream. Strings are taken of keys that hold no content alone, and what
+    # is opened holds neither facts nor, as a tool's arguments do, an app's own keys and numbers.
+    # It ends where something was opened or the next key comes: no key of a fact is cut in two.
     return re.compile(
         rb"(?:event: ?[\w.]+\n)?data: ?\{(?: *\""
         rb"(?:(?:id|object|model|type|role|service_tier|system_fingerprint)\": ?\"[\w.:/-]*\","
-        rb"|[a-z_]+\": ?(?:(?:\d+|null),|[{[]+)))*"
+        rb"|[a-z_]+\": ?(?:\d+|null),"
+        rb"|(?:candidates|choices|content|delta|message|parts)\": ?[{[]+))*"
     ).match
 
 
