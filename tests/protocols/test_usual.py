@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from sottovoce.protocols import usual
 from sottovoce.protocols.anthropic_messages import ANTHROPIC_MESSAGES
+from sottovoce.protocols.bedrock_converse import BEDROCK_CONVERSE
+from sottovoce.protocols.bedrock_invoke import BEDROCK_INVOKE
 from sottovoce.protocols.gemini import GEMINI
 from sottovoce.protocols.ollama import OLLAMA_CHAT
 from sottovoce.protocols.openai_chat import OPENAI_CHAT
@@ -82,7 +84,23 @@ STREAMS = {
         {**part(), "usageMetadata": {"promptTokenCount": 3}, "modelVersion": "gemini-2.5-flash"},
         {"error": {"code": 503, "message": CANARY, "status": "UNAVAILABLE"}},
     ],
-    # As a proxy may pass it on.
+    # As a proxy may pass them on.
+    BEDROCK_CONVERSE: [
+        {"contentBlockDelta": {"delta": {"text": CANARY}, "contentBlockIndex": 0}},
+        {"messageStart": {"role": "assistant"}},
+        {"contentBlockStart": {"start": {"toolUse": {"toolUseId": "t", "name": "f"}}}},
+        {"contentBlockStop": {"contentBlockIndex": 0}},
+        {"messageStop": {"stopReason": "end_turn"}},
+        {"error": {"code": "throttlingException", "message": CANARY}},
+        {"metadata": {"usage": {"inputTokens": 3, "outputTokens": 7}}},
+    ],
+    BEDROCK_INVOKE: [
+        delta(),
+        {"generation": CANARY, "stop_reason": None},
+        {"error": {"code": "throttlingException", "message": CANARY}},
+        {"outputText": CANARY, "index": 0, "completionReason": None},
+        {"outputText": CANARY, "index": 0, "completionReason": "FINISH"},
+    ],
     OLLAMA_CHAT: [
         line(),
         line(calls=[{"function": {"name": "f", "arguments": {}}}]),

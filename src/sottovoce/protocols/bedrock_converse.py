@@ -139,13 +139,16 @@ def is_last(body: Body) -> bool:
     return "metadata" in body
 
 
+OPENED: Final = rb"(?:\A ?\{|(?<=data:\{)|(?<=data: \{))"
+"""The brace that opens an event: what is looked at may be a line of server-sent events."""
+
 BEDROCK_CONVERSE: Final = Protocol(
     name="bedrock_converse",
     asked=ASKED,
     answered=ANSWERED,
     event=event,
     error=find_error,
-    may_hold_fact=re.compile(rb'\A\{"(?:contentBlockStart|messageStop|metadata|error)"'),
+    may_hold_fact=re.compile(OPENED + rb'"(?:contentBlockStart|messageStop|metadata|error)"'),
     last=is_last,
     tail_keys=("usage", "stopReason"),
 )

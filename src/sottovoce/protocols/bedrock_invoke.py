@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sottovoce.protocols import anthropic_messages, bedrock_converse, openai_chat
-from sottovoce.protocols.bedrock_converse import length_at
+from sottovoce.protocols.bedrock_converse import OPENED, length_at
 from sottovoce.protocols.protocol import Protocol, Seen
 from sottovoce.protocols.tables import Body, Candidates, Find, Table, at, of, read, rows, summed
 
@@ -149,7 +149,7 @@ def _is_last(body: Body) -> bool:
 
 _MAY_HOLD_FACT = (
     rb'"(?:stop_reason|stopReason|finish_reason|completionReason)"\s*:\s*"'
-    rb'|"(?:usage|toolUse)"\s*:\s*\{|"tool_calls"|"%s"|\A\{"error"|%s'
+    rb'|"(?:usage|toolUse)"\s*:\s*\{|"tool_calls"|"%s"|%s"error"|%s'
 )
 
 
@@ -161,7 +161,7 @@ BEDROCK_INVOKE: Final = Protocol(
     error=openai_chat.find_error,
     may_hold_fact=re.compile(
         _MAY_HOLD_FACT
-        % (METRICS.encode(), anthropic_messages.ANTHROPIC_MESSAGES.may_hold_fact.pattern)
+        % (METRICS.encode(), OPENED, anthropic_messages.ANTHROPIC_MESSAGES.may_hold_fact.pattern)
     ),
     last=_is_last,
     tail_keys=("usage", "inputTextTokenCount", "stop_reason", "stopReason", "finish_reason"),
