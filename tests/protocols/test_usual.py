@@ -166,6 +166,7 @@ def streams(draw):
 @example((OPENAI_CHAT, [written(chat())] * 6 + [written(chat(), end=b"\n"), b"\n"]))
 @example((OPENAI_CHAT, [written(chat())] * 6 + [written(chat()) + b"data: {", b"}\n\n"]))
 @example((ANTHROPIC_MESSAGES, [written(delta())] * 6 + [written(STREAMS[ANTHROPIC_MESSAGES][-2])]))
+@example((BEDROCK_INVOKE, [written(delta())] * 6 + [written({"error": {}}, space=False)]))
 def test_the_network_chunks_do_not_matter(reading, stream):
     protocol, chunks = stream
     fast = reading(protocol).feed(*chunks).finish()
