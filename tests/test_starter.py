@@ -1,5 +1,6 @@
 """A span that is started the short way is the span that its tracer would have started."""
 
+import copy
 import functools
 import itertools
 
@@ -152,6 +153,18 @@ def test_a_span_is_as_its_tracer_would_have_started_it(sampler, parent, limits, 
         told.append((lived(span), [each.to_json() for each in exporter.get_finished_spans()]))
     assert made[0] == made[1]
     assert told[0] == told[1]
+
+
+def test_a_span_without_events_holds_no_room_for_them():
+    provider, exporter = bench(ALWAYS_ON)
+    ours = spans.Spans(provider.get_tracer("app"), Policy(Settings()))
+    span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    copied = copy.deepcopy(span._links)
+    assert (len(span._events), list(span._links), list(copied)) == (0, [], [])
+    span.end()
+    [ended] = exporter.get_finished_spans()
+    assert "_dq" not in vars(ended._events)
+    assert (ended.events, ended.dropped_events) == ((), 0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -11,6 +11,7 @@ compared with what is known, and the tracer starts every span where anything dif
 
 from __future__ import annotations
 
+from collections import deque
 from threading import Lock
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -93,7 +94,7 @@ class Starter:
         self._tracer, self._start_span = tracer, tracer.start_span
         self._span_type, self._span = type(model), own
         self._attributes_type, self._attributes = type(attributes), vars(attributes)
-        self._list_type = type(lists[0])
+        self._list_type = _later(type(lists[0]))
         self._most_events, self._most_links = (each._dq.maxlen for each in lists)
         # By whether the trace's id is random.
         sampled = TraceFlags.SAMPLED
@@ -166,6 +167,27 @@ class Starter:
         own["_span_processor"] = tracer.span_processor
         own["_lock"] = Lock()
         return span
+
+
+def _later(kind: Any) -> Any:
+    """`BoundedList`, without the kilobyte that an empty one takes: few spans have events or links."""
+
+    class BoundedList(kind):  # type: ignore[misc]
+        def __init__(self, maxlen: int | None) -> None:
+            self.dropped = 0
+            self._maxlen = maxlen
+            self._lock = Lock()
+
+        def __getattr__(self, name: str) -> Any:
+            # Asked for what is not there.
+            if name != "_dq":
+                raise AttributeError(name)
+            return self.__dict__.setdefault(name, deque(maxlen=self._maxlen))
+
+        def __len__(self) -> int:
+            return len(self._dq) if "_dq" in vars(self) else 0
+
+    return BoundedList
 
 
 def _is_untouched(method: Any) -> bool:
