@@ -1,5 +1,6 @@
 """What becomes of a sequence of keys is remembered, and none of the keys and values of others."""
 
+import enum
 import gc
 import weakref
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from sottovoce.privacy.compiled import MOST_PLANS
 from sottovoce.privacy.policy import Policy
-from sottovoce.registry import ATTRIBUTES, DIALECTS
+from sottovoce.registry import ATTRIBUTES, DIALECTS, _tables, read
 from sottovoce.settings import Settings
 
 WORDS = ["LLM", "llm", "tool", "stop", '"stop"', "length", "openai", "mlx", "gpt-4o", "a b c", ""]
@@ -104,6 +105,37 @@ def test_nor_is_one_that_only_claims_to_be_ours(profile):
     del said
     gc.collect()
     assert kept() is None
+
+
+class Wavering(Claiming):
+    """One that equals ours for a while."""
+
+    times = 0
+
+    def __eq__(self, other):
+        self.times -= 1
+        return self.times >= 0 and super().__eq__(other)
+
+    __hash__ = Claiming.__hash__
+
+
+@pytest.mark.parametrize("times", range(6))
+def test_nor_is_one_that_claims_so_for_a_while(times):
+    # As in a process that has met no attribute yet.
+    declared = read(_tables.ATTRIBUTES)
+    said = Wavering("the quick brown fox")
+    said.times = times
+    declared.get(said)
+    kept = weakref.ref(said)
+    del said
+    gc.collect()
+    assert kept() is None
+    assert declared["gen_ai.workflow.name"].name == "gen_ai.workflow.name"
+
+
+def test_a_key_of_a_kind_of_its_own_is_what_it_says():
+    key = enum.Enum("Key", {"WORKFLOW": "gen_ai.workflow.name"}, type=str).WORKFLOW
+    assert read(_tables.ATTRIBUTES)[key].name == "gen_ai.workflow.name"
 
 
 @given(st.permutations([*ATTRIBUTES, *DIALECTS]), PROFILES, SIGNALS)

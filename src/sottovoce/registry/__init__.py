@@ -120,7 +120,9 @@ class _Read(Mapping[str, Item]):
     def __getitem__(self, name: str) -> Item:
         made = self._made[name]
         if made is None:
-            made = self._made[name] = self._make(self._rows[name])
+            # Such a key need not say the same twice, and what it really is is not kept.
+            own = str.__str__(name) if isinstance(name, str) else ""
+            made = self._made[own] = self._make(self._rows[own])
         return made
 
     def __contains__(self, name: object) -> bool:
