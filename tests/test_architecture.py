@@ -31,7 +31,7 @@ OURS = {
     "guard": set(),
     "registry": {"registry"},
     "hardware": {"guard", "hardware"},
-    "protocols": {"call", "protocols"},
+    "protocols": {"call", "guard", "protocols"},
     "dropped": {"call", "guard"},
     "exchange": {"call", "dropped", "guard", "protocols"},
     "clients": {"call", "clients", "exchange", "guard", "protocols", "steps"},

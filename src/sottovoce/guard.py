@@ -66,7 +66,9 @@ def _is_a_signals(error: BaseException) -> bool:
     signal = sys.modules.get("signal")
     if signal is None or threading.current_thread() is not threading.main_thread():
         return False
-    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    # Its own `getsignal` makes an enumeration's member of every answer: twenty times as much.
+    handler = sys.modules["_signal"].getsignal
+    handlers = {_code(handler(number)) for number in range(1, signal.NSIG)} - {None}
     passed = error.__traceback__ if handlers else None
     while passed is not None:
         if passed.tb_frame.f_code in handlers:

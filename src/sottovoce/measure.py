@@ -33,7 +33,7 @@ from sottovoce.aggregations import (
     ways,
 )
 from sottovoce.call import CHUNK_BOUNDS_S, Gaps
-from sottovoce.guard import failed
+from sottovoce.guard import failed, let_through
 from sottovoce.points import REMEMBERED
 from sottovoce.privacy import buckets
 
@@ -95,7 +95,10 @@ class Measured:
             if config is not None and not config._config.is_enabled:  # noqa: SLF001
                 return
             known = found is not None and value >= 0
-        except Exception:  # noqa: BLE001 - a changed SDK: nothing was recorded yet
+        except AttributeError:  # another provider, or a changed SDK: nothing was recorded yet
+            known = False
+        except Exception:  # noqa: BLE001 - a changed SDK
+            let_through()
             known = False
         if not known:
             self.histogram.record(value, {**point.attributes, **self.extra}, point.context)

@@ -21,7 +21,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.aggregations import ALL, TRACED, Series, offered, series
-from sottovoce.guard import failed, never_raise
+from sottovoce.guard import failed, let_through, never_raise
 from sottovoce.points import REMEMBERED, Point
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class Book:
                 if page.config is not None and not page.config._config.is_enabled:  # noqa: SLF001
                     return
             except Exception:  # noqa: BLE001 - another provider or a changed SDK: nothing was recorded yet
+                let_through()
                 page = None
         if page is None or page.series is None:
             self._record(values, point, failed_point, words)

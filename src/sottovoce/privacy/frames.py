@@ -77,6 +77,7 @@ class Frames:
                 and (found[2], int(found[3])) in _places(found[1])
             )
         except Exception:  # noqa: BLE001 - what cannot be looked up was not found
+            guard.let_through()
             return False
 
     def of(self, error: BaseException | None) -> tuple[str, ...]:
@@ -94,6 +95,7 @@ class Frames:
                         break
             return tuple(reversed(shown))
         except Exception:  # noqa: BLE001 - the class of the error is told without them
+            guard.let_through()
             return ()
 
     def handled(self, kind: type | str) -> tuple[str, ...]:

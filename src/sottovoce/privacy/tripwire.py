@@ -12,6 +12,7 @@ import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from sottovoce import guard
 from sottovoce.privacy.patterns import Pattern
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _search() -> Callable[[str], Any]:
 
         return compiled(re2)
     except Exception:  # noqa: BLE001 - whatever is called `re2` there, ours works
+        guard.let_through()
         return compiled(re)
 
 

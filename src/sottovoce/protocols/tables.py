@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from sottovoce.guard import let_through
 from sottovoce.protocols.checks import CHECKS, MAX_COUNT, checked, count
 
 if TYPE_CHECKING:
@@ -212,6 +213,7 @@ def read(table: Table, body: Body) -> Candidates:
         try:
             _look(plan, body, found, doubted, body)
         except Exception:  # noqa: BLE001 - a body may hold objects of the app
+            let_through()
             return _read_rows(table, body)
         if doubted:
             found.update(_read_rows(_of(table, doubted), body))
@@ -232,6 +234,7 @@ def learnt(table: Table, body: Body, on_malformed: Callable[[str], None] | None 
         try:
             _look(plan, body, facts, doubted, body)
         except Exception:  # noqa: BLE001 - a body may hold objects of the app
+            let_through()
             return checked(_read_rows(table, body), on_malformed)
         if doubted:
             for fact in doubted:
@@ -310,10 +313,12 @@ def _read_rows(table: Table, body: Body) -> Candidates:
         try:
             there = key in body
         except Exception:  # noqa: BLE001 - a body may be an object of the app
+            let_through()
             there = True
         try:
             value = find(body) if there else None
         except Exception:  # noqa: BLE001 - same
+            let_through()
             value = _WRONG
         if value is not None:
             found[fact] = value

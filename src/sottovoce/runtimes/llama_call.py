@@ -13,7 +13,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce import dropped
-from sottovoce.guard import failed
+from sottovoce.guard import failed, let_through
 from sottovoce.protocols.checks import checked
 from sottovoce.protocols.protocol import Seen
 from sottovoce.runtimes.engine import NS, EngineCall
@@ -343,4 +343,5 @@ def length(tokens: Any) -> int | None:
     try:
         return len(tokens)
     except Exception:  # noqa: BLE001 - an iterator, or an object of the app
+        let_through()
         return None

@@ -20,7 +20,7 @@ import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from sottovoce.guard import failed, never_raise
+from sottovoce.guard import failed, let_through, never_raise
 from sottovoce.protocols.bodies import request_facts
 from sottovoce.protocols.checks import checked
 from sottovoce.protocols.cohere import RERANK
@@ -158,6 +158,7 @@ def _may_tell(piece: dict[str, Any]) -> bool:
             or "tool_calls" in choice.get("delta", ())
         )
     except Exception:  # noqa: BLE001 - another shape, an error for one
+        let_through()
         return True
 
 

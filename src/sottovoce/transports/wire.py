@@ -163,6 +163,7 @@ def watch(
     try:
         decompress = _decompress(coding)
     except Exception:  # noqa: BLE001 - it is a module of the app's choice that is asked
+        guard.let_through()
         guard.undecodable["encoding"] += 1
         reader = None
     found = Watch(call, reader, decompress, open_ended=open_ended)
