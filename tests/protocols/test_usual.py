@@ -216,7 +216,8 @@ def test_how_events_begin_is_a_beginning_that_holds_no_sentence(data):
         ({"delta": "word", "id": "1"}, b"data: {"),
         ({"index": 0, "arguments": {"id": "word", "age": 42}}, b'data: {"index": 0,'),
         ({"choices": [{"index": 0, "logprobs": {"word": 0}}]}, b'data: {"choices": [{"index": 0,'),
-        ({"message": {"tool_calls": [], "content": "word"}}, b'data: {"message": {'),
+        ({"message": {"tool_calls": [], "content": "word"}}, b"data: {"),
+        ({"index": 0, "content": {"age": 42}}, b'data: {"index": 0,'),
         ({"index": 1, "token": {"id": 5432, "text": "word"}}, b'data: {"index": 1,'),
     ],
 )  # fmt: skip

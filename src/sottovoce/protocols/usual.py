@@ -23,7 +23,7 @@ def _match() -> Callable[[bytes], re.Match[bytes] | None]:
         rb"(?:event: ?[\w.]+\n)?data: ?\{(?: *\""
         rb"(?:(?:id|object|model|type|role|service_tier|system_fingerprint)\": ?\"[\w.:/-]*\","
         rb"|[a-z_]+\": ?(?:\d+|null),"
-        rb"|(?:candidates|choices|content|delta|message|parts)\": ?[{[]+))*"
+        rb"|(?:candidates|choices|delta)\": ?[{[]+))*"
     ).match
 
 
