@@ -140,7 +140,9 @@ class Book:
                     page = self._turn(values, point, words)
                 if page.config is not None and not page.config._config.is_enabled:  # noqa: SLF001
                     return
-            except Exception:  # noqa: BLE001 - another provider or a changed SDK: nothing was recorded yet
+            except AttributeError:  # another provider, or a changed SDK: nothing was recorded yet
+                page = None
+            except Exception:  # noqa: BLE001 - a changed SDK
                 let_through()
                 page = None
         if page is None or page.series is None:
