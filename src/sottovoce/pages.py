@@ -114,7 +114,7 @@ class Book:
         self._worded_from = len(columns) if worded_from is None else worded_from
         self._plain = Words({})
 
-    def write(
+    def write(  # noqa: C901 - flat, because it runs for every call
         self,
         values: Values,
         point: Point,
