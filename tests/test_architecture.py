@@ -92,7 +92,7 @@ OURS = {
     },
     "starter": set(),
     "spans": {"guard", "privacy", "starter"},
-    "own_counters": {"guard", "pages", "registry"},
+    "own_counters": {"aggregations", "guard", "pages", "points", "registry"},
 }
 NO_OPENTELEMETRY = {
     "call",

@@ -1,8 +1,10 @@
 """What calls measure reaches whoever collects, as if each measurement had been recorded at once."""
 
+import contextlib
 import gc
 import math
 import os
+import signal
 import threading
 
 import pytest
@@ -13,6 +15,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import (
     AlwaysOffExemplarFilter,
     AlwaysOnExemplarFilter,
+    Counter,
     Histogram,
     MeterProvider,
     TraceBasedExemplarFilter,
@@ -24,14 +27,16 @@ from opentelemetry.sdk.metrics.view import (
     ExponentialBucketHistogramAggregation,
     View,
 )
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from sottovoce import guard, own_counters, pages
-from sottovoce.call import CHUNK_BOUNDS_S, Gaps
+from sottovoce.call import CHUNK_BOUNDS_S, Call, Gaps
 from sottovoce.measure import Measured
 from sottovoce.pages import MOST_ROWS, Book, Words
 from sottovoce.points import Point
 from sottovoce.privacy import policy
+from sottovoce.record import SpanRecorder
 from sottovoce.settings import Settings
 
 TEMPORALITIES = list(AggregationTemporality)[1:]
@@ -280,6 +285,62 @@ def test_a_forked_child_leaves_what_waits_to_its_parent():
         os._exit(len(pages._rows))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [count for _, count, *_ in bench.points()["first"]] == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.parametrize("temporality", TEMPORALITIES)
+def test_a_forked_child_counts_from_zero_and_waits_for_no_thread_of_its_parent(temporality):
+    kinds = (Counter, Histogram)
+    reader = InMemoryMetricReader(preferred_temporality=dict.fromkeys(kinds, temporality))
+    meters = MeterProvider([reader])
+    meters.get_meter("app").create_counter("theirs").add(1)
+    recorder = SpanRecorder(TracerProvider(), meters, Settings(semconv="both"))
+
+    def call(times):
+        for number in range(times):
+            call = Call(recorder, operation="chat", provider="llama_cpp", in_process=number % 2 > 0)
+            call.facts.update(input_tokens=1, decode_rate=1.0)
+            call.stream = True
+            call.chunk()
+            call.chunk()
+            call.end()
+
+    def counted():
+        data = reader.get_metrics_data()
+        return {
+            metric.name: sum(getattr(p, "count", 0) or p.value for p in metric.data.data_points)
+            for scope in data.resource_metrics[0].scope_metrics
+            for metric in scope.metrics
+        }
+
+    call(2 * MOST_ROWS)
+    pages.add_all()
+    storages = meters._measurement_consumer._reader_storages.values()
+    matches = [
+        match
+        for storage in storages
+        for instrument, found in storage._instrument_view_instrument_matches.items()
+        for match in found
+        if instrument.instrumentation_scope.name == "sottovoce"
+    ]
+    counting = [each for match in matches for each in match._attributes_aggregation.values()]
+    with contextlib.ExitStack() as held:
+        for holder in (*matches, *counting):
+            held.enter_context(holder._lock)
+        child = os.fork()
+        if not child:
+            code = 2
+            try:
+                signal.alarm(20)
+                call(4)
+                found = counted()
+                ours = {number for name, number in found.items() if name.startswith("gen_ai.")}
+                # Each call has two chunks and a token; engines had two of the four.
+                code = 0 if (found["theirs"], ours) == (1, {0, 2, 4}) else 1
+            finally:
+                os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert counted()["gen_ai.client.operation.duration"] == 2 * MOST_ROWS
 
 
 def test_a_changed_sdk_is_counted_and_harms_nobody(monkeypatch):

@@ -11,6 +11,8 @@ from bisect import bisect_left
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from opentelemetry.metrics import Asynchronous
+
 from sottovoce.call import CHUNK_BOUNDS_S
 
 if TYPE_CHECKING:
@@ -69,6 +71,20 @@ def _matches(instrument: Any) -> list[Any]:
         for storage in instrument._measurement_consumer._reader_storages.values()
         for match in storage._get_or_init_view_instrument_match(instrument)
     ]
+
+
+def begin_anew(meters: Any, scope: str) -> None:
+    """Forget what the histograms and counters of `scope` have counted in a provider of the SDK's.
+
+    In a forked child: the parent exports it, and threads of the parent may have held its locks.
+    May raise. Ways and series found before lead to what was forgotten.
+    """
+    for storage in meters._measurement_consumer._reader_storages.values():
+        matches = storage._instrument_view_instrument_matches
+        for instrument in list(matches):
+            of_ours = instrument.instrumentation_scope.name == scope
+            if of_ours and not isinstance(instrument, Asynchronous):
+                del matches[instrument]
 
 
 def _kept(match: Any, attributes: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics
 
-from sottovoce import guard, pages
+from sottovoce import aggregations, guard, pages, points
 from sottovoce.registry import METRICS
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
     from sottovoce.privacy.policy import Policy
+
+SCOPE: Final = "sottovoce"
+"""The name of our instrumentation scope."""
 
 _observed: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -46,6 +50,25 @@ def observe(provider: MeterProvider, meter: Meter, policy: Policy) -> None:
             unit=METRICS[name].unit,
             description=METRICS[name].description,
         )
+
+
+def _forked() -> None:
+    """In a child process: count from zero, since the parent exports what it counted."""
+    guard.failures.clear()
+    guard.undecodable.clear()
+    points.forget()
+    for meters in list(_observed):
+        _begin_anew(meters)
+
+
+@guard.never_raise("own_counters.forked")
+def _begin_anew(meters: Any) -> None:
+    if hasattr(meters, "_measurement_consumer"):
+        aggregations.begin_anew(meters, SCOPE)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _observer(

@@ -59,6 +59,11 @@ class _Key:
 _keys: Final[dict[tuple[Any, ...], _Key]] = {}
 
 
+def forget() -> None:
+    """Forget all keys: what was remembered by one is found no more."""
+    _keys.clear()
+
+
 def _key(attributes: Mapping[str, Any]) -> _Key | None:
     """The key of a set of attributes; None when there are more than are remembered."""
     items = tuple(attributes.items())

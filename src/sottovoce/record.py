@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sottovoce.call import Call, Facts
     from sottovoce.record_engines import Engines, Loading
 
-SCOPE: Final = "sottovoce"
+SCOPE: Final = own_counters.SCOPE
 
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
