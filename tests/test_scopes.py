@@ -694,12 +694,22 @@ def test_one_conversation_object_in_many_tasks(bench):
             bench.call()
         bench.call()
 
+    async def other_task():
+        async with conversation, sottovoce.agent("clerk"):
+            await asyncio.sleep(0)
+            bench.call()
+        bench.call()
+
     async def main():
         await asyncio.gather(task(), task())
 
     asyncio.run(main())
     assert [span.attributes.get("gen_ai.conversation.id") is None for span in bench.spans] == [
         False, True, False, True
+    ]  # fmt: skip
+    asyncio.run(other_task())
+    assert [span.attributes.get("gen_ai.conversation.id") is None for span in bench.spans[4:]] == [
+        False, False, True
     ]  # fmt: skip
     with conversation, pytest.raises(ValueError, match="boom"):
         raise ValueError("boom")

@@ -229,6 +229,12 @@ def test_code_may_not_loosen(base, name, value):
     assert settings.variable_of(name) in warning
 
 
+def test_a_profile_that_there_is_not_is_none_that_lets_anything_leave():
+    made, [warning] = tightened(Settings(), profile="strickt")
+    assert made.profile == "off"
+    assert "Using 'off'" in warning
+
+
 @pytest.mark.parametrize("profile", settings.PROFILES[:-1])
 def test_every_profile_can_be_chosen(profile):
     made, warnings = read({"SOTTOVOCE_PROFILE": f" {profile.upper()} "})

@@ -70,7 +70,7 @@ def agent(name: Any) -> Any:
 
 
 class conversation:  # noqa: N801 - used as a function, like contextlib's
-    """Say that what runs inside belongs to one conversation of the app's: ``with`` only.
+    """Say that what runs inside belongs to one conversation of the app's: ``with``, ``async with``.
 
     Model calls and agents inside get it as `gen_ai.conversation.id`, as a pseudonym that changes
     every week. Tasks that are started inside keep it, threads only if they are given the
@@ -99,6 +99,12 @@ class conversation:  # noqa: N801 - used as a function, like contextlib's
                 continue
             self._tokens.remove(token)
             return
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.__exit__()
 
 
 class Scope:

@@ -37,11 +37,12 @@ def tightened(base: Settings, **changes: Any) -> tuple[Settings, list[str]]:
         try:
             value = entry.default if given is None else entry.parse(text)
         except Unusable as error:
-            kept = f"Using {error.kept!r}" if error.kept else "Keeping what was set"
+            # Whoever asks for a profile that there is not wanted a tighter one.
+            value = error.kept or (entry.safe if name == "profile" else None)
+            kept = f"Using {value!r}" if value else "Keeping what was set"
             warnings.append(settings.refused(name, entry, text, error, kept))
-            if not error.kept:
+            if not value:
                 continue
-            value = error.kept
         if _LOOSENS.get(name, _contradicts)(old, value):
             warnings.append(
                 f"{name}: code may only tighten; set {entry.variable} in the environment instead."

@@ -135,3 +135,10 @@ def test_a_library_that_fails_to_import_and_a_collector_that_does_not_answer_are
     assert done.stdout.count(f"Nothing answers at {host} now") == 1
     assert "groq" in done.stdout
     assert "planted" not in done.stdout + done.stderr
+
+
+def test_a_profile_that_lets_nothing_leave_is_what_is_to_mend(port):
+    done = doctor(SOTTOVOCE_PROFILE="off", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert "The profile is `off`" in done.stdout
+    assert "There is no destination" not in done.stdout

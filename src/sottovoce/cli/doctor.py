@@ -59,7 +59,12 @@ def problems(found: Environment) -> list[str]:
         )
     if found.problem is not None:
         told.append(f"The libraries could not be looked at: {found.problem}.")
-    if not any(found.destinations.values()):
+    if not found.metrics:
+        told.append(
+            "The profile is `off`, so nothing is recorded, whatever the destination. Set "
+            "SOTTOVOCE_PROFILE=standard, or unset it."
+        )
+    elif not any(found.destinations.values()):
         told.append(
             "There is no destination, so nothing would be recorded. Set "
             "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318, or run: sottovoce local"
