@@ -36,6 +36,8 @@ from sottovoce.points import Point
 from sottovoce.record import SpanRecorder
 from sottovoce.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("no_policy")
+
 
 class Bench:
     """A recorder with its own providers, and what came out of them."""
