@@ -175,37 +175,19 @@ _EXEMPLAR: Final = {
 
 
 def aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) -> None:
-    """What the SDK does: add to a bucket, whose newest measurement is its exemplar.
-
-    There, each of a call's measurements looks for its bucket twice, and for its span.
-    """
-    place = bisect_left(aggregation._boundaries, value)
-    told = point.exemplar
-    if sampled and told is None:
-        told = point.exemplar = _exemplar(point.attributes, point.span, time_ns())
-    # What is collected, exemplars included, is collected under this lock as well.
-    with aggregation._lock:
-        counts = aggregation._value
-        if counts is None:
-            counts = aggregation._value = aggregation._get_empty_bucket_counts()
-        counts[place] += 1
-        aggregation._sum += value
-        if value < aggregation._min:
-            aggregation._min = value
-        if value > aggregation._max:
-            aggregation._max = value
-        if sampled:
-            told["_ExemplarBucket__value"] = value  # type: ignore[index]
-            aggregation._reservoir._reservoir_storage[place].__dict__.update(told)
+    """Add one measurement to an aggregation that `_is_known`; `sampled`: as an exemplar, too."""
+    span = point.span if sampled else None
+    _add(aggregation, ((value, span, time_ns()),), point.attributes)
 
 
 def _add(aggregation: Any, told: Sequence[Told], attributes: Mapping[str, Any]) -> None:
+    """Do what the SDK does: add to buckets, of which the newest measurement is the exemplar."""
     bounds = aggregation._boundaries
     values = [value for value, _, _ in told]
     places = [bisect_left(bounds, value) for value in values]
-    # A bucket's newest measurement is its exemplar.
     newest = {place: each for place, each in zip(places, told, strict=True) if each[1] is not None}
     total, least, most = sum(values), min(values), max(values)
+    # What is collected, exemplars included, is collected under this lock as well.
     with aggregation._lock:
         counts = aggregation._value
         if counts is None:

@@ -1,8 +1,7 @@
-"""Histograms by the SDK's shortest way: they are most of what a call costs.
+"""Histograms by the SDK's shortest way: what is not written to `pages` is recorded here one by one.
 
 `Histogram.record` copies, checks and hashes the attributes of every measurement: about ten
-microseconds each, three to five times a call, once a chunk in peers that record every chunk.
-Two ideas avoid most of it:
+microseconds each. Two ideas avoid most of it:
 
 * All measurements of one call share a `Point`: its key is found once, and the aggregation
   that a key leads to is remembered, so that a measurement goes straight to `aggregate`.

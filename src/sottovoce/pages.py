@@ -8,7 +8,7 @@ set of attributes leads to.
 
 Nobody sees the difference: whatever collects a provider's metrics runs the callbacks of its
 observable instruments first (`SynchronousMeasurementConsumer.collect`, opentelemetry-sdk 1.30 to
-1.45), and one of ours adds what waits (`own_counters`). Rows that can not be added so, because
+1.45), and one of ours adds what waits (`own_counters`). Rows that cannot be added so, because
 the aggregation or the provider is not the SDK's, are recorded one by one at once.
 """
 
@@ -61,7 +61,7 @@ class Page:
         gaps: the histogram of a stream's gaps, if any.
 
     Attributes:
-        gaps: what counts gaps; None: it can not be added to at once.
+        gaps: what counts gaps; None: it cannot be added to at once.
         series: what counts in each column, and the attributes; None: not all of it is known.
         offered: which measurements are offered as exemplars (`aggregations.offered`).
         consumer: the SDK's, which has the readers.

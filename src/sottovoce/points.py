@@ -30,7 +30,7 @@ class Point:
         span: that span's ids; asked of the context when absent.
     """
 
-    __slots__ = ("attributes", "context", "exemplar", "key", "sampled", "span")
+    __slots__ = ("attributes", "context", "key", "sampled", "span")
 
     def __init__(
         self, attributes: Mapping[str, Any], context: Context, *, span: SpanContext | None = None
@@ -42,8 +42,6 @@ class Point:
             span = trace.get_current_span(context).get_span_context()
         self.span = span
         self.sampled = span.trace_flags & 1 == 1
-        # What all its measurements have in common as exemplars, once one is.
-        self.exemplar: dict[str, Any] | None = None
 
     def saying(self, more: Mapping[str, Any]) -> Point:
         """Give the same point with `more` attributes."""
