@@ -39,6 +39,7 @@ from sottovoce.privacy import policy
 from sottovoce.record import SpanRecorder
 from sottovoce.settings import Settings
 
+forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 TEMPORALITIES = list(AggregationTemporality)[1:]
 FILTERS = [AlwaysOnExemplarFilter, AlwaysOffExemplarFilter, TraceBasedExemplarFilter]
 NAMES = ("first", "second", "paced")
@@ -275,7 +276,7 @@ def test_nothing_is_lost_between_threads_that_write_and_one_that_collects():
     assert sum(count for _, count, *_ in found) == each * threads
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@forking
 def test_a_forked_child_leaves_what_waits_to_its_parent():
     bench = Bench()
     mine = point()
@@ -287,7 +288,7 @@ def test_a_forked_child_leaves_what_waits_to_its_parent():
     assert [count for _, count, *_ in bench.points()["first"]] == [1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@forking
 @pytest.mark.parametrize("temporality", TEMPORALITIES)
 def test_a_forked_child_counts_from_zero_and_waits_for_no_thread_of_its_parent(temporality):
     kinds = (Counter, Histogram)
