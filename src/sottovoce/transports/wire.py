@@ -246,12 +246,12 @@ class _Buffered:
     def __init__(self, call: Call) -> None:
         self.facts = call.facts
         self.stream = False
-        # The events came all at once: the gaps between them say nothing.
+        # What the reader writes for each event; thrown away, because all came at once.
         self.chunks = self.last_chunk_ns = self.shortest = 0
         self.longest = float("inf")
 
     def chunk(self) -> None:
-        """Same."""
+        """Count nothing: the gaps between events that came at once say nothing."""
 
     def end(self) -> None:
         """Who opened the call ends it."""
