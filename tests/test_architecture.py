@@ -90,8 +90,8 @@ OURS = {
         "spans",
         "steps",
     },
-    "starter": set(),
-    "spans": {"guard", "privacy", "starter"},
+    "shortcut": {"privacy"},
+    "spans": {"guard", "privacy", "shortcut"},
     "own_counters": {"aggregations", "guard", "pages", "points", "registry"},
 }
 NO_OPENTELEMETRY = {

@@ -311,11 +311,12 @@ class SpanRecorder(Recording):
         error = None
         if call.error is not None:
             error = self._policy.error(call.error)
+        attributes: dict[str, Any] = {}
         try:
             if handle.span.is_recording():
-                self._finish_span(call, handle, error)
+                attributes = self._last(call, handle, error)
         finally:
-            self._spans.end(handle.span, call.start_unix_ns, call.duration_ns)
+            self._spans.end(handle.span, attributes, common, call.start_unix_ns, call.duration_ns)
         now, context = self._policy.choice.now, handle.context
         if now.off:
             return
@@ -344,7 +345,8 @@ class SpanRecorder(Recording):
             )
         return made
 
-    def _finish_span(self, call: Call, handle: Handle, error: str | None) -> None:
+    def _last(self, call: Call, handle: Handle, error: str | None) -> dict[str, Any]:
+        """Give what the span says of how the call ended, and set its status."""
         attributes: dict[str, Any] = {OUTCOME: call.outcome}
         for fact, value in call.facts.items():
             name = _NAMED.get(fact)
@@ -370,7 +372,7 @@ class SpanRecorder(Recording):
             if found:
                 attributes[FRAMES] = found
             handle.span.set_status(Status(StatusCode.ERROR))
-        self._spans.finish(handle.span, attributes, handle.attributes)
+        return attributes
 
     @guard.never_raise("record.loading")
     def loading(self, provider: str) -> Loading | None:

@@ -140,7 +140,7 @@ class Engines:
             self._engine.load_duration.record(seconds, Point(attributes, context))
         finally:
             if loading is not None:
-                self._spans.end(loading.span, loading.started_ns, round(seconds * _NS))
+                self._spans.end(loading.span, {}, {}, loading.started_ns, round(seconds * _NS))
 
     def _finish(self, span: Span, facts: Facts, attributes: dict[str, Any]) -> None:
         if not span.is_recording():

@@ -80,17 +80,23 @@ class RequestRecorder(Recording):
         if handle is None:
             return
         request.handle = None
+        attributes: dict[str, Any] = {}
         try:
             if handle.span.is_recording():
-                attributes: dict[str, Any] = {OUTCOME: request.outcome}
+                attributes[OUTCOME] = request.outcome
                 if type(request.status) is int:
                     attributes[STATUS] = request.status
                 if request.error is not None:
                     attributes[ERROR_TYPE] = self._policy.error(request.error)
                     handle.span.set_status(Status(StatusCode.ERROR))
-                self._spans.finish(handle.span, attributes, handle.attributes)
         finally:
-            self._spans.end(handle.span, request.start_unix_ns, request.duration_ns)
+            self._spans.end(
+                handle.span,
+                attributes,
+                handle.attributes,
+                request.start_unix_ns,
+                request.duration_ns,
+            )
 
 
 def _parent(request: ServedRequest) -> Context | None:

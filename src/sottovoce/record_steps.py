@@ -114,7 +114,7 @@ class StepRecorder(Recording):
             attributes.update(self._policy.attributes(late, "span"))
             handle.span.set_attributes(attributes)
         finally:
-            self._spans.end(handle.span, step.start_unix_ns, step.duration_ns)
+            self._spans.end(handle.span, {}, {}, step.start_unix_ns, step.duration_ns)
         now = self._policy.choice.now
         if now.off:
             return

@@ -4,7 +4,7 @@ Where the gate follows it judges everything; what is judged here for other provi
 have judged alike.
 
 A span is started with its first attributes, for samplers and for processors that look at them.
-The SDK checks and copies each for long, so where nobody can look `starter` starts the span, or
+The SDK checks and copies each for long, so where nobody can look `shortcut` starts the span, or
 they are `put` there right after.
 """
 
@@ -17,7 +17,7 @@ from opentelemetry import trace
 from sottovoce.guard import failed
 from sottovoce.privacy import buckets
 from sottovoce.privacy.gated import gates, ignores, is_gated
-from sottovoce.starter import starter_of
+from sottovoce.shortcut import shortcut_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanKind, Tracer
 
     from sottovoce.privacy.policy import Policy
-    from sottovoce.starter import Starter
+    from sottovoce.shortcut import Shortcut
 
 _FANS_OUT: Final = {
     ("opentelemetry.sdk.trace", "SynchronousMultiSpanProcessor"),
@@ -43,14 +43,14 @@ class Spans:
         policy: says what leaves.
     """
 
-    __slots__ = ("_policy", "_processors", "_sampler", "_starter", "_tracer", "_unseen")
+    __slots__ = ("_policy", "_processors", "_sampler", "_shortcut", "_tracer", "_unseen")
 
     def __init__(self, tracer: Tracer, policy: Policy) -> None:
         self._tracer = tracer
         self._policy = policy
         # Whether nobody sees a span's first attributes, and of whom that was found.
         self._unseen = False
-        self._starter: Starter | None = None
+        self._shortcut: Shortcut | None = None
         self._sampler: Any = None
         self._processors: Any = None
 
@@ -61,7 +61,7 @@ class Spans:
 
         Args:
             name: of the span, already judged.
-            said: its first attributes, whose words are already judged.
+            said: its first attributes, whose words are already judged, of types that one can have.
             parent: the context of its parent.
             kind: of the span.
             start_ns: when it began, in nanoseconds since the epoch.
@@ -74,19 +74,19 @@ class Spans:
             first = self._policy.attributes(said, "span")
             if self._policy.coarse_span_times and not gates(self._tracer):
                 start_ns = buckets.instant(start_ns)
-        span: Span | None = None
-        if self._are_unseen():
-            starter = self._starter
-            if starter is not None and _are_clean(first):
-                span = starter.start(name, first, parent, kind=kind, start_ns=start_ns)
-            if span is None:
-                span = self._tracer.start_span(name, context=parent, kind=kind, start_time=start_ns)
-                if span.is_recording():
-                    put(span, first)
-        else:
+        if not self._are_unseen():
             span = self._tracer.start_span(
                 name, context=parent, kind=kind, attributes=dict(first), start_time=start_ns
             )
+            return span, trace.set_span_in_context(span, parent)
+        shortcut = self._shortcut
+        if shortcut is not None:
+            begun = shortcut.start(name, first, parent, kind=kind, start_ns=start_ns)
+            if begun is not None:
+                return begun
+        span = self._tracer.start_span(name, context=parent, kind=kind, start_time=start_ns)
+        if span.is_recording():
+            put(span, first)
         return span, trace.set_span_in_context(span, parent)
 
     def finish(self, span: Span, attributes: dict[str, Any], said: Mapping[str, Any]) -> None:
@@ -102,19 +102,40 @@ class Spans:
         else:
             put(span, self._policy.attributes(attributes, "span", said), clean=True)
 
-    def end(self, span: Span, start_ns: int, duration_ns: int) -> None:
+    def end(
+        self,
+        span: Span,
+        attributes: dict[str, Any],
+        said: Mapping[str, Any],
+        start_ns: int,
+        duration_ns: int,
+    ) -> None:
+        """Set the last of a span's attributes, as `finish` does, and end it.
+
+        Args:
+            span: of ours; it ends whatever becomes of its attributes.
+            attributes: to set, not yet judged.
+            said: its first ones.
+            start_ns: when it began, in nanoseconds since the epoch.
+            duration_ns: how long it lasted, in nanoseconds.
+        """
+        end_ns = start_ns + duration_ns
+        shortcut = self._shortcut
+        if shortcut is not None and shortcut.end(span, attributes, end_ns):
+            return
+        try:
+            if attributes and span.is_recording():
+                self.finish(span, attributes, said)
+        finally:
+            self._end(span, start_ns, end_ns)
+
+    def _end(self, span: Span, start_ns: int, end_ns: int) -> None:
         """End a span, unless it says what the profile does not let leave any more.
 
         What it was started with cannot be taken back: where nobody gates it, one that began before
         the policy was tightened is forgotten, as the gate forgets what waits to be sent.
-
-        Args:
-            span: of ours.
-            start_ns: when it began, in nanoseconds since the epoch.
-            duration_ns: how long it lasted, in nanoseconds.
         """
         now = self._policy.choice.now
-        end_ns = start_ns + duration_ns
         if now.coarse and not is_gated(span):
             if now.late and start_ns <= now.since_ns:
                 self._policy.count("span", "off")
@@ -136,7 +157,7 @@ class Spans:
                 and _is_heedless(sampler)
                 and all(ignores(processor, "on_start") for processor in processors)
             )
-            self._starter = starter_of(tracer) if unseen else None
+            self._shortcut = shortcut_of(tracer) if unseen else None
             self._unseen, self._sampler, self._processors = unseen, sampler, processors
         except AttributeError:
             # Another SDK, or none yet.

@@ -31,6 +31,8 @@ _SCHEMA: Final = Pattern(
 )
 _MOST: Final = 512
 
+_NO_STATE: Final = SpanContext(1, 1, is_remote=False).trace_state
+
 KEY_ID: Final = "sottovoce.key.id"
 """The attribute of a resource that says which secret pseudonyms are made with."""
 
@@ -108,7 +110,8 @@ class Origins:
         ):
             self._policy.count(self._signal, "type")
             return None
-        if type(context) is SpanContext and not state:
+        # That nearly every context has, and none can change: it need not be asked what it holds.
+        if type(context) is SpanContext and (state is _NO_STATE or not state):
             return context
         if state:
             self._policy.count(self._signal, "trace_state")

@@ -12,6 +12,9 @@ from __future__ import annotations
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk import trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import (
     Event,
     ReadableSpan,
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from sottovoce.privacy.policy import Policy
 
 _STATUS: Final = {code: Status(code) for code in StatusCode}
+_UNSET: Final = ReadableSpan("", resource=Resource.get_empty()).status
+"""What the SDK says of a span whose status nobody has set."""
 
 OPERATION: Final = "gen_ai.operation.name"
 MODEL: Final = "gen_ai.request.model"
@@ -99,6 +104,10 @@ class SpanGate(SynchronousMultiSpanProcessor):
         for processor in self._heeds()[2]:
             facade = facade or Facade(span, self._peek)
             _safely("_on_ending", processor._on_ending, facade)
+
+    def is_seen_ending(self) -> bool:
+        """Whether a processor does anything while a span ends."""
+        return bool(self._heeds()[2])
 
     def _heeds(self) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
         # The SDK replaces the tuple when a processor is added.
@@ -168,8 +177,12 @@ class SpanCleaner:
         # Most have none, and the SDK copies either item by item (1.30 to 1.45).
         events = span.events if len(getattr(span, "_events", _SOME)) else ()
         links = span.links if len(getattr(span, "_links", _SOME)) else ()
-        if status.description:
-            policy.count("span", "status_description")
+        if status is _UNSET:
+            code = StatusCode.UNSET
+        else:
+            code = status.status_code
+            if status.description:
+                policy.count("span", "status_description")
         context = origins.context(context)
         if context is None:
             return None
@@ -192,7 +205,7 @@ class SpanCleaner:
             events=self._events(events) if events else (),
             links=self._links(links) if links else (),
             kind=kind,
-            status=_STATUS[status.status_code],
+            status=_STATUS[code],
             start_time=started,
             end_time=ended,
             instrumentation_scope=None if scope is None else origins.scope(scope),
@@ -245,11 +258,23 @@ class SpanCleaner:
 
 def _fields(span: ReadableSpan) -> tuple[Any, ...]:
     """What a span says of itself, but for its events and links. May raise."""
-    if type(span) is ReadableSpan:
-        # Its own, as read in opentelemetry-sdk 1.30 to 1.45: each property takes a call.
+    if type(span) in _KNOWN:
         own = vars(span)
-        if own.keys() >= _OWN:
-            return tuple([own[name] for name in _FIELDS])
+        try:
+            return (
+                own["_name"],
+                own["_context"],
+                own["_parent"],
+                own["_resource"],
+                own["_attributes"],
+                own["_kind"],
+                own["_status"],
+                own["_start_time"],
+                own["_end_time"],
+                own["_instrumentation_scope"],
+            )
+        except KeyError:
+            pass  # another SDK
     return (
         span.name,
         span.context,
@@ -264,19 +289,9 @@ def _fields(span: ReadableSpan) -> tuple[Any, ...]:
     )
 
 
-_FIELDS: Final = (
-    "_name",
-    "_context",
-    "_parent",
-    "_resource",
-    "_attributes",
-    "_kind",
-    "_status",
-    "_start_time",
-    "_end_time",
-    "_instrumentation_scope",
-)
-_OWN: Final = frozenset(_FIELDS)
+_KNOWN: Final = {ReadableSpan, getattr(trace, "_Span", ReadableSpan)}
+"""Spans whose fields are their own, as read in opentelemetry-sdk 1.30 to 1.45: each of their
+properties takes a call."""
 
 
 def _safely(place: str, method: Callable[..., Any], *args: Any) -> None:
@@ -287,8 +302,13 @@ def _safely(place: str, method: Callable[..., Any], *args: Any) -> None:
         guard.failed(f"span processor {place}")
 
 
-def _plain(attributes: Attributes) -> Mapping[str, Any]:
-    # The SDK's mapping pays a Python call for every item; its copy is a dict, made in C.
+def _plain(attributes: Any) -> Mapping[str, Any]:
+    # The SDK's mapping pays a Python call for every item. What it holds is as it stays once
+    # nothing can be set any more; its copy is a dict, made in C.
+    if type(attributes) is BoundedAttributes:
+        own = vars(attributes)
+        if own.get("_immutable") is True and type(own.get("_dict")) is dict:
+            return own["_dict"]  # type: ignore[no-any-return]
     copy = getattr(attributes, "copy", None)
     return copy() if copy is not None else dict(attributes or {})
 

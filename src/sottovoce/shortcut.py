@@ -1,12 +1,13 @@
-"""Starts a span of the SDK as its tracer would, where nobody can tell the difference but the clock.
+"""The short way to start and to end a span of the SDK: nobody can tell the difference but the clock.
 
 `Tracer.start_span` asks the sampler with a dozen calls, and checks and copies for every span what
 is the same for all of a tracer: half of what a span costs. Where the sampler is known to say yes
 to what it is asked, and nobody looks at a span when it starts, the rest is filled in here from a
-span that the tracer itself has started.
+span that the tracer itself has started. When a span ends, the SDK makes a copy of it that says
+what it said; our gate makes one that says what may leave, and needs no other.
 
 All of it is private to the SDK (seen in opentelemetry-sdk 1.45): what that span is made of is
-compared with what is known, and the tracer starts every span where anything differs.
+compared with what is known, and the SDK starts and ends every span where anything differs.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.context import Context
 from opentelemetry.trace import (
     NonRecordingSpan,
+    Span,
     SpanContext,
     TraceFlags,
-    get_current_span,
     set_span_in_context,
 )
+
+from sottovoce.privacy.gated import gates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,11 +51,15 @@ _SPAN: Final = {
     "_span_processor", "_limits", "_lock", "_record_end_metrics",
 }  # fmt: skip
 _ATTRIBUTES: Final = {"_dict", "maxlen", "dropped", "max_value_len", "_lock", "_immutable"}
-_LIST: Final = {"dropped", "_dq", "_lock"}
+_MADE_LATE: Final = {"_dq", "_lock"}
+_LIST: Final = {"dropped", *_MADE_LATE}
+_NOBODY: Final = SpanContext(0, 0, is_remote=False)
+# Past what forbids it, where what is changed is new and nobody's yet.
+_tuple, _put = tuple.__new__, dict.__setitem__
 
 
-class Starter:
-    """Starts spans of one tracer.
+class Shortcut:
+    """Starts and ends spans of one tracer.
 
     Args:
         tracer: whose spans nobody looks at when they start.
@@ -63,7 +70,8 @@ class Starter:
     """
 
     __slots__ = (
-        "_attributes", "_attributes_type", "_flags", "_list_type", "_most_events", "_most_links", "_roots", "_span", "_span_type", "_start_span", "_state", "_tracer"
+        "_attributes", "_attributes_type", "_current", "_end", "_events_type", "_flags", "_gate",
+        "_links_type", "_roots", "_span", "_span_type", "_start_span", "_state", "_tracer",
     )  # fmt: skip
 
     def __init__(self, tracer: Any) -> None:
@@ -82,24 +90,29 @@ class Starter:
             type(model).__name__ == "_Span"
             and _is_untouched(type(model).__init__)
             and _is_untouched(type(model).start)
+            and _is_untouched(type(model).end)
             and own.keys() == _SPAN
             and type(attributes).__name__ == "BoundedAttributes"
             and vars(attributes).keys() == _ATTRIBUTES
             and attributes.max_value_len is None
             and all(type(each).__name__ == "BoundedList" for each in lists)
             and all(vars(each).keys() == _LIST for each in lists)
-            and model._context.trace_flags == TraceFlags.SAMPLED
+            and tuple(model._context) == (1, model._context.span_id, False, 1, {}, True)
         ):
             raise ValueError
         self._tracer, self._start_span = tracer, tracer.start_span
         self._span_type, self._span = type(model), own
         self._attributes_type, self._attributes = type(attributes), vars(attributes)
-        self._list_type = _later(type(lists[0]))
-        self._most_events, self._most_links = (each._dq.maxlen for each in lists)
+        self._events_type, self._links_type = map(_later, lists)
         # By whether the trace's id is random.
         sampled = TraceFlags.SAMPLED
         self._flags = TraceFlags(sampled), TraceFlags(sampled | _RANDOM)
         self._state = SpanContext(1, 1, is_remote=False).trace_state
+        # Under what a context holds its span.
+        (self._current,) = set_span_in_context(model, Context())
+        # Whose spans it may end.
+        self._gate = tracer.span_processor if gates(tracer) else None
+        self._end = type(model).end
 
     def start(
         self,
@@ -109,8 +122,8 @@ class Starter:
         *,
         kind: SpanKind,
         start_ns: int,
-    ) -> Any:
-        """Start a span; None: the tracer has to.
+    ) -> tuple[Any, Context] | None:
+        """Start a span; gives it, and the context in which it is current. None: the tracer has to.
 
         Args:
             name: of the span.
@@ -122,7 +135,8 @@ class Starter:
         tracer = self._tracer
         ids = tracer.id_generator
         most = self._attributes["maxlen"]
-        parent: SpanContext | None = get_current_span(context).get_span_context()
+        around: Any = context.get(self._current)
+        parent = around.get_span_context() if isinstance(around, Span) else _NOBODY
         if (
             type(parent) is not SpanContext
             or not tracer._tracer_config.is_enabled
@@ -131,6 +145,7 @@ class Starter:
             or (most is not None and len(said) > most)
         ):
             return None
+        above: SpanContext | None = parent
         trace_id, _, _, flags, state, valid = parent
         if valid:
             if not flags & 1:
@@ -139,7 +154,7 @@ class Starter:
         else:
             if not self._roots:
                 return None
-            parent, state = None, self._state
+            above, state = None, self._state
             trace_id, random = ids.generate_trace_id(), ids.is_trace_id_random()
         attributes = object.__new__(self._attributes_type)
         own = vars(attributes)
@@ -150,39 +165,79 @@ class Starter:
         own = vars(span)
         own.update(self._span)
         own["_name"] = name
-        own["_context"] = SpanContext(
-            trace_id,
-            ids.generate_span_id(),
-            is_remote=False,
-            trace_flags=self._flags[bool(random)],
-            trace_state=state,
-        )
+        span_id = ids.generate_span_id()
+        # As `SpanContext.__new__` does it, whose result was compared.
+        valid = 0 < trace_id < 1 << 128 and 0 < span_id < 1 << 64
+        flags = self._flags[bool(random)]
+        own["_context"] = _tuple(SpanContext, (trace_id, span_id, False, flags, state, valid))
         own["_kind"] = kind
-        own["_parent"] = parent
+        own["_parent"] = above
         own["_start_time"] = start_ns
         own["_attributes"] = attributes
-        own["_events"] = self._list_type(self._most_events)
-        own["_links"] = self._list_type(self._most_links)
+        own["_events"] = self._events_type()
+        own["_links"] = self._links_type()
         own["_resource"] = tracer.resource
         own["_span_processor"] = tracer.span_processor
         own["_lock"] = Lock()
-        return span
+        inside = Context(context)
+        _put(inside, self._current, span)
+        return span, inside
+
+    def end(self, span: Any, attributes: Mapping[str, Any], end_ns: int) -> bool:
+        """Set the last attributes of a span, end it and show it to the gate.
+
+        Args:
+            span: of this tracer.
+            attributes: to set; the gate judges them.
+            end_ns: when it ended, in nanoseconds since the epoch.
+
+        Returns:
+            False: nothing was done, the SDK has to.
+        """
+        gate = self._gate
+        if (
+            gate is None
+            or type(span) is not self._span_type
+            or self._span_type.end is not self._end
+        ):
+            return False
+        own = vars(span)
+        if own["_span_processor"] is not gate or "end" in own or gate.is_seen_ending():
+            return False
+        kept = own["_attributes"]
+        said, most = kept._dict, kept.maxlen
+        with own["_lock"], kept._lock:
+            if own["_end_time"] is not None or (
+                most is not None and len(said) + len(attributes) > most
+            ):
+                return False
+            said.update(attributes)
+            own["_end_time"] = end_ns
+            kept._immutable = True
+        gate.on_end(span)
+        return True
 
 
-def _later(kind: Any) -> Any:
-    """`BoundedList`, without the kilobyte that an empty one takes: few spans have events or links."""
+def _later(model: Any) -> Any:
+    """`BoundedList`, without the kilobyte that an empty one takes: few spans have events or links.
 
-    class BoundedList(kind):  # type: ignore[misc]
-        def __init__(self, maxlen: int | None) -> None:
-            self.dropped = 0
-            self._maxlen = maxlen
-            self._lock = Lock()
+    Args:
+        model: an empty one.
+    """
+    most = model._dq.maxlen
+
+    class BoundedList(type(model)):  # type: ignore[misc]
+        dropped = 0
+
+        def __init__(self) -> None:
+            """Leave all for when it is asked for."""
 
         def __getattr__(self, name: str) -> Any:
             # Asked for what is not there.
-            if name != "_dq":
+            if name not in _MADE_LATE:
                 raise AttributeError(name)
-            return self.__dict__.setdefault(name, deque(maxlen=self._maxlen))
+            made: Any = Lock() if name == "_lock" else deque(maxlen=most)
+            return self.__dict__.setdefault(name, made)
 
         def __len__(self) -> int:
             return len(self._dq) if "_dq" in vars(self) else 0
@@ -195,10 +250,10 @@ def _is_untouched(method: Any) -> bool:
     return type(method) is FunctionType and method.__module__ == _SDK and not vars(method)
 
 
-def starter_of(tracer: Any) -> Starter | None:
-    """What starts the spans of `tracer`; None: only itself can."""
+def shortcut_of(tracer: Any) -> Shortcut | None:
+    """What starts and ends the spans of `tracer`; None: only itself can."""
     try:
-        return Starter(tracer)
+        return Shortcut(tracer)
     except (AttributeError, ValueError):
         # Another sampler, another SDK.
         return None

@@ -40,7 +40,7 @@ from sottovoce import spans
 from sottovoce.privacy import gate
 from sottovoce.privacy.policy import Policy
 from sottovoce.settings import Settings
-from sottovoce.starter import starter_of
+from sottovoce.shortcut import shortcut_of
 
 SAID = {"gen_ai.operation.name": "chat", "server.port": 443}
 
@@ -170,7 +170,7 @@ def test_a_span_without_events_holds_no_room_for_them():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_which_samplers_need_not_be_asked(sampler):
     chosen, known = SAMPLERS[sampler]
-    assert (starter_of(bench(chosen)[0].get_tracer("app")) is not None) is known
+    assert (shortcut_of(bench(chosen)[0].get_tracer("app")) is not None) is known
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -223,8 +223,8 @@ def test_a_span_of_another_make_is_left_to_its_tracer():
         class _tracer_metrics:  # noqa: N801 - as the SDK calls it
             pass
 
-    assert starter_of(Odd()) is None
-    assert starter_of(object()) is None
+    assert shortcut_of(Odd()) is None
+    assert shortcut_of(object()) is None
 
 
 @pytest.mark.parametrize(("owner", "method"), [("Tracer", "start_span"), ("Span", "start")])
