@@ -3,7 +3,7 @@
     python benchmarks/runtimes.py [rounds]
 
 Three tables. *Added* puts an engine that does nothing in the place of the real one, beneath the
-real instrumentors with a real SDK, because a microsecond is far below the noise of a real
+real instrumentors with a real SDK and the gate, because a microsecond is far below the noise of a real
 generation: per token is the slope between streams of two lengths, per call what is left. *Memory* is what
 our code holds late in a stream that is long, and what it held early on.
 *Beside the engine* runs the tiny models of `examples/` with and without us, each in processes of
@@ -32,15 +32,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import llama_cpp
 import mlx_lm
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 import sottovoce
 import tiny_gguf
 import tiny_mlx
 from sottovoce.instrumentors import LlamaCppInstrumentor, MLXInstrumentor
+from sottovoce.privacy import gate
+from sottovoce.privacy.policy import activate
+from sottovoce.settings import Settings
 
 SHORT, LONG = 1, 1025
 EARLY, LATE = 100, 10_000
@@ -59,15 +60,14 @@ class Nowhere(SpanExporter):
 
 
 def providers():
-    """What an instrumentor is given: spans wait in a queue and are exported to nowhere."""
-    tracers = TracerProvider()
+    """What an instrumentor is given: behind the gate, as the launcher makes them, and a queue."""
+    policy = activate(Settings(key="a key of the benchmark, not a secret"))
+    tracers = gate.gated_tracer_provider(policy)
     tracers.add_span_processor(
         BatchSpanProcessor(Nowhere(), max_queue_size=1 << 16, schedule_delay_millis=HOUR)
     )
-    return {
-        "tracer_provider": tracers,
-        "meter_provider": MeterProvider([InMemoryMetricReader()]),
-    }
+    meters = gate.gated_meter_provider(policy, metric_readers=[InMemoryMetricReader()])
+    return {"tracer_provider": tracers, "meter_provider": meters}
 
 
 def instrument(instrumentor, given):

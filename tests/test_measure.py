@@ -113,7 +113,7 @@ def test_a_reader_that_comes_while_a_measurement_looks_for_the_readers_gets_the_
 
 def many_gaps():
     gaps = Gaps()
-    gaps.counts[0], gaps.sums[0], gaps.minimum, gaps.maximum = 10_000, 10**10, 10**6, 10**6
+    gaps.buckets[0], gaps.minimum, gaps.maximum = (10_000, 10**10), 10**6, 10**6
     return gaps
 
 

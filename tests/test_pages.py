@@ -145,7 +145,7 @@ def test_the_gaps_of_a_stream_are_counted_one_and_all(temporality, known, fails)
     )
     book = Book(Measured(bench.histograms[0]), gaps=Measured(histogram))
     gaps = Gaps()
-    gaps.counts[1], gaps.sums[1] = 2, 25_000_000
+    gaps.buckets[1] = 2, 25_000_000
     gaps.minimum, gaps.maximum = 12_000_000, 13_000_000
     mine = point(a=1)
     book.write((1.0,), mine, point(a=1, error="x") if fails else mine, gaps=gaps)

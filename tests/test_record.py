@@ -86,8 +86,8 @@ def gaps_of(*values_ns):
     gaps = Gaps()
     for value in values_ns:
         bucket = bisect.bisect_left(BOUNDS, value * 1e-9)
-        gaps.counts[bucket] += 1
-        gaps.sums[bucket] += value
+        count, total = gaps.buckets.get(bucket, (0, 0))
+        gaps.buckets[bucket] = count + 1, total + value
     gaps.minimum, gaps.maximum = min(values_ns), max(values_ns)
     return gaps
 

@@ -251,9 +251,8 @@ def merge(aggregation: Any, gaps: Gaps) -> None:
         counts = aggregation._value
         if counts is None:
             counts = aggregation._value = aggregation._get_empty_bucket_counts()
-        for bucket, count in enumerate(gaps.counts):
-            if count:
-                counts[bucket] += count
-        aggregation._sum += sum(gaps.sums) * _NS
+        for bucket, (count, total) in gaps.buckets.items():
+            counts[bucket] += count
+            aggregation._sum += total * _NS
         aggregation._min = min(aggregation._min, gaps.minimum * _NS)
         aggregation._max = max(aggregation._max, gaps.maximum * _NS)

@@ -33,6 +33,7 @@ CHUNK_BOUNDS_S: Final = (
 
 _CHUNK_BOUNDS_NS: Final = tuple(round(bound * 1e9) for bound in CHUNK_BOUNDS_S)
 
+_NONE: Final = 0, 0
 _CANCELLED: Final = frozenset({"CancelledError", "Cancelled"})  # asyncio's and trio's
 
 
@@ -132,20 +133,19 @@ class Recorder(Protocol):
 
 
 class Gaps:
-    """Gaps between chunks as bucket counts: constant memory however long the stream is.
+    """Gaps between chunks by bucket: constant memory however long the stream is.
 
     Attributes:
-        counts: gaps in each bucket of `CHUNK_BOUNDS_S`; upper bounds are inclusive.
-        sums: nanoseconds in each bucket.
+        buckets: place in `CHUNK_BOUNDS_S`, whose bounds are inclusive → how many gaps fell into
+            it, and their nanoseconds in all.
         minimum: the shortest gap, in nanoseconds.
         maximum: the longest gap, in nanoseconds.
     """
 
-    __slots__ = ("counts", "maximum", "minimum", "sums", "waiting")
+    __slots__ = ("buckets", "maximum", "minimum", "waiting")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
-        self.sums = [0] * (len(_CHUNK_BOUNDS_NS) + 1)
+        self.buckets: dict[int, tuple[int, int]] = {}
         self.minimum = 1 << 62
         self.maximum = 0
         # The last gaps fell into one bucket and are yet to be added: to which, after how many
@@ -154,11 +154,11 @@ class Gaps:
 
     def settle(self, chunks: int, at_ns: int) -> None:
         """Add what waits: the gaps before the last of so many chunks, which came at `at_ns`."""
-        bucket, after, since_ns, *bounds = self.waiting
-        if after:
-            self.counts[bucket] += chunks - after
-            self.sums[bucket] += at_ns - since_ns
-        self.waiting = (bucket, chunks, at_ns, *bounds)  # type: ignore[assignment]
+        bucket, after, since_ns, low, high = self.waiting
+        if 0 < after < chunks:
+            count, total = self.buckets.get(bucket, _NONE)
+            self.buckets[bucket] = count + chunks - after, total + at_ns - since_ns
+        self.waiting = bucket, chunks, at_ns, low, high
 
 
 class Call:

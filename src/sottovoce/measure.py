@@ -132,7 +132,7 @@ class Measured:
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was added yet
             failed("measure.gaps")
         attributes = {**point.attributes, **self.extra}
-        for place, (count, total) in enumerate(zip(gaps.counts, gaps.sums, strict=True)):
+        for place, (count, total) in gaps.buckets.items():
             for _ in range(count):
                 value = _REPRESENTATIVES[place] if coarse else total / count * _NS
                 self.histogram.record(value, attributes, point.context)
@@ -176,10 +176,8 @@ _REPRESENTATIVES: Final = (*CHUNK_BOUNDS_S, buckets.above(CHUNK_BOUNDS_S))
 def _coarse(gaps: Gaps) -> Gaps:
     """`gaps` of which every one is what stands for its bucket."""
     made = Gaps()
-    made.counts = list(gaps.counts)
-    values = [round(seconds / _NS) for seconds in _REPRESENTATIVES]
-    made.sums = [count * value for count, value in zip(made.counts, values, strict=True)]
-    present = [value for count, value in zip(made.counts, values, strict=True) if count]
-    if present:
-        made.minimum, made.maximum = present[0], present[-1]
+    for bucket, (count, _) in gaps.buckets.items():
+        value = round(_REPRESENTATIVES[bucket] / _NS)
+        made.buckets[bucket] = count, count * value
+        made.minimum, made.maximum = min(made.minimum, value), max(made.maximum, value)
     return made

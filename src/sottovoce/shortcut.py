@@ -70,8 +70,7 @@ class Shortcut:
     """
 
     __slots__ = (
-        "_attributes", "_attributes_type", "_current", "_end", "_events_type", "_flags", "_gate",
-        "_links_type", "_roots", "_span", "_span_type", "_start_span", "_state", "_tracer",
+        "_attributes", "_attributes_type", "_current", "_end", "_flags", "_gate", "_lists", "_roots", "_span", "_span_type", "_start_span", "_state", "_tracer",
     )  # fmt: skip
 
     def __init__(self, tracer: Any) -> None:
@@ -103,7 +102,7 @@ class Shortcut:
         self._tracer, self._start_span = tracer, tracer.start_span
         self._span_type, self._span = type(model), own
         self._attributes_type, self._attributes = type(attributes), vars(attributes)
-        self._events_type, self._links_type = map(_later, lists)
+        self._lists = tuple((name, _later(own[name])) for name in ("_events", "_links"))
         # By whether the trace's id is random.
         sampled = TraceFlags.SAMPLED
         self._flags = TraceFlags(sampled), TraceFlags(sampled | _RANDOM)
@@ -136,7 +135,9 @@ class Shortcut:
         ids = tracer.id_generator
         most = self._attributes["maxlen"]
         around: Any = context.get(self._current)
-        parent = around.get_span_context() if isinstance(around, Span) else _NOBODY
+        parent = _NOBODY
+        if around is not None and isinstance(around, Span):
+            parent = around.get_span_context()
         if (
             type(parent) is not SpanContext
             or not tracer._tracer_config.is_enabled
@@ -174,8 +175,8 @@ class Shortcut:
         own["_parent"] = above
         own["_start_time"] = start_ns
         own["_attributes"] = attributes
-        own["_events"] = self._events_type()
-        own["_links"] = self._links_type()
+        for kept, kind_of in self._lists:
+            own[kept] = kind_of()
         own["_resource"] = tracer.resource
         own["_span_processor"] = tracer.span_processor
         own["_lock"] = Lock()
@@ -214,6 +215,10 @@ class Shortcut:
             said.update(attributes)
             own["_end_time"] = end_ns
             kept._immutable = True
+        for name, kind in self._lists:
+            if type(own[name]) is kind and "_dq" not in vars(own[name]):
+                # None ever will be: the gate need not ask.
+                own[name] = ()
         gate.on_end(span)
         return True
 

@@ -132,7 +132,10 @@ class Bench:
         for _ in range(CHUNKS - 1):
             call.chunk()
         # As if the chunks had come as slowly as they would.
-        call.gaps.sums = [count * round(SECONDS[2] * 1e9) for count in call.gaps.counts]
+        call.gaps.buckets.update(
+            (bucket, (count, count * round(SECONDS[2] * 1e9)))
+            for bucket, (count, _) in call.gaps.buckets.items()
+        )
         call.end(at_ns=call.start_ns + round(SECONDS[1] * 1e9))
 
     def foreign(self):

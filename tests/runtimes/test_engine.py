@@ -43,5 +43,5 @@ def test_pieces_are_counted_and_timed_as_chunks_are(gaps):
 def told(call):
     found = [call.chunks, call.first_chunk_ns, call.last_chunk_ns]
     if call.gaps is not None:
-        found += [call.gaps.counts, call.gaps.sums, call.gaps.minimum, call.gaps.maximum]
+        found += [call.gaps.buckets, call.gaps.minimum, call.gaps.maximum]
     return found

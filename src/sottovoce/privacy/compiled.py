@@ -41,7 +41,7 @@ class Entry:
     """How one attribute is judged: its declared type, and the rule for its strings."""
 
     __slots__ = (
-        "beaten", "bounds", "counted_as", "drops", "foreign", "judge", "key", "kind", "lasts", "lists", "most", "name", "passed", "rule", "unkept", "way", "words"
+        "beaten", "bounds", "counted_as", "drops", "foreign", "judge", "key", "kind", "lasts", "lists", "local", "most", "name", "passed", "rule", "unkept", "way", "words"
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,8 @@ class Entry:
         self.lasts = self.unkept is not judge
         # Strings that leave as they are.
         self.passed: set[str] = set()
+        # Those that do so where their model is local.
+        self.local: set[str] = set()
         self.counted_as = rules.COUNTED_AS.get(name, "")
         self.most = ranges.MOST.get(name, ranges.LARGEST)
         # Lists of words of the vocabulary that were judged: few, and on every span.

@@ -232,15 +232,20 @@ class Judge:
     def _text(self, value: str, entry: Entry, mapping: Mapping[str, Any]) -> rules.Verdict:
         """What the entry says of a string, which is remembered when it leaves as it is."""
         if entry.rule == "cat12":
-            shown = self._identities.model(value, local=self._identities.is_local(mapping))
+            local = self._identities.is_local(mapping)
+            if local and value in entry.local:
+                return value
+            shown = self._identities.model(value, local=local)
             if shown != value:
                 return Changed(shown, "cat12")
             # A public id leaves only where its model is local.
             lasts = self._identities.is_pseudonym(value)
-            verdict: rules.Verdict = value
-        else:
-            verdict, lasts = entry.text(value), entry.lasts
-        if verdict is value and lasts and len(entry.passed) < rules.REMEMBERED:
+            passed = entry.passed if lasts else entry.local
+            if (lasts or local) and len(passed) < rules.REMEMBERED and len(value) <= rules.LONGEST:
+                passed.add(value)
+            return value
+        verdict = entry.text(value)
+        if verdict is value and entry.lasts and len(entry.passed) < rules.REMEMBERED:
             entry.passed.add(value)
         return verdict
 

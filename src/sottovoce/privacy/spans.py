@@ -107,7 +107,8 @@ class SpanGate(SynchronousMultiSpanProcessor):
 
     def is_seen_ending(self) -> bool:
         """Whether a processor does anything while a span ends."""
-        return bool(self._heeds()[2])
+        known = self._heeding
+        return bool((known if known[0] is self._span_processors else self._heeds())[2])
 
     def _heeds(self) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
         # The SDK replaces the tuple when a processor is added.
@@ -165,6 +166,8 @@ class SpanCleaner:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._origins = Origins(policy, "span")
+        # Where the last span came from, by which policy, and what of that may be said.
+        self._told: tuple[Any, Any, Any, Any, Any] = (None, None, None, None, None)
 
     def clean(self, span: ReadableSpan) -> ReadableSpan | None:
         """`span`, rebuilt from what may leave; None when nothing may. May raise."""
@@ -196,11 +199,15 @@ class SpanCleaner:
             attributes[LASTED] = buckets.lasted(ended - started)
             if self.policy.coarse_span_times:
                 started, ended = buckets.instant(started), buckets.instant(ended)
+        told = self._told
+        if not (told[0] is resource and told[1] is scope and told[2] is compiled):
+            cleaned = origins.resource(resource), None if scope is None else origins.scope(scope)
+            told = self._told = resource, scope, compiled, *cleaned
         return ReadableSpan(
             name=self._name(name, attributes),
             context=context,
             parent=None if parent is None else origins.context(parent),
-            resource=origins.resource(resource),
+            resource=told[3],
             attributes=attributes,
             events=self._events(events) if events else (),
             links=self._links(links) if links else (),
@@ -208,7 +215,7 @@ class SpanCleaner:
             status=_STATUS[code],
             start_time=started,
             end_time=ended,
-            instrumentation_scope=None if scope is None else origins.scope(scope),
+            instrumentation_scope=told[4],
         )
 
     def _name(self, name: str, attributes: Mapping[str, Any]) -> str:
