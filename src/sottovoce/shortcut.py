@@ -176,7 +176,7 @@ class Shortcut:
         own["_start_time"] = start_ns
         own["_attributes"] = attributes
         for kept, kind_of in self._lists:
-            own[kept] = kind_of()
+            own[kept] = object.__new__(kind_of)
         own["_resource"] = tracer.resource
         own["_span_processor"] = tracer.span_processor
         own["_lock"] = Lock()
@@ -233,9 +233,6 @@ def _later(model: Any) -> Any:
 
     class BoundedList(type(model)):  # type: ignore[misc]
         dropped = 0
-
-        def __init__(self) -> None:
-            """Leave all for when it is asked for."""
 
         def __getattr__(self, name: str) -> Any:
             # Asked for what is not there.

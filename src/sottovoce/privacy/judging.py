@@ -138,7 +138,7 @@ class Judge:
                 late.append((entry, value))
         if plan.others:
             late += [(entry, mapping[entry.key]) for entry in plan.others]
-        foreign = {key: mapping[key] for key in plan.foreign}
+        foreign = {key: mapping[key] for key in plan.foreign} if plan.foreign else {}
         withheld = plan.withheld
         if late:
             for entry, value in late:
