@@ -1,4 +1,4 @@
-"""A span that is started the short way is the span that its tracer would have started."""
+"""A span that is started and ended the short way is as the SDK would have started and ended it."""
 
 import copy
 import functools
@@ -40,7 +40,7 @@ from sottovoce import spans
 from sottovoce.privacy import gate
 from sottovoce.privacy.policy import Policy
 from sottovoce.settings import Settings
-from sottovoce.shortcut import shortcut_of
+from sottovoce.shortcut import Shortcut, shortcut_of
 
 SAID = {"gen_ai.operation.name": "chat", "server.port": 443}
 
@@ -261,3 +261,146 @@ def test_what_others_put_around_a_tracer_is_run_for_each_span(of_all, late, monk
     for name in ("one", "two"):
         ours.begin(name, SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
     assert names == ["one", "two"]
+
+
+LAST = {"gen_ai.usage.input_tokens": 7, "gen_ai.response.finish_reasons": ("stop",), "what": "no"}
+
+
+def gated_bench(limits=LIMITS[0]):
+    """A gated provider with the policy's drops, and what it exports."""
+    policy, exporter = Policy(Settings(key="k" * 32)), InMemorySpanExporter()
+    provider = gate.gated_tracer_provider(
+        policy, span_limits=limits, id_generator=Counting(), resource=Resource({})
+    )
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return policy, provider, exporter
+
+
+def nothing(span):
+    pass
+
+
+def looked_after(span):
+    span.set_attributes({"server.port": 1, "mine": "secret"})
+    span.add_event("exception", {"exception.type": "ValueError"}, timestamp=5)
+    span.add_event("mine", timestamp=6)
+    span.add_link(SpanContext(1, 2, is_remote=True), {"k": "v"})
+    span.update_name("renamed")
+    span.set_status(Status(StatusCode.ERROR, "why"))
+
+
+def ended_by_the_app(span):
+    span.end(4)
+
+
+def wrapped_itself(span):
+    end = span.end
+    span.end = lambda end_time=None: end(end_time + 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("limits", [*LIMITS, SpanLimits(max_span_attributes=3)])
+@pytest.mark.parametrize("live", [nothing, looked_after, ended_by_the_app, wrapped_itself])
+def test_a_span_leaves_as_if_the_sdk_had_ended_it(live, limits, monkeypatch):
+    told = []
+    for short in (True, False):
+        policy, provider, exporter = gated_bench(limits)
+        ours = spans.Spans(provider.get_tracer("sottovoce", "1"), policy)
+        with monkeypatch.context() as patch:
+            if not short:
+                patch.setattr(Shortcut, "end", lambda *_: False)
+            span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+            live(span)
+            ours.end(span, LAST, SAID, 3, 6)
+        late = dict(span.attributes)
+        span.set_attribute("late", 1)
+        span.add_event("late")
+        with pytest.raises(TypeError):
+            span.attributes["later"] = 1
+        told.append(
+            (
+                [each.to_json() for each in exporter.get_finished_spans()],
+                policy.dropped,
+                (late, dict(span.attributes), span.end_time, span.is_recording()),
+                span.to_json(),
+                (span.dropped_events, span.dropped_links),
+            )
+        )
+    assert told[0] == told[1]
+    assert len(told[0][0]) == 1
+
+
+def test_a_span_of_ours_is_ended_without_the_sdks_copy(monkeypatch):
+    policy, provider, exporter = gated_bench()
+    ours = spans.Spans(provider.get_tracer("sottovoce"), policy)
+    span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    monkeypatch.setattr(type(span), "_readable_span", None)
+    ours.end(span, LAST, SAID, 3, 6)
+    assert len(exporter.get_finished_spans()) == 1
+
+
+def test_who_looks_at_a_span_that_ends_sees_it():
+    class Looking(SpanProcessor):
+        seen = None
+
+        def _on_ending(self, span):
+            self.seen = dict(span.attributes)
+
+    policy, provider, exporter = gated_bench()
+    looking = Looking()
+    ours = spans.Spans(provider.get_tracer("sottovoce"), policy)
+    span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    # Also who comes while it lasts.
+    provider.add_span_processor(looking)
+    ours.end(span, LAST, SAID, 3, 6)
+    [ended] = exporter.get_finished_spans()
+    assert looking.seen == dict(ended.attributes)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_others_put_around_a_spans_end_is_run(late, monkeypatch):
+    ended, original = [], sdk.Span.end
+
+    def around(self, *args, **kwargs):
+        ended.append(self)
+        return original(self, *args, **kwargs)
+
+    policy, provider, exporter = gated_bench()
+    ours = spans.Spans(provider.get_tracer("sottovoce"), policy)
+    if not late:
+        monkeypatch.setattr(sdk.Span, "end", around)
+    span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    if late:
+        monkeypatch.setattr(sdk.Span, "end", around)
+    ours.end(span, LAST, SAID, 3, 6)
+    assert ended == [span]
+    assert len(exporter.get_finished_spans()) == 1
+
+
+def test_a_span_that_began_before_the_gate_came_passes_it():
+    policy, exporter = Policy(Settings(key="k" * 32)), InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    ours = spans.Spans(provider.get_tracer("sottovoce"), policy)
+    span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    gate.gate_in_place(policy, provider)
+    ours.begin("another", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    ours.end(span, LAST, SAID, 3, 6)
+    [ended] = exporter.get_finished_spans()
+    assert ended.attributes.keys() == SAID.keys() | LAST.keys() - {"what"}
+
+
+def test_who_took_a_spans_processors_place_is_told():
+    class Instead(SpanProcessor):
+        ended = ()
+
+        def on_end(self, span):
+            self.ended += (span.name,)
+
+    policy, provider, exporter = gated_bench()
+    ours = spans.Spans(provider.get_tracer("sottovoce"), policy)
+    span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    span._span_processor = instead = Instead()
+    ours.end(span, LAST, SAID, 3, 6)
+    assert instead.ended == ("n",)
+    assert not exporter.get_finished_spans()
