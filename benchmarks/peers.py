@@ -1,13 +1,14 @@
 """Sottovoce beside other instrumentations: cost, memory, start-up, and which facts each gets right.
 
-    python benchmarks/peers.py [--rounds 4] [--only NAME …] [--cases NAME …] [--quick]
+    python benchmarks/peers.py [--rounds 10] [--only NAME …] [--cases NAME …] [--quick]
     python benchmarks/peers.py --spans SITUATION [--only NAME …]
 
 Each has an environment of its own (made by uv, kept in the cache folder) with the newest SDKs
 that it supports; the same pipeline, prompts and provider for all. Costs are CPU time of the
 process over the same environment with nothing in it: in every round both are new processes that
 take turns by short batches, and of each the batch counts than which a tenth were quicker, so that
-what else the machine does counts little. `nothing twice` is what the measure itself gets wrong.
+what else the machine does counts little. Processes differ by more than batches do, so there are
+many rounds, and the median of one setting's is put beside the median of the bare ones'. `nothing twice` is what the measure itself gets wrong.
 Prints Markdown and writes it to benchmarks/results/. With `--spans`, what each one
 exports of a situation.
 """
@@ -32,14 +33,14 @@ from environments import PEERS, Unmade, Worker, say, versions
 RESULTS = HERE / "results" / "peers.md"
 # Case -> (how it is headed, calls a batch, batches a round).
 CASES = {
-    "chat": ("chat", 10, 20),
-    "stream": ("stream of 200", 1, 15),
-    "async_streams": ("50 async streams of 20", 1, 7),
-    "embeddings": ("embeddings 8×1536", 10, 20),
-    "big": ("100 KB prompt", 10, 20),
-    "responses": ("responses", 10, 20),
-    "anthropic": ("anthropic", 10, 20),
-    "anthropic_stream": ("anthropic stream of 200", 2, 15),
+    "chat": ("chat", 10, 12),
+    "stream": ("stream of 200", 1, 10),
+    "async_streams": ("50 async streams of 20", 1, 4),
+    "embeddings": ("embeddings 8×1536", 10, 12),
+    "big": ("100 KB prompt", 10, 12),
+    "responses": ("responses", 10, 12),
+    "anthropic": ("anthropic", 10, 12),
+    "anthropic_stream": ("anthropic stream of 200", 2, 10),
 }
 PER_CALL = {"async_streams": 50}
 MEMORY = {"long_stream": "1,000-chunk stream", "big": "100 KB prompt"}
@@ -87,7 +88,7 @@ class Costs:
     """Lists with a figure a round, by (peer, setting); of `None` the bare environment's."""
 
     def __init__(self):
-        self.added, self.bare, self.start_up, self.memory = {}, {}, {}, {}
+        self.taken, self.bare, self.start_up, self.memory = {}, {}, {}, {}
         self.first_call, self.remembered = {}, set()
 
     def round(self, name, cases, seed, quick):
@@ -109,8 +110,8 @@ class Costs:
                 bare = took.pop(None)
                 self.bare.setdefault(name, {}).setdefault(case, []).append(bare)
                 for setting, cost in took.items():
-                    of_setting = self.added.setdefault((name, setting), {})
-                    of_setting.setdefault(case, []).append(cost - bare)
+                    of_setting = self.taken.setdefault((name, setting), {})
+                    of_setting.setdefault(case, []).append(cost)
             if name not in self.remembered:
                 self.remember(name, workers)
 
@@ -138,9 +139,14 @@ def in_turn(workers, case, quick):
     }
 
 
-def figure(values):
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:+,.0f} [{low:,.0f} to {high:,.0f}]"
+def figure(values, bare):
+    """The median, over that of the bare environment, and what it may be off by."""
+    added = statistics.median(values) - statistics.median(bare)
+    if len(values) < 2:
+        return f"{added:+,.0f}"
+    # Of a median: 1.25 times that of a mean, as if the figures were normal.
+    off = 1.25 * sum(statistics.variance(each) / len(each) for each in (values, bare)) ** 0.5
+    return f"{added:+,.0f} ± {off:,.0f}"
 
 
 def table(head, lines):
@@ -161,17 +167,17 @@ def report(costs, checks, left_out, cases, rounds):
     def cost(key, case, values):
         if key in checks and not facts.recorded(checks[key], case):
             return "no span"
-        return figure(values)
+        return figure(values, costs.bare[key[0]][case])
 
     judged = {key: facts.judged(found) for key, found in checks.items()}
     keys = [(name, setting) for name in PEERS for setting in PEERS[name].settings]
-    shown = {k: costs.added[k] for k in keys if k in costs.added and k[0] not in left_out}
+    shown = {k: costs.taken[k] for k in keys if k in costs.taken and k[0] not in left_out}
     names = [name for name in PEERS if name in costs.bare and name not in left_out]
     out = [
         f"# Sottovoce beside its peers, {time.strftime('%Y-%m-%d')}",
         f"Python {platform.python_version()}, {os.cpu_count()} cores, {rounds} rounds. CPU "
-        "time that the client's process takes more, in µs a call (a stream for streams): median "
-        "of the rounds [lowest to highest]. The provider is in memory, each event of a stream a "
+        "time that the client's process takes more, in µs a call (a stream for streams): medians "
+        "of the rounds, and their standard error. The provider is in memory, each event of a stream a "
         "read of its own; `nothing twice` is what the measure itself gets wrong.",
         table(
             ["", *(CASES[case][0] for case in cases)],
@@ -247,7 +253,7 @@ def show_spans(situation, checks):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", nargs="*", choices=list(PEERS))
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--quick", action="store_true", help="a third of the batches")

@@ -316,7 +316,7 @@ def test_a_span_leaves_as_if_the_sdk_had_ended_it(live, limits, monkeypatch):
         span.set_attribute("late", 1)
         span.add_event("late")
         with pytest.raises(TypeError):
-            span.attributes["later"] = 1
+            span._attributes["later"] = 1
         told.append(
             (
                 [each.to_json() for each in exporter.get_finished_spans()],
