@@ -8,7 +8,7 @@ that it supports; the same pipeline, prompts and provider for all. Costs are CPU
 process over the same environment with nothing in it: in every round both are new processes that
 take turns by short batches, and of each the batch counts than which a tenth were quicker, so that
 what else the machine does counts little. Processes differ by more than batches do, so there are
-many rounds, and the median of one setting's is put beside the median of the bare ones'. `nothing twice` is what the measure itself gets wrong.
+many rounds. `nothing twice` is what the measure itself gets wrong.
 Prints Markdown and writes it to benchmarks/results/. With `--spans`, what each one
 exports of a situation.
 """
@@ -88,7 +88,7 @@ class Costs:
     """Lists with a figure a round, by (peer, setting); of `None` the bare environment's."""
 
     def __init__(self):
-        self.taken, self.bare, self.start_up, self.memory = {}, {}, {}, {}
+        self.added, self.bare, self.start_up, self.memory = {}, {}, {}, {}
         self.first_call, self.remembered = {}, set()
 
     def round(self, name, cases, seed, quick):
@@ -110,8 +110,8 @@ class Costs:
                 bare = took.pop(None)
                 self.bare.setdefault(name, {}).setdefault(case, []).append(bare)
                 for setting, cost in took.items():
-                    of_setting = self.taken.setdefault((name, setting), {})
-                    of_setting.setdefault(case, []).append(cost)
+                    of_setting = self.added.setdefault((name, setting), {})
+                    of_setting.setdefault(case, []).append(cost - bare)
             if name not in self.remembered:
                 self.remember(name, workers)
 
@@ -139,14 +139,13 @@ def in_turn(workers, case, quick):
     }
 
 
-def figure(values, bare):
-    """The median, over that of the bare environment, and what it may be off by."""
-    added = statistics.median(values) - statistics.median(bare)
+def figure(values):
+    """The median of the rounds, and its standard error."""
     if len(values) < 2:
-        return f"{added:+,.0f}"
-    # Of a median: 1.25 times that of a mean, as if the figures were normal.
-    off = 1.25 * sum(statistics.variance(each) / len(each) for each in (values, bare)) ** 0.5
-    return f"{added:+,.0f} ± {off:,.0f}"
+        return f"{values[0]:+,.0f}"
+    # Of a median: 1.25 times that of a mean, where figures are normal.
+    off = 1.25 * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.median(values):+,.0f} ± {off:,.0f}"
 
 
 def table(head, lines):
@@ -167,11 +166,11 @@ def report(costs, checks, left_out, cases, rounds):
     def cost(key, case, values):
         if key in checks and not facts.recorded(checks[key], case):
             return "no span"
-        return figure(values, costs.bare[key[0]][case])
+        return figure(values)
 
     judged = {key: facts.judged(found) for key, found in checks.items()}
     keys = [(name, setting) for name in PEERS for setting in PEERS[name].settings]
-    shown = {k: costs.taken[k] for k in keys if k in costs.taken and k[0] not in left_out}
+    shown = {k: costs.added[k] for k in keys if k in costs.added and k[0] not in left_out}
     names = [name for name in PEERS if name in costs.bare and name not in left_out]
     out = [
         f"# Sottovoce beside its peers, {time.strftime('%Y-%m-%d')}",

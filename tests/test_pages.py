@@ -24,6 +24,7 @@ from opentelemetry.sdk.metrics._internal import _MeterConfig
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import (
     DropAggregation,
+    ExplicitBucketHistogramAggregation,
     ExponentialBucketHistogramAggregation,
     View,
 )
@@ -355,3 +356,101 @@ def test_a_changed_sdk_is_counted_and_harms_nobody(monkeypatch):
     monkeypatch.setattr(pages.Series, "add", changed)
     bench.points()
     assert guard.failures["pages.add"] == before + 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_extremes_are_recorded_for_an_operator_who_wants_them(wanted):
+    aggregation = ExplicitBucketHistogramAggregation((1, 5), record_min_max=wanted)
+    bench = Bench(views=[View(instrument_type=Histogram, aggregation=aggregation)])
+    mine = point()
+    for value in (2.0, 7.0):
+        bench.book.write((value, None, None), mine, mine)
+    [(_, _, total, counts, least, most, _)] = bench.points()["first"]
+    assert (least, most) == ((2.0, 7.0) if wanted else (math.inf, -math.inf))
+    assert (total, counts) == (9.0, [0, 1, 1])
+
+
+def test_a_reader_that_comes_while_a_page_looks_for_the_readers_gets_the_next():
+    class Kept(set):
+        """Names of attributes, by which a View meets a reader's coming."""
+
+        meanwhile = None
+
+        def __contains__(self, name):
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            return super().__contains__(name)
+
+    kept, late = Kept({"k"}), InMemoryMetricReader()
+    bench = Bench(views=[View(instrument_name="first", attribute_keys=kept)])
+
+    def write(**attributes):
+        mine = point(**attributes)
+        bench.book.write((1.0, None, None), mine, mine)
+
+    def come():
+        bench.meters.add_metric_reader(late)
+        write(k="another thread's")
+
+    kept.meanwhile = come
+    for _ in range(2):
+        write(k="first")
+    assert {said["k"]: count for said, count, *_ in bench.points(late)["first"]} == {
+        "another thread's": 1,
+        "first": 1,
+    }
+
+
+def many_gaps():
+    gaps = Gaps()
+    gaps.buckets[0], gaps.minimum, gaps.maximum = (10_000, 10**10), 10**6, 10**6
+    return gaps
+
+
+def switched_off(meters):
+    meters.get_meter("app")._meter_config._config = _MeterConfig(is_enabled=False)
+    return meters
+
+
+@pytest.mark.parametrize(
+    "make",
+    [MeterProvider, lambda: switched_off(MeterProvider([InMemoryMetricReader()]))],
+    ids=["no readers", "switched off"],
+)
+def test_what_goes_nowhere_is_not_recorded_gap_by_gap(make, monkeypatch):
+    histogram = (
+        make()
+        .get_meter("app")
+        .create_histogram("h", explicit_bucket_boundaries_advisory=CHUNK_BOUNDS_S)
+    )
+    recorded = []
+    monkeypatch.setattr(histogram, "record", lambda *given: recorded.append(given))
+    mine = point()
+    Book(Measured(histogram), gaps=Measured(histogram)).write((1.0,), mine, mine, gaps=many_gaps())
+    assert recorded == []
+
+
+def test_another_providers_histogram_gets_every_gap_and_is_no_error_of_ours():
+    before = guard.failures.copy()
+    histogram = NoOpMeterProvider().get_meter("app").create_histogram("h")
+    mine = point()
+    Book(Measured(histogram), gaps=Measured(histogram)).write((1.0,), mine, mine, gaps=many_gaps())
+    assert guard.failures == before
+
+
+def test_numbers_that_are_exact_are_not_kept_where_they_must_not_be():
+    judge = policy.Policy(Settings(profile="strict"))
+    bench = Bench()
+    meter = bench.meters.get_meter("app")
+    gaps = meter.create_histogram("gaps", explicit_bucket_boundaries_advisory=CHUNK_BOUNDS_S)
+    first = Measured(bench.histograms[0], bounds=(0, 5, 10), choice=judge.choice)
+    book = Book(first, gaps=Measured(gaps, bounds=CHUNK_BOUNDS_S, choice=judge.choice))
+    mine = point()
+    for failing in (mine, point(error="x")):
+        book.write((7.0,), mine, failing, gaps=many_gaps())
+    data = bench.reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    told = {m.name: [(p.count, p.sum) for p in m.data.data_points] for m in data}
+    assert all(total != 7.0 * count for count, total in told["first"])
+    [(count, total)] = told["gaps"]
+    assert (count, total) != (20_000, pytest.approx(20.0))

@@ -1,4 +1,4 @@
-"""The SDK's aggregations behind a histogram: which ones a measurement goes to, and how to add to them.
+"""The SDK's aggregations behind a histogram: which ones measurements go to, and how to add many.
 
 All of it is private to the SDK (seen in opentelemetry-sdk 1.45), so what is found is checked for
 what is going to be touched; of an aggregation that looks different only the method that the SDK
@@ -11,7 +11,9 @@ from bisect import bisect_left
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from opentelemetry.context import Context
 from opentelemetry.metrics import Asynchronous
+from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from sottovoce.call import CHUNK_BOUNDS_S
 
@@ -21,31 +23,13 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
     from sottovoce.call import Gaps
-    from sottovoce.points import Point
 
 _NS: Final = 1e-9
 
 
-Way: TypeAlias = tuple[Any, bool, bool]
-"""Where a measurement goes: to the SDK's aggregation, or a `Series`; whether `aggregate` knows it;
-whether `merge` does, and its buckets are those of `Gaps`."""
-
 Told: TypeAlias = "tuple[float, SpanContext | None, int]"
 """A measurement: its value, the span of its exemplar if it is to be one, and when it was made, in
 nanoseconds since the epoch."""
-
-
-def ways(instrument: Any, attributes: dict[str, Any]) -> list[Way]:
-    """Find where a measurement of a histogram with these attributes goes. May raise."""
-    found: list[Way] = []
-    for match in _matches(instrument):
-        counting = Series(match, attributes)
-        now = counting.aggregation()
-        if match._reset_on_collect:
-            found.append((counting, False, _has_gaps(now)))
-        else:
-            found.append((now, _is_known(now), _has_gaps(now)))
-    return found
 
 
 class Measurement:
@@ -53,11 +37,11 @@ class Measurement:
 
     __slots__ = ("attributes", "context", "time_unix_nano", "value")
 
-    def __init__(self, value: float, point: Point) -> None:
+    def __init__(self, value: float, attributes: Mapping[str, Any], told: Told) -> None:
         self.value = value
-        self.time_unix_nano = time_ns()
-        self.attributes = point.attributes
-        self.context = point.context
+        self.attributes = attributes
+        _, span, self.time_unix_nano = told
+        self.context = Context() if span is None else set_span_in_context(NonRecordingSpan(span))
 
 
 def series(instrument: Any, attributes: dict[str, Any]) -> list[Series]:
@@ -97,10 +81,10 @@ def _kept(match: Any, attributes: dict[str, Any]) -> dict[str, Any]:
 class Series:
     """What counts the measurements with some attributes in one reader's view of a histogram.
 
-    For delta temporality it is replaced whenever it is collected.
+    For delta temporality it is replaced whenever it is collected. May raise when it is made.
     """
 
-    __slots__ = ("_attributes", "_key", "_match")
+    __slots__ = ("_attributes", "_has_gaps", "_is_known", "_key", "_match")
 
     def __init__(self, match: Any, attributes: dict[str, Any]) -> None:
         from opentelemetry.sdk.metrics._internal import _view_instrument_match as sdk  # noqa: PLC0415
@@ -108,44 +92,45 @@ class Series:
         self._match = match
         self._attributes = _kept(match, attributes)
         self._key = sdk._hash_attributes(self._attributes)
-
-    def takes_many(self) -> bool:
-        """Whether `add` knows what counts here. May raise."""
         # The SDK keeps one of each kind, that counts nothing, to tell kinds apart by.
-        return _is_known(self._match._aggregation)
+        self._is_known = _is_known(match._aggregation)
+        self._has_gaps = _has_gaps(match._aggregation)
 
-    def takes_gaps(self) -> bool:
-        """Whether `merge` knows what counts here, and its buckets are those of `Gaps`. May raise."""
-        return _has_gaps(self._match._aggregation)
-
-    def aggregation(self) -> Any:
-        """The one that counts now."""
+    def begin(self) -> None:
+        """Begin to count: what counts tells since when."""
         with self._match._lock:
-            return self._match._get_or_create_aggregation(self._key, self._attributes)
-
-    def aggregate(self, measurement: Measurement, sampled: bool) -> None:
-        """Hand a measurement to the one that counts now."""
-        # Held meanwhile: what was collected is thrown away.
-        with self._match._lock:
-            now = self._match._get_or_create_aggregation(self._key, self._attributes)
-            now.aggregate(measurement, sampled)
+            self._match._get_or_create_aggregation(self._key, self._attributes)
 
     def add(self, told: Sequence[Told], attributes: Mapping[str, Any]) -> None:
-        """Do what `aggregate` does for many measurements at once, if this `takes_many`.
+        """Do what the SDK does for each measurement.
 
         Args:
             told: the measurements, in their order.
             attributes: of them all, for exemplars.
         """
+        # Held meanwhile: what was collected is thrown away.
         with self._match._lock:
             now = self._match._get_or_create_aggregation(self._key, self._attributes)
-            _add(now, told, attributes)
+            if self._is_known:
+                _add(now, told, attributes)
+                return
+            for each in told:
+                now.aggregate(Measurement(each[0], attributes, each), each[1] is not None)
 
     def merge(self, gaps: Gaps) -> None:
-        """Add `gaps` to the one that counts now."""
+        """Add `gaps` (nanoseconds) to what counts seconds; none of them is an exemplar.
+
+        Where its buckets are others than theirs, each gap is the mean of those in its bucket.
+        """
         with self._match._lock:
             now = self._match._get_or_create_aggregation(self._key, self._attributes)
-            merge(now, gaps)
+            if self._has_gaps:
+                _merge(now, gaps)
+                return
+            for count, total in gaps.buckets.values():
+                told = total / count * _NS, None, time_ns()
+                for _ in range(count):
+                    now.aggregate(Measurement(told[0], self._attributes, told), False)
 
 
 def _is_known(aggregation: Any) -> bool:
@@ -172,12 +157,6 @@ _EXEMPLAR: Final = {
     f"_ExemplarBucket__{name}"
     for name in ("value", "attributes", "time_unix_nano", "span_id", "trace_id", "offered")
 }
-
-
-def aggregate(aggregation: Any, value: float, point: Point, *, sampled: bool) -> None:
-    """Add one measurement to an aggregation that `_is_known`; `sampled`: as an exemplar, too."""
-    span = point.span if sampled else None
-    _add(aggregation, ((value, span, time_ns()),), point.attributes)
 
 
 def _add(aggregation: Any, told: Sequence[Told], attributes: Mapping[str, Any]) -> None:
@@ -235,7 +214,7 @@ def offered(instrument: Any) -> str | None:
 
 
 def _has_gaps(aggregation: Any) -> bool:
-    """Whether `merge` knows it, and its buckets are those of `Gaps`."""
+    """Whether `_merge` knows it, and its buckets are those of `Gaps`."""
     from opentelemetry.sdk.metrics._internal import aggregation as sdk  # noqa: PLC0415
 
     return (
@@ -245,7 +224,7 @@ def _has_gaps(aggregation: Any) -> bool:
     )
 
 
-def merge(aggregation: Any, gaps: Gaps) -> None:
+def _merge(aggregation: Any, gaps: Gaps) -> None:
     """Add `gaps` (nanoseconds) to a histogram of seconds whose buckets are theirs."""
     with aggregation._lock:
         counts = aggregation._value

@@ -106,17 +106,23 @@ class Latest:
 
     def __init__(self, meter: Meter, choice: Choice, *, with_legacy: bool) -> None:
         self._choice = choice
-
-        def measured(name: str) -> Measured:
-            return measured_as(meter, name, choice)
-
         # Embeddings keep the old duration metric, which `Legacy` already records.
-        self._other = None if with_legacy else measured("gen_ai.client.operation.duration")
-        self._duration = measured("gen_ai.client.inference.duration")
-        self._first = measured("gen_ai.client.inference.time_to_first_chunk")
-        self._gaps = measured("gen_ai.client.inference.time_per_output_chunk")
-        self._input = measured("gen_ai.client.inference.operation.input_tokens")
-        self._output = measured("gen_ai.client.inference.operation.output_tokens")
+        self._other = None
+        if not with_legacy:
+            self._other = Book(measured_as(meter, "gen_ai.client.operation.duration", choice))
+        self._book = Book(
+            *(
+                measured_as(meter, f"gen_ai.client.inference.{name}", choice)
+                for name in (
+                    "duration",
+                    "operation.input_tokens",
+                    "operation.output_tokens",
+                    "time_to_first_chunk",
+                )
+            ),
+            blamed=3,
+            gaps=measured_as(meter, "gen_ai.client.inference.time_per_output_chunk", choice),
+        )
         self._counters = {
             fact: meter.create_counter(
                 name, unit=METRICS[name].unit, description=METRICS[name].description
@@ -135,12 +141,17 @@ class Latest:
         seconds = call.duration_ns * _NS
         if call.operation not in _INFERENCE:
             if self._other is not None:
-                self._other.record(seconds, failed)
+                self._other.write((seconds,), point, failed)
             return
         facts: Mapping[str, Any] = call.facts
-        self._duration.record(seconds, failed)
-        self._input.record(facts.get("input_tokens", 0), failed)
-        self._output.record(facts.get("output_tokens", 0), failed)
+        streamed = call.stream and call.chunks
+        values = (
+            seconds,
+            facts.get("input_tokens", 0),
+            facts.get("output_tokens", 0),
+            (call.first_chunk_ns - call.start_ns) * _NS if streamed else None,
+        )
+        self._book.write(values, point, failed, gaps=call.gaps if streamed else None)
         for fact, counter in self._counters.items():
             if fact in facts:
                 for modality, tokens in _split(call, fact).items():
@@ -148,7 +159,6 @@ class Latest:
                     counter.add(self._counted(tokens), attributes, point.context)
             elif fact in {"input_tokens", "output_tokens"}:
                 counter.add(0, {**point.attributes, MODALITY: "unknown"}, point.context)
-        _record_stream(call, self._first, self._gaps, point)
 
     def _counted(self, tokens: int) -> int:
         """`tokens`, or their bucket: a counter that was added to once betrays what was added."""
@@ -208,11 +218,3 @@ def _split(call: Call, total: str) -> dict[str, int]:
         modality = "text" if call.in_process else "unknown"
         parts[modality] = parts.get(modality, 0) + rest
     return parts
-
-
-def _record_stream(call: Call, first: Measured, gaps: Measured, point: Point) -> None:
-    if not call.stream or not call.chunks:
-        return
-    first.record((call.first_chunk_ns - call.start_ns) * _NS, point)
-    if call.gaps is not None:
-        gaps.record_gaps(call.gaps, point)

@@ -8,8 +8,8 @@ set of attributes leads to.
 
 Nobody sees the difference: whatever collects a provider's metrics runs the callbacks of its
 observable instruments first (`SynchronousMeasurementConsumer.collect`, opentelemetry-sdk 1.30 to
-1.45), and one of ours adds what waits (`own_counters`). Rows that cannot be added so, because
-the aggregation or the provider is not the SDK's, are recorded one by one at once.
+1.45), and one of ours adds what waits (`own_counters`). Where the provider is not the SDK's, and
+for what says an error, values are recorded one by one at once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.aggregations import ALL, TRACED, Series, offered, series
 from sottovoce.guard import failed, let_through, never_raise
+from sottovoce.measure import coarse
 from sottovoce.points import REMEMBERED, Point
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class Page:
         gaps: the histogram of a stream's gaps, if any.
 
     Attributes:
-        gaps: what counts gaps; None: it cannot be added to at once.
-        series: what counts in each column, and the attributes; None: not all of it is known.
+        gaps: what counts gaps.
+        series: what counts in each column, and the attributes.
         offered: which measurements are offered as exemplars (`aggregations.offered`).
         consumer: the SDK's, which has the readers.
         readers: those that it had when this was found.
@@ -80,21 +81,20 @@ class Page:
         self.readers = self.consumer._reader_storages  # noqa: SLF001
         self.config = histogram._meter_config  # noqa: SLF001
         self.offered = offered(histogram)
-        found: list[tuple[list[Series], Mapping[str, Any]]] = []
+        self.series: list[tuple[list[Series], Mapping[str, Any]]] = []
         for measured, attributes in columns:
             said = {**attributes, **measured.extra}
-            found.append((series(measured.histogram, said), said))
-        known = all(each.takes_many() for column, _ in found for each in column)
-        self.series = found if known and self.offered is not None else None
-        counting = [] if gaps is None else series(gaps.histogram, {**columns[0][1], **gaps.extra})
-        self.gaps = counting if all(each.takes_gaps() for each in counting) else None
+            self.series.append((series(measured.histogram, said), said))
+        self.gaps: list[Series] = []
+        if gaps is not None:
+            self.gaps = series(gaps.histogram, {**columns[0][1], **gaps.extra})
 
     def begin(self, values: Values) -> None:
         """Begin to count what `values` measures: what counts tells since when. May raise."""
-        for value, (column, _) in zip(values, self.series or (), strict=False):
+        for value, (column, _) in zip(values, self.series, strict=True):
             if value is not None:
                 for each in column:
-                    each.aggregation()
+                    each.begin()
 
 
 class Book:
@@ -102,15 +102,21 @@ class Book:
 
     Args:
         columns: the histograms, in the order of a row's values.
+        blamed: how many of them, from the first, say the error of a call that failed.
         worded_from: the first column whose points say the words that `write` is given.
         gaps: the histogram of a stream's gaps, which are added at once.
     """
 
     def __init__(
-        self, *columns: Measured, worded_from: int | None = None, gaps: Measured | None = None
+        self,
+        *columns: Measured,
+        blamed: int = 1,
+        worded_from: int | None = None,
+        gaps: Measured | None = None,
     ) -> None:
         self._columns = columns
         self._gaps = gaps
+        self._blamed = blamed
         self._worded_from = len(columns) if worded_from is None else worded_from
         self._plain = Words({})
 
@@ -126,14 +132,16 @@ class Book:
 
         Args:
             values: one for each column.
-            point: of all columns but the first.
-            failed_point: of the first: it says the call's error as well, if it has one.
+            point: of all columns that are not blamed.
+            failed_point: of those that are: it says the call's error as well, if it has one.
             words: what the later columns say besides.
             gaps: those of a stream, in nanoseconds.
         """
         words = words or self._plain
+        if failed_point is not point:
+            values = self._blame(values, failed_point)
         page = None
-        if failed_point is point and point.key is not None:
+        if point.key is not None:
             try:
                 page = words.pages.get(point.key)
                 if page is None or page.consumer._reader_storages is not page.readers:  # noqa: SLF001
@@ -145,28 +153,26 @@ class Book:
             except Exception:  # noqa: BLE001 - a changed SDK
                 let_through()
                 page = None
-        if page is None or page.series is None:
-            self._record(values, point, failed_point, words)
-            if gaps is not None:
-                self._count(gaps, point)
+        if page is None or page.offered is None:
+            self._record(values, point, words, gaps)
             return
-        choice = self._columns[0].choice
-        coarse = choice is not None and choice.now.coarse
-        if coarse:
+        if self._columns[0].is_coarse:
             both = zip(self._columns, values, strict=True)
             values = tuple([each.coarse(value) for each, value in both])
+            gaps = None if gaps is None else coarse(gaps)
         sampled = point.sampled if page.offered == TRACED else page.offered == ALL
         _rows.append((page, values, point.span if sampled else None, time_ns()))
         if gaps is not None:
-            self._count(gaps, point, None if coarse else page.gaps)
+            _merge(page.gaps, gaps)
         if len(_rows) >= MOST_ROWS:
             add_all()
 
-    def _count(self, gaps: Gaps, point: Point, counting: list[Series] | None = None) -> None:
-        if counting is not None:
-            _merge(counting, gaps)
-        elif self._gaps is not None:
-            self._gaps.record_gaps(gaps, point)
+    def _blame(self, values: Values, failed_point: Point) -> Values:
+        """Record what says an error, and give the rest: errors are few, and of many kinds."""
+        for measured, value in zip(self._columns[: self._blamed], values, strict=False):
+            if value is not None:
+                measured.record(value, failed_point)
+        return (None,) * self._blamed + values[self._blamed :]
 
     def _turn(self, values: Values, point: Point, words: Words) -> Page:
         """Find and remember the page of `point`. May raise."""
@@ -184,15 +190,16 @@ class Book:
             words.pages[point.key] = page
         return page
 
-    def _record(self, values: Values, point: Point, failed_point: Point, words: Words) -> None:
+    def _record(self, values: Values, point: Point, words: Words, gaps: Gaps | None) -> None:
         """Record `values` one by one."""
         # First what came before: a bucket's exemplar is its newest measurement.
         add_all()
         worded = point.saying(words.said) if words.said else point
-        points = (failed_point, *(point for _ in self._columns[1:]))
         for place, (measured, value) in enumerate(zip(self._columns, values, strict=True)):
             if value is not None:
-                measured.record(value, worded if place >= self._worded_from else points[place])
+                measured.record(value, worded if place >= self._worded_from else point)
+        if gaps is not None and self._gaps is not None:
+            self._gaps.record_gaps(gaps, point)
 
 
 @never_raise("pages.gaps")
@@ -223,7 +230,7 @@ def add_all() -> None:
 @never_raise("pages.add")
 def _add(page: Page, rows: list[Any]) -> None:
     """Add rows of one page, in the order in which they were written."""
-    for place, (column, attributes) in enumerate(page.series or ()):
+    for place, (column, attributes) in enumerate(page.series):
         told = []
         for _, values, span, at_ns in rows:
             value = values[place]

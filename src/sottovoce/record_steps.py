@@ -16,6 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from sottovoce import dropped, guard
 from sottovoce.instruments import measured_as
+from sottovoce.pages import Book
 from sottovoce.points import NOWHERE, Point
 from sottovoce.privacy import propagation
 from sottovoce.record import ERROR_TYPE, OPERATION, OUTCOME, Handle, Recording
@@ -74,7 +75,7 @@ class StepRecorder(Recording):
     ) -> None:
         super().__init__(tracer_provider, meter_provider, settings_)
         self._durations = {
-            kind: measured_as(self._meter, name, self._policy.choice)
+            kind: Book(measured_as(self._meter, name, self._policy.choice))
             for kind, name in _DURATIONS.items()
         }
 
@@ -123,7 +124,7 @@ class StepRecorder(Recording):
         if ERROR_TYPE in attributes:
             measured[ERROR_TYPE] = attributes[ERROR_TYPE]
         point = Point(measured, NOWHERE if now.coarse else handle.context)
-        self._durations[step.kind].record(step.duration_ns * _NS, point)
+        self._durations[step.kind].write((step.duration_ns * _NS,), point, point)
 
     def drop(self, step: Step) -> None:
         """End a step that the app dropped; also while garbage is collected. Never raises."""

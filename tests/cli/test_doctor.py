@@ -142,3 +142,21 @@ def test_a_profile_that_lets_nothing_leave_is_what_is_to_mend(port):
     assert done.returncode == 1
     assert "The profile is `off`" in done.stdout
     assert "There is no destination" not in done.stdout
+
+
+def test_what_an_app_would_be_warned_of_only_later_is_to_mend(port, tmp_path):
+    done = doctor(
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+        OTEL_EXPORTER_OTLP_HEADRES="a=planted",
+        OTEL_SOMEBODY_ELSES="1",
+        SOTTOVOCE_KEY="planted",
+        SOTTOVOCE_MODEL_CATALOGUE=str(tmp_path / "none"),
+        XDG_STATE_HOME=str(tmp_path),
+    )
+    assert done.returncode == 1
+    mend = done.stdout.partition("To mend\n")[2]
+    assert "HEADRES is none of OpenTelemetry's variables; is OTEL_EXPORTER_OTLP_HEADERS" in mend
+    assert "SOTTOVOCE_KEY: a secret needs at least 16 bytes" in mend
+    assert "SOTTOVOCE_MODEL_CATALOGUE: the file cannot be used (there is none)" in mend
+    assert "SOMEBODY" not in mend
+    assert "planted" not in done.stdout + done.stderr

@@ -5,7 +5,9 @@ Facts alone; `doctor` shows them. No secret and no address beyond host and port 
 
 from __future__ import annotations
 
+import difflib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -16,15 +18,21 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from opentelemetry import environment_variables
+from opentelemetry.sdk import environment_variables as sdk_variables
+
 from sottovoce import hardware, registry, rivals, settings
+from sottovoce.privacy import catalogue, pseudonyms
 from sottovoce.privacy.hosts import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sottovoce.settings import Settings
 
 _PATIENCE_S: Final = 120
+_ALIKE: Final = 0.93
+"""How alike two names are of which one was meant: 1 is the same."""
 _ANSWER_S: Final = 1.0
 _PORTS: Final = {"http": 80, "https": 443}
 _GROUPS: Final = ("opentelemetry_distro", "opentelemetry_configurator")
@@ -68,7 +76,8 @@ class Environment:
     Attributes:
         python: version of the interpreter.
         settings: what is not a default: variable -> value as shown.
-        warnings: settings that could not be used.
+        warnings: settings that could not be used, files that they name, and variables that are
+            nearly OpenTelemetry's.
         destinations: signal -> exporter and host, empty for none.
         silent: those of the signals whose destination is on this machine and does not answer.
         spans: what spans would be of, by `gen_ai.operation.name` or MCP method; none in a
@@ -116,7 +125,7 @@ def look() -> Environment:
     return Environment(
         python=sys.version.split()[0],
         settings=settings.chosen_by_operator(chosen),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_unusable(chosen), *_nearly()),
         destinations={signal: _destination(chosen, signal) for signal in settings.SIGNALS},
         spans=() if chosen.profile in _NO_SPANS else tuple(registry.SPANS),
         metrics=() if chosen.profile == "off" else _metrics(chosen.semconv),
@@ -133,6 +142,43 @@ def look() -> Environment:
             for name in ("sottovoce", "opentelemetry-sdk", "opentelemetry-instrumentation")
         },
     )
+
+
+def _unusable(chosen: Settings) -> list[str]:
+    """What an app would be warned of when it first makes a pseudonym, or meets a public id."""
+    told: list[str] = []
+    if chosen.key is not None or chosen.key_file is not None:
+        told += _warned(lambda: pseudonyms.from_settings(chosen))
+    if chosen.model_catalogue is not None:
+        told += _warned(catalogue.version)
+    return told
+
+
+def _warned(look: Callable[[], object]) -> list[str]:
+    told: list[str] = []
+    log, handler = logging.getLogger("sottovoce"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    propagates, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        look()
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagates
+    return told
+
+
+def _nearly() -> list[str]:
+    """Variables that OpenTelemetry does not know, but for a letter or two."""
+    known = {entry.variable for entry in settings.SETTINGS.values()}
+    for module in (environment_variables, sdk_variables):
+        known |= {name for name in vars(module) if name.startswith("OTEL_")}
+    told = []
+    for name in sorted(os.environ):
+        if name.startswith("OTEL_") and name not in known:
+            meant = difflib.get_close_matches(name, known, 1, _ALIKE)
+            told += [f"{name} is none of OpenTelemetry's variables; is {it} meant?" for it in meant]
+    return told
 
 
 def _unknown(chosen: Settings) -> tuple[str, ...]:
