@@ -120,7 +120,7 @@ class Book:
         self._worded_from = len(columns) if worded_from is None else worded_from
         self._plain = Words({})
 
-    def write(  # noqa: C901 - flat, because it runs for every call
+    def write(
         self,
         values: Values,
         point: Point,
@@ -161,9 +161,7 @@ class Book:
             values = tuple([each.coarse(value) for each, value in both])
             gaps = None if gaps is None else coarse(gaps)
         sampled = point.sampled if page.offered == TRACED else page.offered == ALL
-        _rows.append((page, values, point.span if sampled else None, time_ns()))
-        if gaps is not None:
-            _merge(page.gaps, gaps)
+        _rows.append((page, values, point.span if sampled else None, time_ns(), gaps))
         if len(_rows) >= MOST_ROWS:
             add_all()
 
@@ -202,15 +200,10 @@ class Book:
             self._gaps.record_gaps(gaps, point)
 
 
-@never_raise("pages.gaps")
-def _merge(counting: list[Series], gaps: Gaps) -> None:
-    for each in counting:
-        each.merge(gaps)
-
-
-_rows: Final[deque[tuple[Page, Values, SpanContext | None, int]]] = deque()
+_rows: Final[deque[tuple[Page, Values, SpanContext | None, int, Gaps | None]]] = deque()
 """What waits, of all books, which may be gone: each row its page, its values, the span of its
-exemplars if it is to have any, and when it was written, in nanoseconds since the epoch."""
+exemplars if it is to have any, when it was written, in nanoseconds since the epoch, and a stream's
+gaps."""
 
 
 def add_all() -> None:
@@ -232,7 +225,7 @@ def _add(page: Page, rows: list[Any]) -> None:
     """Add rows of one page, in the order in which they were written."""
     for place, (column, attributes) in enumerate(page.series):
         told = []
-        for _, values, span, at_ns in rows:
+        for _, values, span, at_ns, _ in rows:
             value = values[place]
             if value is None:
                 continue
@@ -244,6 +237,10 @@ def _add(page: Page, rows: list[Any]) -> None:
         if told:
             for each in column:
                 each.add(told, attributes)
+    for *_, gaps in rows:
+        if gaps is not None:
+            for each in page.gaps:
+                each.merge(gaps)
 
 
 if hasattr(os, "register_at_fork"):
