@@ -49,7 +49,7 @@ OURS = {
     "transports": {"call", "dropped", "exchange", "guard", "protocols", "transports"},
     "privacy": {"privacy", "registry", "settings", "guard"},
     "points": set(),
-    "aggregations": {"call"},
+    "aggregations": {"call", "guard"},
     "measure": {"call", "points", "privacy"},
     "steps": {"call", "guard"},
     "scopes": {"guard", "steps"},

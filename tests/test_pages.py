@@ -6,11 +6,13 @@ import math
 import os
 import signal
 import threading
+import time
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach, set_value
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import (
     AlwaysOffExemplarFilter,
@@ -18,6 +20,7 @@ from opentelemetry.sdk.metrics import (
     Counter,
     Histogram,
     MeterProvider,
+    SimpleFixedSizeExemplarReservoir,
     TraceBasedExemplarFilter,
 )
 from opentelemetry.sdk.metrics._internal import _MeterConfig
@@ -26,6 +29,7 @@ from opentelemetry.sdk.metrics.view import (
     DropAggregation,
     ExplicitBucketHistogramAggregation,
     ExponentialBucketHistogramAggregation,
+    LastValueAggregation,
     View,
 )
 from opentelemetry.sdk.trace import TracerProvider
@@ -38,7 +42,9 @@ from sottovoce.pages import MOST_ROWS, Book, Words
 from sottovoce.points import Point
 from sottovoce.privacy import policy
 from sottovoce.record import SpanRecorder
+from sottovoce.record_steps import StepRecorder
 from sottovoce.settings import Settings
+from sottovoce.steps import Step
 
 forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 TEMPORALITIES = list(AggregationTemporality)[1:]
@@ -454,3 +460,176 @@ def test_numbers_that_are_exact_are_not_kept_where_they_must_not_be():
     assert all(total != 7.0 * count for count, total in told["first"])
     [(count, total)] = told["gaps"]
     assert (count, total) != (20_000, pytest.approx(20.0))
+
+
+def starts(bench, name="first"):
+    """Attributes → when a point began, in nanoseconds since the epoch."""
+    data = bench.reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    return {
+        tuple(p.attributes.items()): p.start_time_unix_nano
+        for metric in data
+        if metric.name == name
+        for p in metric.data.data_points
+    }
+
+
+@pytest.mark.parametrize("temporality", TEMPORALITIES)
+def test_a_point_begins_when_its_first_value_is_written(temporality):
+    bench = Bench(temporality)
+    mine = point(a=1)
+    for _ in range(2):  # again after a collection
+        bench.book.write((1.0, None, None), mine, point(a=1, error="x"))
+        bench.book.write((1.0, None, None), mine, mine)
+        written = time.time_ns()
+        time.sleep(0.01)
+        assert starts(bench)[(("a", 1),)] <= written
+
+
+def test_one_of_too_many_sets_of_attributes_costs_no_record_for_each_gap(monkeypatch):
+    bench = Bench()
+    gaps = bench.meters.get_meter("app").create_histogram("gaps")
+    book = Book(Measured(bench.histograms[0]), gaps=Measured(gaps))
+    mine = point(a=1)
+    mine.key = None
+    for histogram in (gaps, bench.histograms[0]):
+        monkeypatch.setattr(histogram, "record", None)
+    book.write((1.0,), mine, mine, gaps=many_gaps())
+    assert [count for _, count, *_ in bench.points()["first"]] == [1]
+
+
+@pytest.mark.usefixtures("no_policy")
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize(
+    "view", [(), (View(instrument_name="*", aggregation=ExponentialBucketHistogramAggregation()),)]
+)
+def test_no_exemplar_of_a_coarse_number_names_a_call(fails, view):
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader], exemplar_filter=AlwaysOnExemplarFilter(), views=view)
+    tracers = TracerProvider()
+    recorder = SpanRecorder(tracers, meters, Settings(profile="strict", semconv="both"))
+    with tracers.get_tracer("app").start_as_current_span("around"):
+        call = Call(recorder, operation="chat", provider="openai", model="m")
+        call.facts.update(input_tokens=7, output_tokens=2)
+        if fails:
+            call.fail("429")
+        call.end()
+    data = reader.get_metrics_data()
+    ids = [
+        exemplar.trace_id
+        for scope in data.resource_metrics[0].scope_metrics
+        for metric in scope.metrics
+        for p in metric.data.data_points
+        for exemplar in p.exemplars
+    ]
+    assert not any(ids)
+
+
+class Reservoir(SimpleFixedSizeExemplarReservoir):
+    """Of an app's own: knows what it was offered, and does not like everything."""
+
+    offered: ClassVar[list] = []
+    disliked = None
+
+    def offer(self, value, time_unix_nano, attributes, context):
+        if value == self.disliked:
+            raise ValueError(value)
+        self.offered.append(dict(context))
+        super().offer(value, time_unix_nano, attributes, context)
+
+
+@pytest.fixture
+def reserved(monkeypatch):
+    """A bench whose exemplars an app keeps itself."""
+    monkeypatch.setattr(Reservoir, "offered", [])
+    view = View(
+        instrument_name="first", exemplar_reservoir_factory=lambda _: lambda **_: Reservoir(size=1)
+    )
+    return Bench(views=[view])
+
+
+def test_an_exemplar_is_offered_with_its_span_and_nothing_of_who_collects(reserved):
+    mine = point(a=1)
+    reserved.book.write((1.0, None, None), mine, mine)
+    token = attach(set_value("app", "bob"))
+    try:
+        pages.add_all()
+    finally:
+        detach(token)
+    [context] = Reservoir.offered
+    assert [span.get_span_context().span_id for span in context.values()] == [mine.span.span_id]
+
+
+def test_an_exemplar_that_is_refused_costs_no_other_measurement(reserved, monkeypatch):
+    monkeypatch.setattr(Reservoir, "disliked", 3.0)
+    mine = point(a=1)
+    for number in range(6):
+        reserved.book.write((float(number), number, None), mine, mine)
+    found = reserved.points()
+    assert [count for _, count, *_ in found["second"]] == [6]
+    assert [count for _, count, *_ in found["first"]][0] >= 5
+
+
+def test_what_keeps_the_last_value_keeps_the_last():
+    view = View(instrument_name="first", aggregation=LastValueAggregation(), attribute_keys=set())
+    bench = Bench(views=[view])
+    for value, name in ((1.0, "a"), (2.0, "b"), (3.0, "a")):
+        mine = point(k=name)
+        bench.book.write((value, None, None), mine, mine)
+    data = bench.reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    assert [p.value for m in data if m.name == "first" for p in m.data.data_points] == [3.0]
+
+
+def test_the_newest_of_folded_sets_is_the_exemplar():
+    bench = Bench(views=[View(instrument_name="first", attribute_keys=set())])
+    for number, name in enumerate("aba", 1):
+        mine = point(number, k=name)
+        bench.book.write((1.0, None, None), mine, mine)
+    [(*_, exemplars)] = bench.points()["first"]
+    assert [span for _, span, _ in exemplars] == [3]
+
+
+def test_what_a_signal_keeps_from_being_added_waits_on(monkeypatch):
+    bench = Bench()
+    for name in "abc":
+        mine = point(k=name)
+        bench.book.write((1.0, None, None), mine, mine)
+    with monkeypatch.context() as patch:
+        patch.setattr(pages.Series, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pages.add_all()
+    assert [said["k"] for said, count, *_ in bench.points()["first"] if count] == ["b", "c"]
+
+
+@forking
+def test_a_forked_child_waits_for_no_thread_that_collected():
+    bench, held, go_on = Bench(), threading.Event(), threading.Event()
+    recorder = SpanRecorder(TracerProvider(), bench.meters, Settings())
+    [storage] = bench.meters._measurement_consumer._reader_storages.values()
+
+    def collect():
+        with storage._lock:
+            held.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        Call(recorder, operation="chat", provider="openai").end()
+        os._exit(0)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_tools_alone_are_counted():
+    reader = InMemoryMetricReader()
+    meters = MeterProvider([reader])
+    recorder = StepRecorder(TracerProvider(), meters, Settings())
+    Step(recorder, "tool", "search").end()
+    data = reader.get_metrics_data()
+    assert "gen_ai.execute_tool.duration" in {
+        metric.name for scope in data.resource_metrics[0].scope_metrics for metric in scope.metrics
+    }

@@ -8,6 +8,7 @@ itself calls is used.
 from __future__ import annotations
 
 from bisect import bisect_left
+from threading import RLock
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -16,6 +17,7 @@ from opentelemetry.metrics import Asynchronous
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from sottovoce.call import CHUNK_BOUNDS_S
+from sottovoce.guard import never_raise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +43,9 @@ class Measurement:
         self.value = value
         self.attributes = attributes
         _, span, self.time_unix_nano = told
-        self.context = Context() if span is None else set_span_in_context(NonRecordingSpan(span))
+        self.context = Context()
+        if span is not None and span.is_valid:
+            self.context = set_span_in_context(NonRecordingSpan(span), self.context)
 
 
 def series(instrument: Any, attributes: dict[str, Any]) -> list[Series]:
@@ -64,6 +68,8 @@ def begin_anew(meters: Any, scope: str) -> None:
     May raise. Ways and series found before lead to what was forgotten.
     """
     for storage in meters._measurement_consumer._reader_storages.values():
+        # Who collected when the process forked holds it for good.
+        storage._lock = RLock()
         matches = storage._instrument_view_instrument_matches
         for instrument in list(matches):
             of_ours = instrument.instrumentation_scope.name == scope
@@ -82,9 +88,12 @@ class Series:
     """What counts the measurements with some attributes in one reader's view of a histogram.
 
     For delta temporality it is replaced whenever it is collected. May raise when it is made.
+
+    Attributes:
+        is_known: many can be added at once, in any order.
     """
 
-    __slots__ = ("_attributes", "_has_gaps", "_is_known", "_key", "_match")
+    __slots__ = ("_attributes", "_has_gaps", "_is_dropped", "_key", "_match", "is_known")
 
     def __init__(self, match: Any, attributes: dict[str, Any]) -> None:
         from opentelemetry.sdk.metrics._internal import _view_instrument_match as sdk  # noqa: PLC0415
@@ -93,7 +102,8 @@ class Series:
         self._attributes = _kept(match, attributes)
         self._key = sdk._hash_attributes(self._attributes)
         # The SDK keeps one of each kind, that counts nothing, to tell kinds apart by.
-        self._is_known = _is_known(match._aggregation)
+        self.is_known = _is_known(match._aggregation)
+        self._is_dropped = type(match._aggregation).__name__ == "_DropAggregation"
         self._has_gaps = _has_gaps(match._aggregation)
 
     def begin(self) -> None:
@@ -111,17 +121,19 @@ class Series:
         # Held meanwhile: what was collected is thrown away.
         with self._match._lock:
             now = self._match._get_or_create_aggregation(self._key, self._attributes)
-            if self._is_known:
+            if self.is_known:
                 _add(now, told, attributes)
                 return
             for each in told:
-                now.aggregate(Measurement(each[0], attributes, each), each[1] is not None)
+                _add_one(now, Measurement(each[0], attributes, each), sampled=each[1] is not None)
 
     def merge(self, gaps: Gaps) -> None:
         """Add `gaps` (nanoseconds) to what counts seconds; none of them is an exemplar.
 
         Where its buckets are others than theirs, each gap is the mean of those in its bucket.
         """
+        if self._is_dropped:
+            return
         with self._match._lock:
             now = self._match._get_or_create_aggregation(self._key, self._attributes)
             if self._has_gaps:
@@ -131,6 +143,12 @@ class Series:
                 told = total / count * _NS, None, time_ns()
                 for _ in range(count):
                     now.aggregate(Measurement(told[0], self._attributes, told), False)
+
+
+@never_raise("aggregations.add")
+def _add_one(aggregation: Any, measurement: Measurement, *, sampled: bool) -> None:
+    """Do what the SDK does; a reservoir may be the app's own, and raise."""
+    aggregation.aggregate(measurement, sampled)
 
 
 def _is_known(aggregation: Any) -> bool:
@@ -179,8 +197,10 @@ def _add(aggregation: Any, told: Sequence[Told], attributes: Mapping[str, Any]) 
         if most > aggregation._max:
             aggregation._max = most
         for place, (value, span, at_ns) in newest.items():
-            bucket = aggregation._reservoir._reservoir_storage[place]
-            vars(bucket).update(_exemplar(attributes, span, at_ns), _ExemplarBucket__value=value)  # type: ignore[arg-type]
+            bucket = vars(aggregation._reservoir._reservoir_storage[place])
+            # Of another set of attributes, which a View folds into this, a newer one may be here.
+            if at_ns >= bucket["_ExemplarBucket__time_unix_nano"]:
+                bucket.update(_exemplar(attributes, span, at_ns), _ExemplarBucket__value=value)  # type: ignore[arg-type]
 
 
 def _exemplar(attributes: Mapping[str, Any], span: SpanContext, at_ns: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ by what stands for its bucket before an aggregation, or anyone's reader, can see
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.call import CHUNK_BOUNDS_S, Gaps
@@ -60,7 +61,7 @@ class Measured:
     def record(self, value: float, point: Point) -> None:
         """Record `value`, in the histogram's unit."""
         if self.is_coarse:
-            value = buckets.representative(value, self._bounds)
+            value = self.coarse(value)
         self.histogram.record(value, {**point.attributes, **self.extra}, point.context)
 
     def record_gaps(self, gaps: Gaps, point: Point) -> None:
@@ -73,9 +74,9 @@ class Measured:
             for _ in range(count):
                 self.histogram.record(total / count * _NS, attributes, point.context)
 
-    def coarse(self, value: float | None) -> float | None:
-        """What stands for the bucket of `value`."""
-        return None if value is None else buckets.representative(value, self._bounds)
+    def coarse(self, value: float) -> float:
+        """What stands for the bucket of `value`; itself where it is nothing to measure."""
+        return buckets.representative(value, self._bounds) if 0 <= value < math.inf else value
 
 
 def coarse(gaps: Gaps) -> Gaps:

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import SpanContext
 
+    from sottovoce.aggregations import Told
     from sottovoce.call import Gaps
     from sottovoce.measure import Measured
 
 MOST_ROWS: Final = 64
 """Rows that wait at most: in all, so that memory does not grow with the sets of attributes."""
+
+_NUMBERS: Final = {int, float}
 
 Values = tuple["float | None", ...]
 """A row's values, each in its histogram's unit; None: not measured."""
@@ -65,12 +68,15 @@ class Page:
         gaps: what counts gaps.
         series: what counts in each column, and the attributes.
         offered: which measurements are offered as exemplars (`aggregations.offered`).
+        in_order: what is measured has to be added in its order, as something keeps the last.
         consumer: the SDK's, which has the readers.
         readers: those that it had when this was found.
         config: whether the meter is switched on.
     """
 
-    __slots__ = ("config", "consumer", "gaps", "offered", "readers", "series")
+    __slots__ = (
+        "_unbegun", "config", "consumer", "gaps", "in_order", "offered", "readers", "series"
+    )  # fmt: skip
 
     def __init__(
         self, columns: list[tuple[Measured, Mapping[str, Any]]], gaps: Measured | None
@@ -89,12 +95,20 @@ class Page:
         if gaps is not None:
             self.gaps = series(gaps.histogram, {**columns[0][1], **gaps.extra})
 
+        self.in_order = not all(each.is_known for column, _ in self.series for each in column)
+        self._unbegun = tuple(range(len(self.series)))
+
     def begin(self, values: Values) -> None:
         """Begin to count what `values` measures: what counts tells since when. May raise."""
-        for value, (column, _) in zip(values, self.series, strict=True):
-            if value is not None:
-                for each in column:
-                    each.begin()
+        left = []
+        for place in self._unbegun:
+            if values[place] is None:
+                left.append(place)
+                continue
+            for each in self.series[place][0]:
+                each.begin()
+        if len(left) < len(self._unbegun):
+            self._unbegun = tuple(left)
 
 
 class Book:
@@ -140,25 +154,27 @@ class Book:
         words = words or self._plain
         if failed_point is not point:
             values = self._blame(values, failed_point)
+        if getattr(self._columns[0].histogram, "_measurement_consumer", None) is None:
+            # Another provider's.
+            self._record(values, point, words, gaps)
+            return
         page = None
-        if point.key is not None:
-            try:
-                page = words.pages.get(point.key)
-                if page is None or page.consumer._reader_storages is not page.readers:  # noqa: SLF001
-                    page = self._turn(values, point, words)
-                if page.config is not None and not page.config._config.is_enabled:  # noqa: SLF001
-                    return
-            except AttributeError:  # another provider, or a changed SDK: nothing was recorded yet
-                page = None
-            except Exception:  # noqa: BLE001 - a changed SDK
-                let_through()
-                page = None
+        try:
+            page = words.pages.get(point.key)
+            if page is None or page.consumer._reader_storages is not page.readers:  # noqa: SLF001
+                page = self._turn(point, words)
+            if page.config is not None and not page.config._config.is_enabled:  # noqa: SLF001
+                return
+            page.begin(values)
+        except Exception:  # noqa: BLE001 - a changed SDK: nothing was recorded yet
+            let_through()
+            page = None
         if page is None or page.offered is None:
             self._record(values, point, words, gaps)
             return
         if self._columns[0].is_coarse:
             both = zip(self._columns, values, strict=True)
-            values = tuple([each.coarse(value) for each, value in both])
+            values = tuple([None if value is None else each.coarse(value) for each, value in both])
             gaps = None if gaps is None else coarse(gaps)
         sampled = point.sampled if page.offered == TRACED else page.offered == ALL
         _rows.append((page, values, point.span if sampled else None, time_ns(), gaps))
@@ -167,12 +183,14 @@ class Book:
 
     def _blame(self, values: Values, failed_point: Point) -> Values:
         """Record what says an error, and give the rest: errors are few, and of many kinds."""
+        # What came before may be counted with it.
+        add_all()
         for measured, value in zip(self._columns[: self._blamed], values, strict=False):
             if value is not None:
                 measured.record(value, failed_point)
         return (None,) * self._blamed + values[self._blamed :]
 
-    def _turn(self, values: Values, point: Point, words: Words) -> Page:
+    def _turn(self, point: Point, words: Words) -> Page:
         """Find and remember the page of `point`. May raise."""
         plain = dict(point.attributes)
         worded = {**plain, **words.said}
@@ -183,8 +201,8 @@ class Book:
             ],
             self._gaps,
         )
-        page.begin(values)
-        if len(words.pages) < REMEMBERED or point.key in words.pages:
+        # One set of attributes of too many has no key.
+        if point.key is not None and (len(words.pages) < REMEMBERED or point.key in words.pages):
             words.pages[point.key] = page
         return page
 
@@ -208,19 +226,30 @@ gaps."""
 
 def add_all() -> None:
     """Add what waits to the aggregations. Never raises."""
-    pages: dict[Page, list[Any]] = {}
+    runs: dict[Any, list[Any]] = {}
+    run: Any = None
     take = _rows.popleft
     try:
-        while True:
+        while _rows:
             row = take()
-            pages.setdefault(row[0], []).append(row)
-    except IndexError:
-        pass
-    for page, rows in pages.items():
-        _add(page, rows)
+            page = row[0]
+            if page.in_order:
+                # A run of rows of one page at a time.
+                run = run if run is not None and run[0] is page else (page, len(runs))
+                runs.setdefault(run, []).append(row)
+            else:
+                runs.setdefault((page, -1), []).append(row)
+    except IndexError:  # another thread was quicker
+        let_through()
+    try:
+        while runs:
+            first = next(iter(runs))
+            _add(first[0], runs.pop(first))
+    finally:
+        # An exception of a signal's handler: what it kept from being added waits on.
+        _rows.extendleft(row for rows in reversed(list(runs.values())) for row in reversed(rows))
 
 
-@never_raise("pages.add")
 def _add(page: Page, rows: list[Any]) -> None:
     """Add rows of one page, in the order in which they were written."""
     for place, (column, attributes) in enumerate(page.series):
@@ -229,18 +258,28 @@ def _add(page: Page, rows: list[Any]) -> None:
             value = values[place]
             if value is None:
                 continue
-            if 0 <= value < math.inf:
+            if type(value) in _NUMBERS and 0 <= value < math.inf:
                 told.append((value, span, at_ns))
             else:
                 # As the SDK, which would not take it either.
                 failed("pages.value")
         if told:
             for each in column:
-                each.add(told, attributes)
+                _told(each, told, attributes)
     for *_, gaps in rows:
         if gaps is not None:
             for each in page.gaps:
-                each.merge(gaps)
+                _merge(each, gaps)
+
+
+@never_raise("pages.add")
+def _told(counting: Series, told: list[Told], attributes: Mapping[str, Any]) -> None:
+    counting.add(told, attributes)
+
+
+@never_raise("pages.gaps")
+def _merge(counting: Series, gaps: Gaps) -> None:
+    counting.merge(gaps)
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,8 +16,9 @@ REMEMBERED: Final = 2000
 """The SDK's own limit of attribute sets for one instrument."""
 
 
-NOWHERE: Final = Context()
-"""Where coarse numbers are measured: no exemplar tells which call it was."""
+NOWHERE: Final = Context({"sottovoce": "nowhere"})
+"""Where coarse numbers are measured: no exemplar tells which call it was. Not empty, as the SDK
+takes what is empty for absent, and then asks for the current context."""
 
 
 class Point:

@@ -155,6 +155,7 @@ class Recording:
         self._spans = Spans(tracer, self._policy)
         self._meters = meter_provider or metrics.get_meter_provider()
         self._meter = self._meters.get_meter(SCOPE, __version__, schema_url=schema)
+        own_counters.observe(self._meters, self._meter, self._policy)
 
     def enabled(self) -> bool:
         """Whether what the app does now is recorded: neither it nor the profile forbids it."""
@@ -249,7 +250,6 @@ class SpanRecorder(Recording):
             self._vocabularies.append(Latest(meter, self._policy.choice, with_legacy=legacy))
         self._made_engines: Engines | None = None
         self._said: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
-        own_counters.observe(self._meters, meter, self._policy)
 
     def opened(self, call: Call) -> None:
         """Start the span with what a sampler needs; the facts follow when the call ends."""
