@@ -441,3 +441,28 @@ def test_what_the_operator_chose_is_shown_without_secrets_and_addresses():
         "SOTTOVOCE_OWN_HOSTS": "'a.example.org, b.example.org'",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "(set)",
     }
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}, "grpc on port 4317"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://[::1]:4317/x"}, "grpc on port 4317"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+            "http/protobuf on port 4318",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, ""),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            },
+            "",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector/a:4317"}, ""),
+    ],
+)
+def test_a_port_that_takes_the_other_protocol_is_told_of(environ, told):
+    _, warnings = settings.read(environ)
+    assert [told in each for each in warnings] == ([True] if told else [])

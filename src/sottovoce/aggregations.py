@@ -65,7 +65,7 @@ def begin_anew(meters: Any, scope: str) -> None:
     """Forget what the histograms and counters of `scope` have counted in a provider of the SDK's.
 
     In a forked child: the parent exports it, and threads of the parent may have held its locks.
-    May raise. Ways and series found before lead to what was forgotten.
+    May raise. Series found before lead to what was forgotten.
     """
     for storage in meters._measurement_consumer._reader_storages.values():
         # Who collected when the process forked holds it for good.
@@ -141,8 +141,9 @@ class Series:
                 return
             for count, total in gaps.buckets.values():
                 told = total / count * _NS, None, time_ns()
+                measurement = Measurement(told[0], self._attributes, told)
                 for _ in range(count):
-                    now.aggregate(Measurement(told[0], self._attributes, told), False)
+                    now.aggregate(measurement, False)
 
 
 @never_raise("aggregations.add")

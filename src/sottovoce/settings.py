@@ -433,7 +433,21 @@ def settled(chosen: Settings, warnings: list[str]) -> tuple[Settings, list[str]]
         warnings.append(
             f"OTEL_EXPORTER_OTLP_ENDPOINT: {path} is added to it once more; leave that out."
         )
-    return _acknowledged(chosen, warnings)
+    return _acknowledged(chosen, [*warnings, *_other_ports(chosen)])
+
+
+def _other_ports(chosen: Settings) -> Iterator[str]:
+    """Endpoints whose port takes another protocol, as Collectors have it: all would be lost."""
+    for name in ("endpoint", *(f"{signal}_endpoint" for signal in SIGNALS)):
+        address = getattr(chosen, name) or ""
+        spoken = getattr(chosen, name.replace("endpoint", "protocol")) or chosen.protocol
+        port = re.sub(_NO_PORT, r"\1", address)
+        other = ("grpc", "http/protobuf") if spoken == "grpc" else ("http/protobuf", "grpc")
+        if port == _PORTS[other[1]]:
+            yield (
+                f"{variable_of(name)}: Collectors take {other[1]} on port {port}, and "
+                f"{other[0]} on {_PORTS[other[0]]}; OTEL_EXPORTER_OTLP_PROTOCOL says which is spoken."
+            )
 
 
 def state_dir(environ: Mapping[str, str] | None = None) -> str | None:
@@ -499,6 +513,9 @@ def is_looser(profile: str, than: str) -> bool:
     """Whether `profile` lets more leave than the profile `than`."""
     return PROFILES.index(profile) > PROFILES.index(than)
 
+
+_PORTS: Final = {"grpc": "4317", "http/protobuf": "4318"}
+_NO_PORT: Final = r"^(?:.*://)?[^/]*:(\d+)(?:[/?#].*)?$"
 
 _NO_NAMES_OF_ONES_OWN: Final = frozenset({"aggregate", "strict"})
 

@@ -115,11 +115,12 @@ def test_a_library_that_we_do_not_know_and_no_destination_are_to_mend(tmp_path):
 def test_a_name_that_switches_nothing_off_is_to_mend(port):
     done = doctor(
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
-        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sottovoce_groq,sottovoce_opnai",
+        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sottovoce_groq,sottovoce_opnai,cohere",
     )
     assert done.returncode == 1
     mend = done.stdout.partition("To mend\n")[2]
-    assert "names sottovoce_opnai, which switches nothing off" in mend and "groq" not in mend
+    assert "names sottovoce_opnai, cohere, which switches nothing off" in mend
+    assert "groq" not in mend
 
 
 def test_a_library_that_fails_to_import_and_a_collector_that_does_not_answer_are_named(tmp_path):

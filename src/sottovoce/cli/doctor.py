@@ -55,7 +55,7 @@ def problems(found: Environment) -> list[str]:
     if found.unknown:
         told.append(
             f"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names {', '.join(map(clean, found.unknown))}, "
-            "which switches nothing off: there is no such instrumentor."
+            "which switches nothing off: there is no such instrumentor. Ours begin with `sottovoce_`."
         )
     if found.problem is not None:
         told.append(f"The libraries could not be looked at: {found.problem}.")

@@ -89,8 +89,8 @@ class Environment:
         libraries: those that are installed.
         others: other distributions, rivals, native telemetry of SDKs.
         missing: entry points of ours that nothing installed asks for.
-        unknown: names in `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` that are like ours, but no
-            entry point's.
+        unknown: names in `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` that are like ours, or ours but
+            for ``sottovoce_``, and no entry point's.
         problem: why the libraries could not be looked at, else None.
     """
 
@@ -187,7 +187,7 @@ def _unknown(chosen: Settings) -> tuple[str, ...]:
     return tuple(
         name
         for name in chosen.disabled_instrumentations
-        if name.startswith("sottovoce") and name not in known
+        if name not in known and (name.startswith("sottovoce") or f"sottovoce_{name}" in known)
     )
 
 

@@ -177,7 +177,9 @@ def from_settings(settings: Settings) -> Pseudonyms:
         if len(secret) >= SHORTEST:
             return Pseudonyms(secret, public=public)
         log.warning(
-            "%s: a secret needs at least %d bytes; using a generated one instead.", source, SHORTEST
+            "sottovoce: %s: %s; using this machine's own secret instead.",
+            source,
+            f"a secret needs at least {SHORTEST} bytes" if secret else "there is none",
         )
     directory = state_dir()
     try:
