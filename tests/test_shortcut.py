@@ -36,7 +36,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from sottovoce import spans
+from sottovoce import guard, spans
 from sottovoce.privacy import gate
 from sottovoce.privacy.policy import Policy
 from sottovoce.settings import Settings
@@ -404,3 +404,20 @@ def test_who_took_a_spans_processors_place_is_told():
     ours.end(span, LAST, SAID, 3, 6)
     assert instead.ended == ("n",)
     assert not exporter.get_finished_spans()
+
+
+def test_a_span_whose_attributes_somebody_replaced_ends_all_the_same():
+    class Theirs(dict):
+        def _set_items(self, attributes):
+            self.update(attributes)
+
+    policy, provider, exporter = gated_bench()
+    ours = spans.Spans(provider.get_tracer("sottovoce"), policy)
+    span, _ = ours.begin("n", SAID, Context(), kind=SpanKind.CLIENT, start_ns=3)
+    span._attributes = Theirs(span.attributes)
+    before = guard.failures["spans.end"]
+    ours.end(span, LAST, SAID, 3, 6)
+    assert not span.is_recording()
+    [ended] = exporter.get_finished_spans()
+    assert ended.attributes["gen_ai.usage.input_tokens"] == 7
+    assert guard.failures["spans.end"] == before + 1

@@ -119,15 +119,17 @@ class Spans:
             start_ns: when it began, in nanoseconds since the epoch.
             duration_ns: how long it lasted, in nanoseconds.
         """
-        end_ns = start_ns + duration_ns
-        shortcut = self._shortcut
-        if shortcut is not None and shortcut.end(span, attributes, end_ns):
-            return
+        end_ns, shortcut, done = start_ns + duration_ns, self._shortcut, False
         try:
-            if attributes and span.is_recording():
+            try:
+                done = shortcut is not None and shortcut.end(span, attributes, end_ns)
+            except Exception:  # noqa: BLE001 - a changed SDK
+                failed("spans.end")
+            if not done and attributes and span.is_recording():
                 self.finish(span, attributes, said)
         finally:
-            self._end(span, start_ns, end_ns)
+            if not done and span.is_recording():
+                self._end(span, start_ns, end_ns)
 
     def _end(self, span: Span, start_ns: int, end_ns: int) -> None:
         """End a span, unless it says what the profile does not let leave any more.
