@@ -36,9 +36,10 @@ class Measured:
     Attributes:
         histogram: the instrument.
         extra: attributes of every point.
+        choice: whether numbers are coarse.
     """
 
-    __slots__ = ("_bounds", "_choice", "extra", "histogram")
+    __slots__ = ("_bounds", "choice", "extra", "histogram")
 
     def __init__(
         self,
@@ -51,12 +52,12 @@ class Measured:
         self.histogram = histogram
         self.extra = dict(extra or {})
         self._bounds = bounds
-        self._choice = choice
+        self.choice = choice
 
     @property
     def is_coarse(self) -> bool:
         """Whether nothing exact may be recorded now."""
-        return self._choice is not None and self._choice.now.coarse
+        return self.choice is not None and self.choice.now.coarse
 
     def record(self, value: float, point: Point) -> None:
         """Record `value`, in the histogram's unit."""

@@ -72,10 +72,11 @@ class Page:
         consumer: the SDK's, which has the readers.
         readers: those that it had when this was found.
         config: whether the meter is switched on.
+        unbegun: the columns of which nothing was measured yet.
     """
 
     __slots__ = (
-        "_unbegun", "config", "consumer", "gaps", "in_order", "offered", "readers", "series"
+        "config", "consumer", "gaps", "in_order", "offered", "readers", "series", "unbegun"
     )  # fmt: skip
 
     def __init__(
@@ -96,19 +97,19 @@ class Page:
             self.gaps = series(gaps.histogram, {**columns[0][1], **gaps.extra})
 
         self.in_order = not all(each.is_known for column, _ in self.series for each in column)
-        self._unbegun = tuple(range(len(self.series)))
+        self.unbegun = tuple(range(len(self.series)))
 
     def begin(self, values: Values) -> None:
         """Begin to count what `values` measures: what counts tells since when. May raise."""
         left = []
-        for place in self._unbegun:
+        for place in self.unbegun:
             if values[place] is None:
                 left.append(place)
                 continue
             for each in self.series[place][0]:
                 each.begin()
-        if len(left) < len(self._unbegun):
-            self._unbegun = tuple(left)
+        if len(left) < len(self.unbegun):
+            self.unbegun = tuple(left)
 
 
 class Book:
@@ -130,11 +131,14 @@ class Book:
     ) -> None:
         self._columns = columns
         self._gaps = gaps
+        self._choice = columns[0].choice
+        # Whether another provider's than the SDK's.
+        self._foreign = not hasattr(columns[0].histogram, "_measurement_consumer")
         self._blamed = blamed
         self._worded_from = len(columns) if worded_from is None else worded_from
         self._plain = Words({})
 
-    def write(
+    def write(  # noqa: C901 - flat, because it runs for every call
         self,
         values: Values,
         point: Point,
@@ -154,8 +158,7 @@ class Book:
         words = words or self._plain
         if failed_point is not point:
             values = self._blame(values, failed_point)
-        if getattr(self._columns[0].histogram, "_measurement_consumer", None) is None:
-            # Another provider's.
+        if self._foreign:
             self._record(values, point, words, gaps)
             return
         page = None
@@ -165,14 +168,18 @@ class Book:
                 page = self._turn(point, words)
             if page.config is not None and not page.config._config.is_enabled:  # noqa: SLF001
                 return
-            page.begin(values)
+            for place in page.unbegun:
+                if values[place] is not None:
+                    page.begin(values)
+                    break
         except Exception:  # noqa: BLE001 - a changed SDK: nothing was recorded yet
             let_through()
             page = None
         if page is None or page.offered is None:
             self._record(values, point, words, gaps)
             return
-        if self._columns[0].is_coarse:
+        choice = self._choice
+        if choice is not None and choice.now.coarse:
             both = zip(self._columns, values, strict=True)
             values = tuple([None if value is None else each.coarse(value) for each, value in both])
             gaps = None if gaps is None else coarse(gaps)
