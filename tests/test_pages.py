@@ -35,11 +35,11 @@ from opentelemetry.sdk.metrics.view import (
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from sottovoce import guard, own_counters, pages
+from sottovoce import guard, own_counters, pages, points
 from sottovoce.call import CHUNK_BOUNDS_S, Call, Gaps
 from sottovoce.measure import Measured
 from sottovoce.pages import MOST_ROWS, Book, Words
-from sottovoce.points import Point
+from sottovoce.points import REMEMBERED, Point
 from sottovoce.privacy import policy
 from sottovoce.record import SpanRecorder
 from sottovoce.record_steps import StepRecorder
@@ -485,16 +485,33 @@ def test_a_point_begins_when_its_first_value_is_written(temporality):
         assert starts(bench)[(("a", 1),)] <= written
 
 
-def test_one_of_too_many_sets_of_attributes_costs_no_record_for_each_gap(monkeypatch):
+def test_one_of_too_many_sets_of_attributes_costs_no_more_than_another(monkeypatch):
     bench = Bench()
     gaps = bench.meters.get_meter("app").create_histogram("gaps")
     book = Book(Measured(bench.histograms[0]), gaps=Measured(gaps))
-    mine = point(a=1)
-    mine.key = None
+    for number in range(REMEMBERED + 1):
+        Point({"filler": number}, Context())
+    made, original = [], pages.Page.__init__
     for histogram in (gaps, bench.histograms[0]):
         monkeypatch.setattr(histogram, "record", None)
-    book.write((1.0,), mine, mine, gaps=many_gaps())
-    assert [count for _, count, *_ in bench.points()["first"]] == [1]
+    monkeypatch.setattr(
+        pages.Page, "__init__", lambda page, *given: made.append(page) or original(page, *given)
+    )
+    for _ in range(3):
+        mine = point(a="one of too many")
+        book.write((1.0,), mine, mine, gaps=many_gaps())
+    assert [count for _, count, *_ in bench.points()["first"]] == [3]
+    assert len(made) == 1
+
+
+def test_no_more_sets_of_attributes_are_remembered_than_the_sdk_tells_apart():
+    bench = Bench()
+    for number in range(2 * REMEMBERED + 3):
+        mine = point(a=number)
+        bench.book.write((1.0, None, None), mine, mine)
+        assert len(bench.book._plain.pages) <= REMEMBERED
+    assert len(points._keys) <= REMEMBERED
+    assert sum(count for _, count, *_ in bench.points()["first"]) == 2 * REMEMBERED + 3
 
 
 @pytest.mark.usefixtures("no_policy")

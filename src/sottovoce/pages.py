@@ -208,9 +208,10 @@ class Book:
             ],
             self._gaps,
         )
-        # One set of attributes of too many has no key.
-        if point.key is not None and (len(words.pages) < REMEMBERED or point.key in words.pages):
-            words.pages[point.key] = page
+        if len(words.pages) >= REMEMBERED:
+            # By keys that are forgotten, most of them.
+            words.pages.clear()
+        words.pages[point.key] = page
         return page
 
     def _record(self, values: Values, point: Point, words: Words, gaps: Gaps | None) -> None:

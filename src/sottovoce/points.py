@@ -63,10 +63,13 @@ def forget() -> None:
     _keys.clear()
 
 
-def _key(attributes: Mapping[str, Any]) -> _Key | None:
-    """The key of a set of attributes; None when there are more than are remembered."""
+def _key(attributes: Mapping[str, Any]) -> _Key:
+    """The key of a set of attributes, of which the SDK's own limit is remembered at a time."""
     items = tuple(attributes.items())
     key = _keys.get(items)
-    if key is None and len(_keys) < REMEMBERED:
+    if key is None:
+        if len(_keys) >= REMEMBERED:
+            # What was found by the old ones is found again.
+            _keys.clear()
         key = _keys[items] = _Key()
     return key

@@ -27,10 +27,6 @@ WHOLE = {
 DELTA = {**WHOLE, "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
 
 
-MOST = 100 * 1024
-"""Bytes: under 35 a call are caches that fill, and no call that stays."""
-
-
 class Nowhere(SpanExporter):
     spans = 0
 
@@ -104,18 +100,15 @@ def test_nothing_grows_with_the_number_of_calls(client):
         gc.collect()
         first = tracemalloc.get_traced_memory()[0]
         calls(client, 3000)
-        # Dropped streams are ended by another thread, and what other tests left to run comes and goes.
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            gc.collect()
-            grown = tracemalloc.get_traced_memory()[0] - first
-            if Nowhere.spans - before >= 5000 and grown < MOST:
-                break
-            time.sleep(0.1)
+        gc.collect()
+        deadline = time.monotonic() + 60  # dropped streams are ended by another thread
+        while Nowhere.spans - before < 5000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        grown = tracemalloc.get_traced_memory()[0] - first
     finally:
         tracemalloc.stop()
     assert Nowhere.spans - before == 5000
-    assert grown < MOST
+    assert grown < 100 * 1024  # under 35 bytes a call: caches that fill, no call that stays
 
 
 def reaches_itself(thing, garbage):
