@@ -441,7 +441,7 @@ def _other_ports(chosen: Settings) -> Iterator[str]:
     for name in ("endpoint", *(f"{signal}_endpoint" for signal in SIGNALS)):
         address = getattr(chosen, name) or ""
         spoken = getattr(chosen, name.replace("endpoint", "protocol")) or chosen.protocol
-        port = re.sub(_NO_PORT, r"\1", address)
+        port = (address.partition("://")[2] or address).partition("/")[0].rpartition(":")[2]
         other = ("grpc", "http/protobuf") if spoken == "grpc" else ("http/protobuf", "grpc")
         if port == _PORTS[other[1]]:
             yield (
@@ -515,7 +515,6 @@ def is_looser(profile: str, than: str) -> bool:
 
 
 _PORTS: Final = {"grpc": "4317", "http/protobuf": "4318"}
-_NO_PORT: Final = r"^(?:.*://)?[^/]*:(\d+)(?:[/?#].*)?$"
 
 _NO_NAMES_OF_ONES_OWN: Final = frozenset({"aggregate", "strict"})
 

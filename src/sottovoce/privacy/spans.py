@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import (
     ReadableSpan,
     SynchronousMultiSpanProcessor,
 )
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from sottovoce import guard
 from sottovoce.privacy import buckets
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.context import Context
-    from opentelemetry.util.types import Attributes, AttributeValue
 
     from sottovoce.privacy.policy import Policy
 
@@ -91,19 +90,26 @@ class SpanGate(SynchronousMultiSpanProcessor):
             from sottovoce.privacy.frames import told_by  # noqa: PLC0415 - loaded where asked for
 
             told_by(span, told)
-        facade = None
-        for processor in self._heeds()[1]:
-            facade = facade or Facade(span, self._peek)
-            _safely("on_start", processor.on_start, facade, parent_context)
+        heeding = self._heeds()[1]
+        if heeding:
+            facade = self._facade(span)
+            for processor in heeding:
+                _safely("on_start", processor.on_start, facade, parent_context)
 
     def _on_ending(self, span: Any) -> None:
         # A private hook of the SDK (1.30 to 1.45): most processors do nothing then.
         if not self.policy.choice.now.spans:
             return
-        facade = None
-        for processor in self._heeds()[2]:
-            facade = facade or Facade(span, self._peek)
-            _safely("_on_ending", processor._on_ending, facade)
+        heeding = self._heeds()[2]
+        if heeding:
+            facade = self._facade(span)
+            for processor in heeding:
+                _safely("_on_ending", processor._on_ending, facade)
+
+    def _facade(self, span: Any) -> Any:
+        from sottovoce.privacy.facade import Facade  # noqa: PLC0415 - few processors look so early
+
+        return Facade(span, self._peek)
 
     def is_seen_ending(self) -> bool:
         """Whether a processor does anything while a span ends."""
@@ -166,8 +172,6 @@ class SpanCleaner:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._origins = Origins(policy, "span")
-        # Where the last span came from, by which policy, and what of that may be said.
-        self._told: tuple[Any, Any, Any, Any, Any] = (None, None, None, None, None)
 
     def clean(self, span: ReadableSpan) -> ReadableSpan | None:
         """`span`, rebuilt from what may leave; None when nothing may. May raise."""
@@ -199,15 +203,11 @@ class SpanCleaner:
             attributes[LASTED] = buckets.lasted(ended - started)
             if self.policy.coarse_span_times:
                 started, ended = buckets.instant(started), buckets.instant(ended)
-        told = self._told
-        if not (told[0] is resource and told[1] is scope and told[2] is compiled):
-            cleaned = origins.resource(resource), None if scope is None else origins.scope(scope)
-            told = self._told = resource, scope, compiled, *cleaned
         return ReadableSpan(
             name=self._name(name, attributes),
             context=context,
             parent=None if parent is None else origins.context(parent),
-            resource=told[3],
+            resource=origins.resource(resource),
             attributes=attributes,
             events=self._events(events) if events else (),
             links=self._links(links) if links else (),
@@ -215,7 +215,7 @@ class SpanCleaner:
             status=_STATUS[code],
             start_time=started,
             end_time=ended,
-            instrumentation_scope=told[4],
+            instrumentation_scope=None if scope is None else origins.scope(scope),
         )
 
     def _name(self, name: str, attributes: Mapping[str, Any]) -> str:
@@ -341,76 +341,3 @@ def _from_template(attributes: Mapping[str, Any]) -> str | None:
             place = attributes.get(where)
             return f"{name} {place}" if place else str(name)
     return None
-
-
-class Facade(Span):
-    """A live span as processors see it: writes go through, reads give what may leave."""
-
-    __slots__ = ("_clean", "_live")
-
-    def __init__(self, live: Any, clean: Callable[[ReadableSpan], ReadableSpan | None]) -> None:
-        self._live = live
-        self._clean = clean
-
-    def __repr__(self) -> str:
-        return "Facade(<span>)"
-
-    def end(self, end_time: int | None = None) -> None:
-        """End the span, at `end_time` nanoseconds since the epoch or now."""
-        self._live.end(end_time)
-
-    def get_span_context(self) -> SpanContext:
-        """Ids and flags of the span, without trace state."""
-        context: SpanContext = self._live.get_span_context()
-        return SpanContext(
-            context.trace_id, context.span_id, context.is_remote, context.trace_flags
-        )
-
-    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
-        """Set attributes of the span; the gate judges them when it ends."""
-        self._live.set_attributes(attributes)
-
-    def set_attribute(self, key: str, value: AttributeValue) -> None:
-        """Set one attribute of the span; the gate judges it when it ends."""
-        self._live.set_attribute(key, value)
-
-    def add_event(
-        self, name: str, attributes: Attributes = None, timestamp: int | None = None
-    ) -> None:
-        """Add an event to the span; the gate judges it when it ends."""
-        self._live.add_event(name, attributes, timestamp)
-
-    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        """Add a link to the span."""
-        self._live.add_link(context, attributes)
-
-    def update_name(self, name: str) -> None:
-        """Rename the span; the gate judges the name when it ends."""
-        self._live.update_name(name)
-
-    def is_recording(self) -> bool:
-        """Whether the span is still open."""
-        return bool(self._live.is_recording())
-
-    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        """Set the status of the span; a description never leaves."""
-        self._live.set_status(status, description)
-
-    def record_exception(
-        self,
-        exception: BaseException,
-        attributes: Attributes = None,
-        timestamp: int | None = None,
-        escaped: bool = False,
-    ) -> None:
-        """Record an exception; of it only the class leaves."""
-        self._live.record_exception(exception, attributes, timestamp, escaped)
-
-    def _readable_span(self) -> ReadableSpan | None:
-        return self._clean(self._live._readable_span())
-
-    def __getattr__(self, name: str) -> Any:
-        # What a `ReadableSpan` has publicly besides, as the gate would let it leave now.
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._readable_span(), name)
